@@ -1,0 +1,40 @@
+"""flaxbert: the toolkit for BERT-family encoders on JAX.
+
+Public names are loaded when they are first used: importing flaxbert touches no device, no network and no global flag.
+
+Example:
+  >>> import flaxbert
+  >>> model = flaxbert.load("path/or/id", task="sequence-classification")  # doctest: +SKIP
+  >>> model.predict(["A fine film."])  # doctest: +SKIP
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flaxbert.core.runtime import configure
+    from flaxbert.model import Model, load
+    from flaxbert.transforms.quantize import quantize
+    from flaxbert.transforms.sparsify import sparsify
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Model": "flaxbert.model",
+    "load": "flaxbert.model",
+    "configure": "flaxbert.core.runtime",
+    "quantize": "flaxbert.transforms.quantize",
+    "sparsify": "flaxbert.transforms.sparsify",
+}
+
+__all__ = ["Model", "__version__", "configure", "load", "quantize", "sparsify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'flaxbert' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,163 @@
+"""The shape of an encoder and how it is executed: two frozen, hashable descriptions that modules are built from."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flaxbert.config import AttentionName, PrecisionName, RematPolicy
+from flaxbert.errors import ConfigError
+
+TASK_HEADS: dict[str, tuple[str, ...]] = {
+    "sequence-classification": ("pooler", "classifier"),
+    "token-classification": ("classifier",),
+    "fill-mask": ("masked_lm",),
+    "next-sentence-prediction": ("pooler", "next_sentence"),
+    "pretraining": ("pooler", "masked_lm", "next_sentence"),
+    "sentence-similarity": (),
+    "feature-extraction": (),
+}
+"""The heads that each task puts on the encoder."""
+
+TASK_ALIASES: dict[str, str] = {
+    "text-classification": "sequence-classification",
+    "masked-language-modeling": "fill-mask",
+    "sentence-embedding": "sentence-similarity",
+    "ner": "token-classification",
+}
+"""Other names of the tasks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of one model, with the names of Hugging Face's ``config.json`` where those are clear.
+
+    Attributes:
+      family: Name of the family, the ``model_type`` of the checkpoint.
+      vocab_size: Rows of the word embedding.
+      hidden_size: Width of the residual stream.
+      num_hidden_layers: Number of blocks.
+      num_attention_heads: Heads per block.
+      intermediate_size: Width of the feed-forward layer.
+      hidden_act: Activation of the feed-forward layer: gelu (erf), gelu_new (tanh), relu, silu…
+      hidden_dropout_rate: Dropout of embeddings and block outputs, in [0, 1).
+      attention_dropout_rate: Dropout of attention weights, in [0, 1).
+      classifier_dropout_rate: Dropout before the classifier; None takes hidden_dropout_rate.
+      max_position_embeddings: Rows of the position embedding, the most tokens of one input.
+      type_vocab_size: Rows of the token type embedding; 0 for none.
+      layer_norm_epsilon: Added to the variance in every layer norm.
+      initializer_range: Standard deviation of new weights.
+      pad_token_id: Id of the padding token.
+      has_pooler: Whether a model without task head still carries the pooler.
+      num_labels: Outputs of the classifier.
+      labels: Names of the labels in order; empty where the checkpoint has none.
+      problem_type: single_label_classification, multi_label_classification or regression; empty where not known.
+      extra: Further keys of the checkpoint's config.json, written back on export.
+    """
+
+    family: str = "bert"
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.1
+    classifier_dropout_rate: float | None = None
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_epsilon: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+    has_pooler: bool = True
+    num_labels: int = 2
+    labels: tuple[str, ...] = ()
+    problem_type: str = ""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
+
+    def __post_init__(self) -> None:
+        positive = (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "num_labels",
+        )
+        for field in positive:
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{field} of the model is {value!r}, but must be a whole number of at least 1.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}."
+            )
+        for field in ("hidden_dropout_rate", "attention_dropout_rate"):
+            if not 0.0 <= getattr(self, field) < 1.0:
+                raise ConfigError(f"{field} of the model is {getattr(self, field)}, but a dropout lies in [0, 1).")
+        if self.labels and len(self.labels) != self.num_labels:
+            raise ConfigError(f"The model has {self.num_labels} labels, but {len(self.labels)} label names.")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def attention_size(self) -> int:
+        """Width of all attention heads together."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def num_next_sentence_labels(self) -> int:
+        """Outputs of the next sentence head: is next, is not next."""
+        return 2
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels, ``LABEL_0``… where the checkpoint has none."""
+        return self.labels or tuple(f"LABEL_{index}" for index in range(self.num_labels))
+
+    def replace(self, **changes: Any) -> "ModelConfig":
+        """Returns a copy with some fields changed.
+
+        Args:
+          **changes: New values by attribute name.
+        """
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How the same mathematics is run; none of it changes parameters or, within float tolerance, results.
+
+    Attributes:
+      precision: Type of activations and matrix products.
+      attention: Attention implementation: auto, xla, cudnn or splash.
+      scan_layers: One scanned loop over stacked layers instead of unrolled layers.
+      remat: What the backward pass recomputes: none, full, dots or attention.
+    """
+
+    precision: PrecisionName = "float32"
+    attention: AttentionName = "auto"
+    scan_layers: bool = False
+    remat: RematPolicy = "none"
+
+
+def resolve_task(task: str) -> str:
+    """Returns the canonical name of a task.
+
+    Args:
+      task: A task name or alias.
+
+    Raises:
+      ConfigError: The task is unknown; names the nearest.
+    """
+    from flaxbert.errors import nearest
+
+    canonical = TASK_ALIASES.get(task, task)
+    if canonical not in TASK_HEADS:
+        known = [*TASK_HEADS, *TASK_ALIASES]
+        raise ConfigError(f"Unknown task '{task}'; known are {', '.join(known)}.{nearest(task, known)}")
+    return canonical

@@ -1,0 +1,193 @@
+"""Typed leaves: arrays of a parameter tree that are stored in another form than they stand for.
+
+A typed leaf is a registered pytree dataclass with the *logical* shape and dtype of the matrix it stands for. Only
+``core.contraction`` multiplies by it. The fields carry no shape annotation on purpose: ``jax.tree.map`` puts partition
+specs, shape structs, ``None`` and stacked arrays in their place; ``validate`` checks real arrays.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxbert.errors import ShapeError
+
+Params = dict[str, Any]
+"""A nested dictionary with string keys whose leaves are arrays or typed arrays."""
+
+LEAF_KINDS: dict[str, type["TypedArray"]] = {}
+"""All typed leaves by the name of their kind, for manifests and exports."""
+
+
+class TypedArray:
+    """Base of typed leaves: the logical view of a stored array.
+
+    Attributes:
+      kind: Name of the storage form in manifests and reports.
+      parts: Names of the stored arrays, the fields of the dataclass in order.
+    """
+
+    kind: ClassVar[str] = ""
+    parts: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, kind: str, parts: tuple[str, ...]) -> None:
+        cls.kind = kind
+        cls.parts = parts
+        LEAF_KINDS[kind] = cls
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Logical shape, that of the first stored part."""
+        return tuple(getattr(self, self.parts[0]).shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Logical dtype, what ``materialize`` returns."""
+        return np.dtype(np.float32)
+
+    @property
+    def ndim(self) -> int:
+        """Number of logical axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of logical entries."""
+        return math.prod(self.shape)
+
+    def stored_parts(self) -> dict[str, Any]:
+        """Returns the stored arrays by part name."""
+        return {part: getattr(self, part) for part in self.parts}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the stored parts occupy."""
+        return sum(array_bytes(part) for part in self.stored_parts().values())
+
+    def materialize(self) -> jax.Array:
+        """Returns the dense array that the leaf stands for.
+
+        Raises:
+          TypeError: The class does not override this.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how it materializes.")
+
+    def validate(self, name: str = "leaf") -> None:
+        """Checks that the stored parts belong together.
+
+        Args:
+          name: Name of the leaf, for the message.
+
+        Raises:
+          ShapeError: Two parts have shapes or dtypes that do not fit.
+        """
+
+
+def array_bytes(array: Any) -> int:
+    """Returns the bytes that an array occupies in memory, sub-byte types counted packed."""
+    dtype = jnp.dtype(array.dtype)
+    bits = jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else dtype.itemsize * 8
+    return -(-math.prod(array.shape) * bits // 8)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QuantizedArray(TypedArray, kind="quantized", parts=("codes", "scale")):
+    """A matrix ``[..., in, out]`` as symmetric integer codes with one scale per output channel.
+
+    ``dense = codes * scale``; the scale has the shape of the codes with the input axis of size 1.
+
+    Attributes:
+      codes: Signed integers, ``[..., in, out]``.
+      scale: float32, ``[..., 1, out]`` for kernels, ``[rows, 1]`` for embedding tables.
+    """
+
+    codes: Any
+    scale: Any
+
+    def materialize(self) -> jax.Array:
+        """Returns ``codes * scale`` in float32."""
+        return jnp.asarray(self.codes).astype(jnp.float32) * self.scale
+
+    def validate(self, name: str = "leaf") -> None:
+        """Checks that the scale broadcasts to the codes and that the codes are signed integers."""
+        codes, scale = self.codes, self.scale
+        if not jnp.issubdtype(codes.dtype, jnp.signedinteger):
+            raise ShapeError(f"{name}@codes has dtype {codes.dtype}, but codes are signed integers.")
+        fits = len(codes.shape) == len(scale.shape) and all(
+            s in (1, c) for c, s in zip(codes.shape, scale.shape, strict=True)
+        )
+        if not fits:
+            raise ShapeError(f"{name}@scale has shape {scale.shape}, which does not broadcast to codes {codes.shape}.")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SparseArray(TypedArray, kind="sparse", parts=("values", "mask")):
+    """A matrix with a fixed pattern of zeros that survives further training.
+
+    ``dense = values * mask``. Only ``values`` is trained; where the mask is 0 its gradient is 0 too.
+
+    Attributes:
+      values: The weights, ``[..., in, out]``.
+      mask: bool of the same shape; False where the weight is pruned.
+    """
+
+    values: Any
+    mask: Any
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the values."""
+        return np.dtype(self.values.dtype)
+
+    def materialize(self) -> jax.Array:
+        """Returns the values with the pruned entries set to zero."""
+        values = jnp.asarray(self.values)
+        return jnp.where(self.mask, values, jnp.zeros((), values.dtype))
+
+    def validate(self, name: str = "leaf") -> None:
+        """Checks that values and mask have one shape and that the mask is boolean."""
+        if tuple(self.values.shape) != tuple(self.mask.shape):
+            raise ShapeError(f"{name}@mask has shape {self.mask.shape}, but {name}@values has {self.values.shape}.")
+        if jnp.dtype(self.mask.dtype) != jnp.dtype(bool):
+            raise ShapeError(f"{name}@mask has dtype {self.mask.dtype}, but a mask is boolean.")
+
+
+Leaf = jax.Array | np.ndarray | TypedArray | jax.ShapeDtypeStruct
+"""What a parameter tree holds."""
+
+
+def is_typed(leaf: Any) -> bool:
+    """Returns whether a leaf is a typed array."""
+    return isinstance(leaf, TypedArray)
+
+
+def materialize(leaf: Any) -> Any:
+    """Returns the dense array that a leaf stands for; plain arrays come back as they are."""
+    return leaf.materialize() if isinstance(leaf, TypedArray) else leaf
+
+
+def build_typed(kind: str, parts: Mapping[str, Any]) -> TypedArray:
+    """Builds a typed leaf from its kind and parts, the inverse of ``stored_parts``.
+
+    Args:
+      kind: One of ``LEAF_KINDS``.
+      parts: Stored array per part name.
+
+    Returns:
+      The typed leaf.
+
+    Raises:
+      ShapeError: The kind is unknown or the parts are not its parts.
+    """
+    if kind not in LEAF_KINDS:
+        raise ShapeError(f"Unknown kind of typed leaf '{kind}'; known are {sorted(LEAF_KINDS)}.")
+    expected = LEAF_KINDS[kind].parts
+    if set(parts) != set(expected):
+        raise ShapeError(f"A {kind} leaf has the parts {expected}, not {tuple(parts)}.")
+    return LEAF_KINDS[kind](**parts)

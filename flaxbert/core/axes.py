@@ -1,0 +1,64 @@
+"""The names of all axes, in one place, each with what gives its size.
+
+The same words stand in signatures, sharding rules, documentation and errors. A parameter axis has a size that the model
+configuration gives; an activation axis (``batch``, ``length``) has a size that the input gives.
+"""
+
+from typing import Any
+
+BATCH = "batch"
+LENGTH = "length"
+EMBED = "embed"
+HEADS = "heads"
+HEAD_DIM = "head_dim"
+ATTENTION = "attention"
+MLP = "mlp"
+VOCAB = "vocab"
+POSITIONS = "positions"
+TOKEN_TYPES = "token_types"
+LAYERS = "layers"
+LABELS = "labels"
+POOLED = "pooled"
+NEXT_SENTENCE = "next_sentence"
+BLOCKS = "blocks"
+
+ACTIVATION_AXES: dict[str, str] = {
+    BATCH: "examples of one step",
+    LENGTH: "tokens of one example, padding included",
+}
+"""Axes whose size the input gives, with their meaning."""
+
+PARAMETER_AXES: dict[str, str] = {
+    EMBED: "hidden_size",
+    HEADS: "num_attention_heads",
+    HEAD_DIM: "head_dim",
+    ATTENTION: "attention_size",
+    MLP: "intermediate_size",
+    VOCAB: "vocab_size",
+    POSITIONS: "max_position_embeddings",
+    TOKEN_TYPES: "type_vocab_size",
+    LAYERS: "num_hidden_layers",
+    LABELS: "num_labels",
+    POOLED: "hidden_size",
+    NEXT_SENTENCE: "num_next_sentence_labels",
+}
+"""Axes of parameters, with the configuration field (or property) that gives the size.
+
+``attention`` is ``heads`` and ``head_dim`` flattened, ``pooled`` is the output axis of the pooler.
+"""
+
+
+def axis_size(axis: str, config: Any) -> int:
+    """Returns the size that a configuration gives to a parameter axis.
+
+    Args:
+      axis: One of ``PARAMETER_AXES``.
+      config: Model configuration with the field that the axis names.
+
+    Returns:
+      Number of entries along the axis.
+
+    Raises:
+      KeyError: The axis is not a parameter axis.
+    """
+    return int(getattr(config, PARAMETER_AXES[axis]))

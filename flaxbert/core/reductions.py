@@ -1,0 +1,69 @@
+"""Sums and maxima along an axis in the forms that vectorise on CPU; plain reductions on other backends."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+NUM_ONES_ROWS = 8
+"""Rows of ones in ``column_sum``: a dot with a single row goes to a slow matrix-vector path on CPU."""
+
+NUM_LANES = 16
+"""Width below which folding stops paying: one 512-bit vector of float32."""
+
+
+def _fold(values: jax.Array, combine: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    """Folds the last axis onto itself until it is one vector wide or odd."""
+    while values.shape[-1] > NUM_LANES and values.shape[-1] % 2 == 0:
+        half = values.shape[-1] // 2
+        values = combine(values[..., :half], values[..., half:])
+    return values
+
+
+def row_max(values: Float[Array, "*rows columns"]) -> Float[Array, "*rows 1"]:
+    """Returns the largest value along the last axis; on CPU by halving, four times faster than a reduction.
+
+    Args:
+      values: Array of any shape with at least one axis.
+    """
+    return lax.platform_dependent(
+        values,
+        cpu=lambda array: _fold(array, jnp.maximum).max(axis=-1, keepdims=True),
+        default=lambda array: array.max(axis=-1, keepdims=True),
+    )
+
+
+def row_sum(values: Float[Array, "*rows columns"]) -> Float[Array, "*rows 1"]:
+    """Returns the float32 sum along the last axis; on CPU as a dot with ones, which is computed once and vectorises.
+
+    A reduction there is slow with the cure against wrong sums, and folding halves (as ``row_max`` does) computes whatever
+    is fused into it several times: a step of BERT-base took 1.5 times as long.
+
+    Args:
+      values: Array of any shape with at least one axis.
+    """
+
+    def by_dot(array: jax.Array) -> jax.Array:
+        ones = jnp.ones((array.shape[-1], NUM_ONES_ROWS), array.dtype)
+        dimensions = (((array.ndim - 1,), (0,)), ((), ()))
+        return lax.dot_general(array, ones, dimensions, preferred_element_type=jnp.float32)[..., :1]
+
+    return lax.platform_dependent(
+        values, cpu=by_dot, default=lambda array: array.astype(jnp.float32).sum(axis=-1, keepdims=True)
+    )
+
+
+def column_sum(values: Float[Array, "*rows columns"]) -> Float[Array, "columns"]:
+    """Returns the float32 sum over all axes but the last, as a dot with ones (eight times faster on CPU).
+
+    Args:
+      values: Array of any shape with at least one axis.
+    """
+    rows = values.shape[:-1]
+    ones = jnp.ones((NUM_ONES_ROWS, math.prod(rows)), values.dtype).reshape(NUM_ONES_ROWS, *rows)
+    axes = tuple(range(len(rows)))
+    dimensions = ((tuple(axis + 1 for axis in axes), axes), ((), ()))
+    return lax.dot_general(ones, values, dimensions, preferred_element_type=jnp.float32)[0]

@@ -1,0 +1,223 @@
+"""Meshes and shardings: which device holds which piece of which array.
+
+Three physical axes, ``data``, ``fsdp`` and ``tensor``. The batch is split over data and fsdp; parameters (and with them the
+optimizer state) are split over fsdp along ``embed`` and over tensor along heads, feed-forward and vocabulary, as in
+Megatron-LM (Shoeybi et al., 2019) and ZeRO-3 (Rajbhandari et al., 2020). The compiler inserts the collectives.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from flaxbert.config import MeshConfig
+from flaxbert.core import axes
+from flaxbert.core.arrays import Params, TypedArray
+from flaxbert.core.trees import flatten_names, map_leaves
+from flaxbert.errors import MeshError
+
+DATA = "data"
+FSDP = "fsdp"
+TENSOR = "tensor"
+MESH_AXES = (DATA, FSDP, TENSOR)
+
+LOGICAL_TO_PHYSICAL: dict[str, str | None] = {
+    axes.EMBED: FSDP,
+    axes.ATTENTION: TENSOR,
+    axes.HEADS: TENSOR,
+    axes.HEAD_DIM: None,
+    axes.MLP: TENSOR,
+    axes.VOCAB: TENSOR,
+    axes.POSITIONS: None,
+    axes.TOKEN_TYPES: None,
+    axes.LAYERS: None,
+    axes.LABELS: None,
+    axes.POOLED: None,
+    axes.NEXT_SENTENCE: None,
+}
+"""The mesh axis over which each parameter axis is split; None keeps it whole on every device."""
+
+REPLICATE_IF_UNEVEN = frozenset({axes.VOCAB})
+"""Axes that stay whole where their size is not divisible; vocabularies have odd sizes that a user can not choose."""
+
+BATCH_SPEC = PartitionSpec((DATA, FSDP))
+"""Spec of every array whose first axis is the batch."""
+
+
+def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arranges the devices as a (data, fsdp, tensor) mesh.
+
+    Args:
+      config: Sizes of the axes; ``data`` 0 takes what the other axes leave.
+      devices: Devices to arrange; None takes all of all processes.
+
+    Returns:
+      The mesh, with automatic axis types.
+
+    Raises:
+      MeshError: The product of the axes is not the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    num_devices = len(devices)
+    rest = config.fsdp * config.tensor
+    data = config.data or num_devices // rest
+    if data * rest != num_devices or data < 1:
+        wanted = f"data {config.data or 'auto'} x fsdp {config.fsdp} x tensor {config.tensor}"
+        raise MeshError(
+            f"The mesh {wanted} does not cover {num_devices} devices exactly; "
+            f"choose axes whose product is {num_devices}, for example --mesh.data 0 with fsdp * tensor dividing it."
+        )
+    grid = np.asarray(devices, dtype=object).reshape(data, config.fsdp, config.tensor)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def check_mesh_fits(mesh: Mesh, config: Any, batch_size: int) -> None:
+    """Checks that model and batch can be split over a mesh.
+
+    Args:
+      mesh: The mesh.
+      config: Model configuration with the fields that the axes name.
+      batch_size: Examples per micro batch over all devices.
+
+    Raises:
+      MeshError: Batch, heads, feed-forward or hidden size are not divisible; says by what and the nearest that is.
+    """
+    shape = dict(mesh.shape)
+    batch_ways = shape[DATA] * shape[FSDP]
+    if batch_size % batch_ways:
+        nearest_size = max(batch_ways, round(batch_size / batch_ways) * batch_ways)
+        raise MeshError(
+            f"A batch of {batch_size} can not be split over data x fsdp = {batch_ways} devices; use {nearest_size}."
+        )
+    for field, axis in (
+        ("num_attention_heads", TENSOR),
+        ("intermediate_size", TENSOR),
+        ("hidden_size", FSDP),
+    ):
+        size = getattr(config, field)
+        if size % shape[axis]:
+            fits = [ways for ways in range(1, shape[axis]) if size % ways == 0]
+            raise MeshError(
+                f"{field} {size} is not divisible by mesh.{axis} {shape[axis]}; use mesh.{axis} {fits[-1]}."
+            )
+
+
+def _axis_spec(axis: str, size: int, mesh: Mesh, name: str) -> str | None:
+    physical = LOGICAL_TO_PHYSICAL[axis]
+    if physical is None or mesh.shape[physical] == 1:
+        return None
+    if size % mesh.shape[physical] == 0:
+        return physical
+    if axis in REPLICATE_IF_UNEVEN:
+        return None
+    raise MeshError(
+        f"Axis '{axis}' of '{name}' has size {size}, which is not divisible by mesh.{physical} {mesh.shape[physical]}."
+    )
+
+
+def leaf_sharding(name: str, leaf: Any, leaf_axes: Sequence[str], mesh: Mesh) -> Any:
+    """Returns the sharding of one leaf, part by part for typed leaves.
+
+    Args:
+      name: Name of the leaf, for messages.
+      leaf: Array, shape struct or typed leaf.
+      leaf_axes: Axis names of the logical array, with ``layers`` first where layers are stacked.
+      mesh: The mesh.
+
+    Returns:
+      A ``NamedSharding``, or a typed leaf holding one per part; axes of size 1 in a part stay whole.
+
+    Raises:
+      MeshError: An axis can not be split evenly.
+    """
+    if len(leaf_axes) != len(leaf.shape):
+        raise MeshError(f"'{name}' has shape {leaf.shape}, but its axes are {tuple(leaf_axes)}.")
+    specs = [_axis_spec(axis, size, mesh, name) for axis, size in zip(leaf_axes, leaf.shape, strict=True)]
+
+    def sharding(array: Any) -> NamedSharding:
+        own = [None if array.shape[i] == 1 else spec for i, spec in enumerate(specs)]
+        return NamedSharding(mesh, PartitionSpec(*own))
+
+    if isinstance(leaf, TypedArray):
+        return type(leaf)(**{part: sharding(array) for part, array in leaf.stored_parts().items()})
+    return sharding(leaf)
+
+
+def param_shardings(params: Mapping[str, Any], leaf_axes: Mapping[str, Sequence[str]], mesh: Mesh) -> Params:
+    """Returns a tree of shardings for a parameter tree.
+
+    Args:
+      params: Tree of arrays, shape structs or typed leaves.
+      leaf_axes: Axis names by leaf name, from the family.
+      mesh: The mesh.
+
+    Returns:
+      Tree of the same structure with a ``NamedSharding`` in place of every stored array.
+
+    Raises:
+      MeshError: A leaf has no axes, or an axis can not be split evenly.
+    """
+    missing = [name for name in flatten_names(params) if name not in leaf_axes]
+    if missing:
+        raise MeshError(f"No axis names are given for {missing[:5]}; the family's axes must name every leaf.")
+    return map_leaves(lambda name, leaf: leaf_sharding(name, leaf, leaf_axes[name], mesh), params)
+
+
+def shard(tree: Any, shardings: Any) -> Any:
+    """Places every array of a tree by a tree of shardings; works over several processes.
+
+    Args:
+      tree: Tree of host or device arrays; every process holds the same values.
+      shardings: Tree of shardings of the same structure.
+
+    Returns:
+      The tree on the devices.
+    """
+
+    def place(array: Any, sharding: NamedSharding) -> jax.Array:
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree, shardings)
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts one process's slice of a batch on the mesh, split over data and fsdp.
+
+    Args:
+      batch: Arrays whose first axis is this process's share of the batch.
+      mesh: The mesh.
+
+    Returns:
+      Global arrays.
+    """
+    sharding = NamedSharding(mesh, BATCH_SPEC)
+    if jax.process_count() == 1:
+        return {name: jax.device_put(array, sharding) for name, array in batch.items()}
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that keeps an array whole on every device.
+
+    Args:
+      mesh: The mesh.
+    """
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def bytes_per_device(tree: Any) -> dict[str, int]:
+    """Returns the bytes that a tree of device arrays occupies on each local device, by device name."""
+    totals: dict[str, int] = {}
+    for array in jax.tree.leaves(tree):
+        if not isinstance(array, jax.Array):
+            continue
+        for piece in array.addressable_shards:
+            size = math.prod(piece.data.shape) * array.dtype.itemsize
+            totals[str(piece.device)] = totals.get(str(piece.device), 0) + size
+    return totals
