@@ -1,0 +1,28 @@
+"""The families of encoders by ``model_type``."""
+
+from flaxbert.errors import ConfigError, nearest
+from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.bert import BERT
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT,)}
+"""All families by the ``model_type`` of their checkpoints."""
+
+
+def get_family(model_type: str) -> Family:
+    """Returns a family by name.
+
+    Args:
+      model_type: The ``model_type`` of a ``config.json``.
+
+    Raises:
+      ConfigError: The family is unknown; lists the nearest.
+    """
+    if model_type not in FAMILIES:
+        raise ConfigError(
+            f"Unknown family '{model_type}' (model_type of config.json); known are {', '.join(FAMILIES)}."
+            + nearest(model_type, FAMILIES)
+        )
+    return FAMILIES[model_type]
+
+
+__all__ = ["FAMILIES", "Family", "TensorName", "TiedTensor", "get_family"]

@@ -1,0 +1,105 @@
+"""What a family is: a config mapping, a name table and axis names; its own blocks only where the mathematics differs."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.core.rules import Rule, match_rules
+from flaxbert.core.trees import STACKED
+
+Transform = Literal["none", "transpose"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorName:
+    """One line of a family's name table.
+
+    Attributes:
+      leaf: Our dotted leaf name; ``{layer}`` stands for the layer number.
+      tensor: The tensor's name in a checkpoint, without the base prefix where ``in_base``.
+      transform: none, or transpose (their linear weights are ``[out, in]``, our kernels ``[in, out]``).
+      in_base: Whether checkpoints with a task head put the base prefix (``bert.``) before the name.
+    """
+
+    leaf: str
+    tensor: str
+    transform: Transform = "none"
+    in_base: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class TiedTensor:
+    """A tensor that some checkpoints store although it repeats another one.
+
+    Attributes:
+      leaf: The leaf that it must equal.
+      head: The head that reads it; where a task has no such head, the tensor is not looked at.
+    """
+
+    leaf: str
+    head: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Everything that is special about one family of encoders.
+
+    Attributes:
+      model_type: Name of the family in ``config.json``.
+      prefix: Base prefix of tensor names in checkpoints with a task head.
+      tensors: The name table, heads included.
+      tied: Tensors that repeat another one, by name.
+      ignored: Regular expressions of tensors that carry no weights (position numbers and the like).
+      foreign: Regular expressions of tensors of heads that the family's checkpoints can have but flaxbert has no task for.
+      renamed: Old endings of tensor names and what they are called now.
+      axis_rules: Axis names by leaf name, ordered and total; without the ``layers`` axis of stacked leaves.
+      architectures: Class name in ``config.json`` by task.
+      config_from_json: Reads a ``config.json``.
+      config_to_json: Writes a ``config.json`` for a task.
+      network: Builds the module of a task.
+    """
+
+    model_type: str
+    prefix: str
+    tensors: tuple[TensorName, ...]
+    tied: Mapping[str, TiedTensor]
+    ignored: tuple[str, ...]
+    foreign: tuple[str, ...]
+    renamed: Mapping[str, str]
+    axis_rules: tuple[Rule[tuple[str, ...]], ...]
+    architectures: Mapping[str, str]
+    config_from_json: Callable[[Mapping[str, Any]], ModelConfig]
+    config_to_json: Callable[[ModelConfig, str], dict[str, Any]]
+    network: Callable[[ModelConfig, str, Execution, Any], Any]
+
+    def parameter_axes(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Returns the axis names of leaves, with ``layers`` first for stacked ones.
+
+        Args:
+          names: Leaf names of one model.
+
+        Raises:
+          RuleError: A leaf has no axes.
+        """
+        plain = [re.sub(rf"\.{STACKED}\.", ".0.", name) for name in names]
+        matched = match_rules(list(dict.fromkeys(plain)), self.axis_rules, purpose=f"{self.model_type} axis")
+        return {
+            name: (("layers",) if f".{STACKED}." in name else ()) + matched[key]
+            for name, key in zip(names, plain, strict=True)
+        }
+
+    def tensor_table(self, config: ModelConfig) -> dict[str, TensorName]:
+        """Returns the name table by leaf name, with layers written out.
+
+        Args:
+          config: Architecture, for the number of layers.
+        """
+        table: dict[str, TensorName] = {}
+        for entry in self.tensors:
+            layers = range(config.num_hidden_layers) if "{layer}" in entry.leaf else (0,)
+            for layer in layers:
+                leaf, tensor = entry.leaf.format(layer=layer), entry.tensor.format(layer=layer)
+                table[leaf] = dataclasses.replace(entry, leaf=leaf, tensor=tensor)
+        return table

@@ -1,0 +1,159 @@
+"""Running a network over many texts: length buckets, compiled programs, results in the order of the inputs."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.data.batches import collate
+from flaxbert.data.ordering import default_length_buckets
+from flaxbert.data.tokenization import TokenizedExamples
+from flaxbert.families.graph import INPUT_NAMES, forward, graph_definition
+from flaxbert.nn.heads import pool
+from flaxbert.nn.network import ModelOutput
+
+MOST_PENDING = 8
+"""Batches that may wait for their results to be fetched."""
+
+Postprocess = Callable[[Any, Mapping[str, Any], Mapping[str, Any]], Any]
+
+
+def logits_of(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+    """Returns the logits of a forward pass.
+
+    Args:
+      output: What the network returned.
+      params: Parameter tree.
+      batch: The batch.
+    """
+    return output.logits
+
+
+def token_vectors_of(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+    """Returns the last hidden states in float32.
+
+    Args:
+      output: What the network returned.
+      params: Parameter tree.
+      batch: The batch.
+    """
+    return output.last_hidden_state.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def pooled_vectors(modes: tuple[str, ...]) -> Postprocess:
+    """Returns a function that pools token vectors to sentence vectors, several modes side by side.
+
+    Args:
+      modes: Pooling modes as ``nn.heads.pool`` names them.
+    """
+
+    def postprocess(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+        vectors = [pool(output.last_hidden_state, batch["attention_mask"], mode) for mode in modes]
+        return vectors[0] if len(vectors) == 1 else jax.numpy.concatenate(vectors, axis=-1)
+
+    return postprocess
+
+
+@functools.lru_cache(maxsize=64)
+def compiled_forward(
+    config: ModelConfig, task: str, execution: Execution, postprocess: Postprocess
+) -> Callable[[Any, Any], Any]:
+    """Returns the compiled program of a model; equal arguments share one, so that copies of a model do not recompile.
+
+    Args:
+      config: Architecture.
+      task: Canonical task name.
+      execution: How the network is run.
+      postprocess: What of the output is returned.
+    """
+    graphdef = graph_definition(config, task, execution)
+
+    def run(params: Any, batch: Any) -> Any:
+        return postprocess(forward(graphdef, params, batch), params, batch)
+
+    return jax.jit(run)
+
+
+@functools.lru_cache(maxsize=64)
+def compiled_apply(
+    config: ModelConfig, task: str, execution: Execution, keep_hidden: bool
+) -> Callable[[Any, Any, Any], ModelOutput]:
+    """Returns the compiled forward pass ``(params, batch, dropout_key) -> ModelOutput`` of a model.
+
+    Args:
+      config: Architecture.
+      task: Canonical task name.
+      execution: How the network is run.
+      keep_hidden: Whether the hidden states after every block are returned.
+    """
+    graphdef = graph_definition(config, task, execution)
+
+    def run(params: Any, batch: Any, dropout_key: Any) -> ModelOutput:
+        return forward(graphdef, params, batch, dropout_key=dropout_key, keep_hidden=keep_hidden)
+
+    return jax.jit(run)
+
+
+def _groups(lengths: Int[np.ndarray, "examples"], buckets: Sequence[int], batch_size: int) -> Iterator[tuple[int, Any]]:
+    order = np.argsort(-lengths, kind="stable")
+    ceilings = np.asarray(buckets)[np.searchsorted(buckets, lengths)]
+    for bucket in sorted(set(ceilings.tolist()), reverse=True):
+        members = order[ceilings[order] == bucket]
+        for start in range(0, len(members), batch_size):
+            yield bucket, members[start : start + batch_size]
+
+
+def _row_bucket(num_rows: int, batch_size: int) -> int:
+    return min(batch_size, 1 << math.ceil(math.log2(num_rows)))
+
+
+def run_examples(
+    program: Callable[[Any, Any], Any],
+    params: Any,
+    examples: TokenizedExamples,
+    *,
+    batch_size: int,
+    max_length: int,
+    keep_length: bool = False,
+) -> list[np.ndarray]:
+    """Runs a compiled program over examples of mixed lengths.
+
+    Examples of similar length share a batch; a batch is padded to a length bucket and to a power of two of rows, so
+    that any input compiles only a small, fixed set of shapes. While one batch is computed, the next is put together.
+
+    Args:
+      program: From ``compiled_forward``.
+      params: Parameter tree.
+      examples: Tokenized examples.
+      batch_size: Most examples per batch.
+      max_length: Longest row in tokens.
+      keep_length: Whether results have a length axis, which is cut to each example's own length.
+
+    Returns:
+      One result per example, in the order of the inputs.
+    """
+    lengths = examples.lengths
+    results: list[Any] = [None] * len(lengths)
+    pending: list[tuple[Any, Any]] = []
+
+    def store(members: Any, output: Any) -> None:
+        values = np.asarray(output)
+        for row, member in enumerate(members):
+            results[member] = values[row, : lengths[member]] if keep_length else values[row]
+
+    for bucket, members in _groups(lengths, default_length_buckets(max_length), batch_size):
+        rows = np.full(_row_bucket(len(members), batch_size), -1, np.int64)
+        rows[: len(members)] = members
+        batch = {name: array for name, array in collate(examples, rows, bucket).items() if name in INPUT_NAMES}
+        pending.append((members, program(params, batch)))
+        if len(pending) > MOST_PENDING:
+            store(*pending.pop(0))
+    for members, output in pending:
+        store(members, output)
+    return results

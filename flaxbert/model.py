@@ -1,0 +1,369 @@
+"""The public model: a config and a tree of parameters, immutable, with what users do to it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from flaxbert import inference
+from flaxbert.architecture import TASK_HEADS, Execution, ModelConfig, resolve_task
+from flaxbert.core.arrays import Params
+from flaxbert.core.trees import is_stacked, map_leaves, stack_layers, unstack_layers
+from flaxbert.data.sources import as_texts
+from flaxbert.data.tokenization import tokenize
+from flaxbert.errors import ConfigError, DataError
+from flaxbert.families.graph import INPUT_NAMES
+from flaxbert.nn.network import ModelOutput
+from flaxbert.weights.hub import resolve
+from flaxbert.weights.load import load_checkpoint
+from flaxbert.weights.name_table import TensorAccount
+from flaxbert.weights.save import save_checkpoint
+from flaxbert.weights.sentence_transformers import SentencePooling
+from flaxbert.weights.tokenizer import load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one input.
+
+    Attributes:
+      label: Name of the best label; for multi-label models the names above 0.5, joined by commas; for regression empty.
+      score: Probability of the best label (highest of the chosen ones for multi-label), or the regression value.
+      scores: Probability per label name, or the regression value under its label name.
+    """
+
+    label: str
+    score: float
+    scores: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A config, a tree of parameters and a tokenizer.
+
+    Attributes:
+      config: Architecture.
+      params: Nested dictionary of arrays and typed arrays.
+      task: Canonical task name.
+      tokenizer: A fast Hugging Face tokenizer, or None.
+      pooling: How token vectors become sentence vectors.
+      execution: How the network is run: precision, attention, scan, rematerialisation.
+      account: What the checkpoint's tensors were used for, where the model was loaded.
+    """
+
+    config: ModelConfig
+    params: Params
+    task: str
+    tokenizer: Any = None
+    pooling: SentencePooling | None = None
+    execution: Execution = Execution()
+    account: TensorAccount | None = None
+
+    def apply(
+        self,
+        params: Mapping[str, Any],
+        batch: Mapping[str, Any],
+        *,
+        dropout_key: Any = None,
+        keep_hidden: bool = False,
+    ) -> ModelOutput:
+        """Runs the network, compiled; a pure function of its arguments that can be differentiated and nested in other programs.
+
+        Args:
+          params: Parameter tree, usually ``model.params``.
+          batch: ``input_ids`` and optionally ``attention_mask``, ``token_type_ids``, ``position_ids``, ``segment_ids``: int ``[batch, length]`` arrays or nested lists.
+          dropout_key: A JAX key to switch dropout on.
+          keep_hidden: Whether to return the hidden states after every block.
+
+        Returns:
+          The output with ``logits``, ``last_hidden_state``, ``pooled``…
+
+        Raises:
+          DataError: Ids lie outside the vocabulary, or the input is longer than the model's maximum.
+        """
+        batch = {name: self._check_input(name, value) for name, value in batch.items() if value is not None}
+        program = inference.compiled_apply(self.config, self.task, self.execution, keep_hidden)
+        return program(params, batch, dropout_key)
+
+    def _check_input(self, name: str, value: Any) -> Any:
+        if isinstance(value, jax.Array):
+            return value
+        array = np.asarray(value)
+        if name in INPUT_NAMES and array.size:
+            array = array.astype(np.int32)
+            limits = {"input_ids": self.config.vocab_size, "position_ids": self.config.max_position_embeddings}
+            limit = limits.get(name)
+            if limit is not None and (array.min() < 0 or array.max() >= limit):
+                raise DataError(f"{name} holds {int(array.max())}, but the model knows 0 to {limit - 1}.")
+            if array.ndim == 2 and array.shape[1] > self.config.max_position_embeddings and name == "input_ids":
+                raise DataError(
+                    f"input_ids has {array.shape[1]} tokens a row, but the model has "
+                    f"{self.config.max_position_embeddings} positions; truncate, or load a longer model."
+                )
+        return jnp.asarray(array)
+
+    def replace(self, **changes: Any) -> "Model":
+        """Returns a copy with some attributes changed, for example ``model.replace(params=quantized)``.
+
+        Args:
+          **changes: New values by attribute name.
+        """
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of one input, special tokens included."""
+        limit = self.config.max_position_embeddings
+        declared = getattr(self.tokenizer, "model_max_length", None)
+        chosen = self.pooling.max_length if self.pooling is not None and self.pooling.max_length else declared
+        return min(limit, int(chosen)) if chosen else limit
+
+    def _require_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ConfigError("The model has no tokenizer; load it from a folder with one, or use model.apply on ids.")
+        return self.tokenizer
+
+    def _run(
+        self,
+        texts: Any,
+        pairs: Any,
+        postprocess: inference.Postprocess,
+        batch_size: int,
+        max_length: int | None,
+        keep_length: bool = False,
+    ) -> list[np.ndarray]:
+        first, second = as_texts(texts)
+        if pairs is not None:
+            second = as_texts(pairs)[0]
+            if len(second) != len(first):
+                raise DataError(f"There are {len(first)} texts, but {len(second)} second texts; give one for each.")
+        if not first:
+            return []
+        length = self.max_length if max_length is None else max_length
+        examples = tokenize(self._require_tokenizer(), first, second, max_length=length)
+        program = inference.compiled_forward(self.config, self.task, self.execution, postprocess)
+        return inference.run_examples(
+            program,
+            self.params,
+            examples,
+            batch_size=batch_size,
+            max_length=length,
+            keep_length=keep_length,
+        )
+
+    def predict_logits(
+        self, texts: Any, pairs: Any = None, *, batch_size: int = 32, max_length: int | None = None
+    ) -> np.ndarray | list[np.ndarray]:
+        """Returns the raw scores of the task's head.
+
+        Args:
+          texts: A text, or texts as list, numpy array, pandas Series or DataFrame, or datasets Dataset; pairs as tuples.
+          pairs: Second texts, or None.
+          batch_size: Most texts computed together.
+          max_length: Most tokens of a text; longer ones are truncated. None: the model's maximum.
+
+        Returns:
+          float32 ``[texts, labels]``; for tasks with a score per token one ``[length, …]`` array per text.
+
+        Raises:
+          ConfigError: The model has no head.
+          DataError: The input is not text.
+        """
+        if not TASK_HEADS[self.task]:
+            raise ConfigError(f"A model for '{self.task}' has no head; load it with task='sequence-classification'.")
+        per_token = self.task in ("token-classification", "fill-mask", "pretraining")
+        rows = self._run(texts, pairs, inference.logits_of, batch_size, max_length, keep_length=per_token)
+        if per_token:
+            return rows
+        return np.stack(rows) if rows else np.zeros((0, self.config.num_labels), np.float32)
+
+    def predict(
+        self, texts: Any, pairs: Any = None, *, batch_size: int = 32, max_length: int | None = None
+    ) -> list[Prediction]:
+        """Classifies texts.
+
+        Args:
+          texts: As for ``predict_logits``.
+          pairs: Second texts, or None.
+          batch_size: Most texts computed together.
+          max_length: Most tokens of a text.
+
+        Returns:
+          One prediction per text, in order.
+
+        Raises:
+          ConfigError: The task is not sequence classification or next sentence prediction.
+        """
+        if self.task not in ("sequence-classification", "next-sentence-prediction"):
+            raise ConfigError(
+                f"predict classifies whole texts; for a model of task '{self.task}' use encode or predict_logits."
+            )
+        logits = np.asarray(self.predict_logits(texts, pairs, batch_size=batch_size, max_length=max_length))
+        return predictions_from_logits(self.config, self.task, logits)
+
+    def encode(
+        self, texts: Any, *, batch_size: int = 32, normalize: bool | None = None, max_length: int | None = None
+    ) -> Float[np.ndarray, "texts embed"]:
+        """Turns texts into sentence vectors, pooled and normalised as the model's folder says.
+
+        Args:
+          texts: As for ``predict_logits``.
+          batch_size: Most texts computed together.
+          normalize: Whether vectors get length 1; None: as the folder says.
+          max_length: Most tokens of a text.
+
+        Returns:
+          float32 vectors, one row per text.
+        """
+        pooling = self.pooling if self.pooling is not None else SentencePooling()
+        rows = self._run(texts, None, inference.pooled_vectors(tuple(pooling.modes)), batch_size, max_length)
+        width = self.config.hidden_size * len(pooling.modes)
+        vectors = np.stack(rows) if rows else np.zeros((0, width), np.float32)
+        vectors = pooling.apply_dense(vectors)
+        if pooling.normalize if normalize is None else normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return np.asarray(vectors, np.float32)
+
+    def with_execution(self, **changes: Any) -> "Model":
+        """Returns the model run in another way, for example ``model.with_execution(precision="bfloat16")``.
+
+        Args:
+          **changes: Fields of ``Execution``; layers are stacked or unstacked as ``scan_layers`` asks.
+        """
+        execution = dataclasses.replace(self.execution, **changes)
+        params = self.params
+        if execution.scan_layers != is_stacked(params):
+            params = stack_layers(params) if execution.scan_layers else unstack_layers(params)
+        return self.replace(params=params, execution=execution)
+
+    def save(
+        self, path: str | pathlib.Path, *, overwrite: bool = False, files: Mapping[str, str] | None = None
+    ) -> pathlib.Path:
+        """Writes the model as a folder that flaxbert, transformers and sentence-transformers load.
+
+        Args:
+          path: The folder; made where it does not exist.
+          overwrite: Whether an existing model there is replaced.
+          files: Further text files by name, for example a model card as ``README.md``.
+
+        Returns:
+          The folder.
+
+        Raises:
+          WeightsError: The folder exists and holds something, or the disk is full; nothing half-written is left.
+        """
+        return save_checkpoint(
+            path,
+            config=self.config,
+            task=self.task,
+            params=self.params,
+            tokenizer=self.tokenizer,
+            pooling=self.pooling,
+            overwrite=overwrite,
+            files=files,
+        )
+
+
+def predictions_from_logits(
+    config: ModelConfig, task: str, logits: Float[np.ndarray, "texts labels"]
+) -> list[Prediction]:
+    """Turns raw scores into predictions.
+
+    Args:
+      config: Architecture, for label names and problem type.
+      task: Canonical task name.
+      logits: Raw scores.
+
+    Returns:
+      One prediction per row.
+    """
+    names = ("is_next", "is_not_next") if task == "next-sentence-prediction" else config.label_names
+    logits = np.asarray(logits, np.float64)
+    if config.problem_type == "regression":
+        return [
+            Prediction("", float(row[0]), {name: float(value) for name, value in zip(names, row, strict=True)})
+            for row in logits
+        ]
+    if config.problem_type == "multi_label_classification":
+        scores = 1.0 / (1.0 + np.exp(-logits))
+        return [_multi_label(names, row) for row in scores]
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores = shifted / shifted.sum(axis=1, keepdims=True)
+    best = scores.argmax(axis=1)
+    return [
+        Prediction(names[top], float(row[top]), {name: float(value) for name, value in zip(names, row, strict=True)})
+        for top, row in zip(best, scores, strict=True)
+    ]
+
+
+def _multi_label(names: Sequence[str], row: np.ndarray) -> Prediction:
+    chosen = [name for name, value in zip(names, row, strict=True) if value >= 0.5]
+    scores = {name: float(value) for name, value in zip(names, row, strict=True)}
+    return Prediction(",".join(chosen), max((scores[name] for name in chosen), default=0.0), scores)
+
+
+def load(
+    path_or_id: str | pathlib.Path,
+    task: str | None = None,
+    labels: Sequence[str] | None = None,
+    *,
+    problem_type: str | None = None,
+    precision: str = "float32",
+    attention: str = "auto",
+    scan_layers: bool = False,
+    remat: str = "none",
+    revision: str | None = None,
+    offline: bool = False,
+    from_scratch: bool = False,
+    seed: int = 0,
+) -> Model:
+    """Loads a model from a folder or the hub, for a task.
+
+    Args:
+      path_or_id: Folder in Hugging Face or sentence-transformers layout, or an id on the hub.
+      task: Task as the hub names it; None takes what the folder holds.
+      labels: Label names for a new classifier; None keeps the folder's.
+      problem_type: single_label_classification, multi_label_classification or regression; None keeps the folder's.
+      precision: float32, bfloat16 or float16: type of activations and matrix products.
+      attention: auto, xla, cudnn or splash.
+      scan_layers: One scanned loop over stacked layers.
+      remat: none, full, dots or attention: what a backward pass recomputes.
+      revision: Branch, tag or commit on the hub.
+      offline: Never contact the hub.
+      from_scratch: Draw new weights for the architecture of the folder.
+      seed: Seed of newly drawn weights.
+
+    Returns:
+      The model; ``model.account`` says what every tensor of the checkpoint was used for.
+
+    Raises:
+      ConfigError: The task, architecture or an option is not known.
+      WeightsError: The folder is no model, or a tensor is missing, unexpected or of a wrong shape.
+
+    Example:
+      >>> load("sentence-transformers/all-MiniLM-L6-v2").encode(["A fine film."]).shape  # doctest: +SKIP
+    """
+    folder = resolve(str(path_or_id), revision=revision, offline=offline)
+    loaded = load_checkpoint(
+        folder,
+        task=None if task is None else resolve_task(task),
+        labels=None if labels is None else tuple(labels),
+        problem_type=problem_type,
+        seed=seed,
+        from_scratch=from_scratch,
+    )
+    params = map_leaves(lambda _, leaf: jax.tree.map(jnp.asarray, leaf), loaded.params)
+    return Model(
+        config=loaded.config,
+        params=stack_layers(params) if scan_layers else params,
+        task=loaded.task,
+        tokenizer=load_tokenizer(folder, loaded.config),
+        pooling=loaded.pooling,
+        execution=Execution(precision, attention, scan_layers, remat),  # type: ignore[arg-type]
+        account=loaded.account,
+    )

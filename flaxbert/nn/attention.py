@@ -1,0 +1,217 @@
+"""Multi-head self-attention and its implementations, chosen by one argument.
+
+``xla`` runs everywhere; ``cudnn`` is NVIDIA's fused kernel; ``splash`` is the Pallas kernel of TPUs. All three see the
+same mask: key positions that are padding are hidden, and in packed batches a token sees its own segment only.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.core.precision import Precision
+from flaxbert.errors import ConfigError
+from flaxbert.nn.dropout import dropout, fold, key_words
+from flaxbert.nn.layers import Dense, LayerNorm
+from flaxbert.nn.softmax_attention import softmax_attention
+
+HIDDEN_BIAS = -1e30
+"""Added to scores of hidden keys; finite, so that a row without any visible key gives no NaN."""
+
+SPLASH_BLOCK = 128
+"""Lengths that the splash kernel takes are multiples of this number of TPU lanes."""
+
+SPLASH_LENGTH = 1024
+"""From this length on auto prefers the splash kernel on TPU; below, XLA's own attention is as fast."""
+
+
+def attention_bias(segment_ids: Int[Array, "batch length"], packed: bool) -> Float[Array, "batch 1 queries length"]:
+    """Turns segment ids into a bias that is added to attention scores.
+
+    Args:
+      segment_ids: 0 for padding, else the number of the token's segment; an attention mask is the case of one segment.
+      packed: Whether there can be several segments, so that queries differ in what they see.
+
+    Returns:
+      0 where a key is visible, ``HIDDEN_BIAS`` where it is hidden; ``queries`` is 1 unless packed.
+    """
+    keys = segment_ids[:, None, None, :]
+    visible = (keys != 0) & (keys == segment_ids[:, None, :, None]) if packed else keys != 0
+    return jnp.where(visible, jnp.float32(0.0), jnp.float32(HIDDEN_BIAS))
+
+
+def cudnn_attention(
+    query: Float[Array, "batch heads length head_dim"],
+    key: Float[Array, "batch heads length head_dim"],
+    value: Float[Array, "batch heads length head_dim"],
+    segment_ids: Int[Array, "batch length"],
+    packed: bool,
+) -> Float[Array, "batch heads length head_dim"]:
+    """Fused attention by cuDNN on NVIDIA GPUs; half precision only, without dropout of attention weights.
+
+    Args:
+      query: Queries.
+      key: Keys.
+      value: Values.
+      segment_ids: As for ``attention_bias``.
+      packed: As for ``attention_bias``.
+
+    Returns:
+      The mixed values.
+    """
+    smallest = float(jnp.finfo(query.dtype).min) / 2  # float16 has no -1e30; infinities would turn padded rows into NaN
+    bias = jnp.maximum(attention_bias(segment_ids, packed), jnp.float32(smallest)).astype(query.dtype)
+    length = query.shape[2]
+    bias = jnp.broadcast_to(bias, (bias.shape[0], 1, length, length))
+    query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query, key, value))
+    mixed = jax.nn.dot_product_attention(query, key, value, bias=bias, implementation="cudnn")
+    return jnp.swapaxes(mixed, 1, 2)
+
+
+def splash_attention(
+    query: Float[Array, "batch heads length head_dim"],
+    key: Float[Array, "batch heads length head_dim"],
+    value: Float[Array, "batch heads length head_dim"],
+    segment_ids: Int[Array, "batch length"],
+    interpret: bool = False,
+) -> Float[Array, "batch heads length head_dim"]:
+    """Blockwise attention by the Pallas splash kernel on TPUs, without dropout of attention weights.
+
+    Args:
+      query: Queries; the length must be a multiple of ``SPLASH_BLOCK``.
+      key: Keys.
+      value: Values.
+      segment_ids: As for ``attention_bias``.
+      interpret: Run the kernel in Python, for tests without a TPU.
+
+    Returns:
+      The mixed values.
+
+    Raises:
+      ConfigError: The length is no multiple of ``SPLASH_BLOCK``.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    heads, length = query.shape[1], query.shape[2]
+    if length % SPLASH_BLOCK:
+        raise ConfigError(
+            f"Splash attention takes lengths that are multiples of {SPLASH_BLOCK}, not {length}; "
+            "choose such length buckets or attention 'xla'."
+        )
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((length, length))] * heads)
+    kernel = splash_attention_kernel.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+    scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+
+    def one(query: Any, key: Any, value: Any, ids: Any) -> Any:
+        segments = splash_attention_kernel.SegmentIds(q=ids, kv=ids)
+        return kernel(query, key, value, segment_ids=segments)
+
+    return jax.vmap(one)(query * scale, key, value, segment_ids).astype(query.dtype)
+
+
+def choose_attention(name: str, compute_dtype: Any, length: int, drops_weights: bool, platform: str) -> str:
+    """Resolves ``auto`` and checks an explicit choice.
+
+    Args:
+      name: auto, xla, cudnn or splash.
+      compute_dtype: Type of queries, keys and values.
+      length: Tokens per row.
+      drops_weights: Whether attention weights are dropped out in this call.
+      platform: Platform of the default device: cpu, gpu or tpu.
+
+    Returns:
+      xla, cudnn or splash.
+
+    Raises:
+      ConfigError: The explicit choice can not run here.
+    """
+    half = compute_dtype in (jnp.bfloat16, jnp.float16)
+    if name == "auto":
+        if drops_weights:
+            return "xla"
+        if platform in ("gpu", "cuda") and half:
+            return "cudnn"
+        return "splash" if platform == "tpu" and length >= SPLASH_LENGTH and length % SPLASH_BLOCK == 0 else "xla"
+    if name != "xla" and drops_weights:
+        raise ConfigError(
+            f"Attention '{name}' can not drop attention weights; set model.attention_dropout_rate 0 or use 'xla'."
+        )
+    if name == "cudnn" and (platform not in ("gpu", "cuda") or not half):
+        raise ConfigError(
+            f"Attention 'cudnn' needs an NVIDIA GPU and half precision, not {platform} in {compute_dtype}."
+        )
+    if name == "splash" and platform != "tpu":
+        raise ConfigError(f"Attention 'splash' needs a TPU, not {platform}; use 'auto' or 'xla'.")
+    return name
+
+
+@functools.cache
+def _platform() -> str:
+    return jax.default_backend()
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with output projection, residual and norm.
+
+    Args:
+      config: Architecture.
+      execution: Precision and attention implementation.
+      rngs: Source of keys for new weights.
+    """
+
+    def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
+        dtype = Precision(execution.precision).compute_dtype
+        width, deviation = config.attention_size, config.initializer_range
+        self.config = config
+        self.execution = execution
+        self.query = Dense(config.hidden_size, width, deviation, dtype, rngs)
+        self.key = Dense(config.hidden_size, width, deviation, dtype, rngs)
+        self.value = Dense(config.hidden_size, width, deviation, dtype, rngs)
+        self.output = Dense(width, config.hidden_size, deviation, dtype, rngs)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon, dtype)
+
+    def mix(
+        self,
+        hidden: Float[Array, "batch length embed"],
+        segment_ids: Int[Array, "batch length"],
+        packed: bool,
+        key: Any,
+    ) -> Float[Array, "batch length attention"]:
+        """Returns what each token gathers from the tokens that it sees, all heads side by side.
+
+        Args:
+          hidden: Hidden states.
+          segment_ids: 0 for padding, else the number of each token's segment.
+          packed: Whether rows hold several segments.
+          key: Dropout key, or None.
+        """
+        batch, length, _ = hidden.shape
+        config = self.config
+        query, keys, value = (
+            layer.by_heads(hidden, config.num_attention_heads) for layer in (self.query, self.key, self.value)
+        )
+        rate = config.attention_dropout_rate if key is not None else 0.0
+        name = choose_attention(self.execution.attention, query.dtype, length, rate > 0.0, _platform())
+        if name == "cudnn":
+            mixed = cudnn_attention(query, keys, value, segment_ids, packed)
+        elif name == "splash":
+            mixed = splash_attention(query, keys, value, segment_ids)
+        else:
+            words = key_words(key) if rate > 0.0 else None
+            mixed = softmax_attention(query, keys, value, attention_bias(segment_ids, packed), words, rate)
+        return jnp.swapaxes(jnp.asarray(mixed), 1, 2).reshape(batch, length, config.attention_size)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length embed"],
+        segment_ids: Int[Array, "batch length"],
+        packed: bool,
+        key: Any,
+    ) -> Float[Array, "batch length embed"]:
+        """Returns ``norm(hidden + dropout(output(mix(hidden))))``."""
+        mixed = self.output(self.mix(hidden, segment_ids, packed, fold(key, 0)))
+        return self.norm(hidden + dropout(mixed, fold(key, 1), self.config.hidden_dropout_rate))

@@ -1,0 +1,121 @@
+"""Dropout whose masks are a keyed hash of the position: never stored, drawn again in the backward pass.
+
+A key is a JAX key, or two random 32-bit words made from one; ``fold`` derives the key of a layer and of a place in it.
+Modules therefore keep no random state, and a mask is the same under any sharding.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, UInt32
+
+_GOLDEN = 0x9E3779B9
+
+
+def _mix(values: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """Scrambles 32 bits reversibly: the hash ``lowbias32`` (Wellons, 2018)."""
+    values = (values ^ (values >> 16)) * jnp.uint32(0x7FEB352D)
+    values = (values ^ (values >> 15)) * jnp.uint32(0x846CA68B)
+    return values ^ (values >> 16)
+
+
+def _materialise(words: UInt32[Array, "2"]) -> UInt32[Array, "2"]:
+    """Returns the words through a sort by position, which XLA computes once instead of inside every use.
+
+    Fused into the masks, and from there into the sums of a layer norm, a chain of folds compiles for minutes on CPU; an
+    optimisation barrier does not prevent it.
+    """
+    return lax.sort((lax.iota(jnp.int32, 2), words), num_keys=1)[1]
+
+
+def key_words(key: Any) -> UInt32[Array, "2"]:
+    """Returns the two words that masks are drawn from.
+
+    Args:
+      key: A JAX key, or words already.
+    """
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return jax.random.bits(key, (2,), jnp.uint32)
+    return key
+
+
+def fold(key: Any, place: Any) -> Any:
+    """Returns the key of one place, or None where there is no dropout.
+
+    Args:
+      key: A JAX key, words, or None.
+      place: Number of the layer or of the place in it.
+    """
+    if key is None:
+        return None
+    words = key_words(key)
+    number = jnp.asarray(place).astype(jnp.uint32) * jnp.uint32(_GOLDEN) + jnp.uint32(1)
+    return _materialise(_mix(_mix(words ^ number) + jnp.flip(words)))
+
+
+def keep_mask(key: Any, rate: float, shape: tuple[int, ...], *, transposed: bool = False) -> Bool[Array, "..."]:
+    """Draws which entries are kept.
+
+    Each row has a well mixed random word and each column another; their sum is hashed once more and compared with the rate.
+
+    Args:
+      key: A JAX key or words.
+      rate: Share of dropped entries, in [0, 1), exact to 2**-32.
+      shape: Shape of the mask.
+      transposed: Draw the mask of the array whose last two axes are swapped, in swapped order.
+
+    Returns:
+      Mask, True with probability ``1 - rate``.
+    """
+    if len(shape) < 2:
+        return keep_mask(key, rate, (1, *(shape or (1,)))).reshape(shape)
+    words = key_words(key)
+    *lead, num_rows, num_columns = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
+    row_shape = (*lead, num_rows)
+    index = jnp.zeros(row_shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(row_shape))):
+        index = index + lax.broadcasted_iota(jnp.uint32, row_shape, axis) * jnp.uint32(stride)
+        stride *= row_shape[axis]
+    row = _mix(_mix(index + words[0]) ^ words[1])
+    column = _mix(lax.iota(jnp.uint32, num_columns) * jnp.uint32(_GOLDEN) ^ words[1])
+    row, column = lax.optimization_barrier((row, column))  # computed once, not once for each entry
+    mixed = row[..., None, :] + column[:, None] if transposed else row[..., None] + column
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x846CA68B)
+    return (mixed ^ (mixed >> 16)) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dropout(inputs: jax.Array, words: jax.Array, rate: float) -> jax.Array:
+    kept = inputs * jnp.asarray(1.0 / (1.0 - rate), inputs.dtype)
+    return jnp.where(keep_mask(words, rate, inputs.shape), kept, jnp.zeros((), inputs.dtype))
+
+
+def _dropout_forward(inputs: jax.Array, words: jax.Array, rate: float) -> tuple[jax.Array, jax.Array]:
+    return _dropout(inputs, words, rate), words
+
+
+def _dropout_backward(rate: float, words: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    return _dropout(cotangent, words, rate), None
+
+
+_dropout.defvjp(_dropout_forward, _dropout_backward)
+
+
+def dropout(inputs: Float[Array, "..."], key: Any, rate: float) -> Float[Array, "..."]:
+    """Zeroes entries at random and scales the rest up (Srivastava et al., 2014).
+
+    Args:
+      inputs: Activations.
+      key: A JAX key or words, or None to return the inputs as they are.
+      rate: Share of dropped entries, in [0, 1).
+
+    Returns:
+      The inputs with some entries zero and the rest scaled up.
+    """
+    if key is None or rate <= 0.0:
+        return inputs
+    return _dropout(inputs, key_words(key), rate)

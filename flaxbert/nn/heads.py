@@ -1,0 +1,91 @@
+"""Task heads on top of the encoder, and pooling of token vectors into sentence vectors."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.core.contraction import contract
+from flaxbert.core.precision import Precision
+from flaxbert.errors import ConfigError
+from flaxbert.nn.activations import get_activation
+from flaxbert.nn.layers import Dense, LayerNorm
+
+
+class Pooler(nnx.Module):
+    """``tanh(dense(first token))``, BERT's vector of the whole input.
+
+    Args:
+      config: Architecture.
+      execution: Precision.
+      rngs: Source of keys for new weights.
+    """
+
+    def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
+        dtype = Precision(execution.precision).compute_dtype
+        self.dense = Dense(config.hidden_size, config.hidden_size, config.initializer_range, dtype, rngs)
+
+    def __call__(self, hidden: Float[Array, "batch length embed"]) -> Float[Array, "batch pooled"]:
+        """Returns one vector per input."""
+        return jnp.tanh(self.dense(hidden[:, 0]))
+
+
+class MaskedLanguageHead(nnx.Module):
+    """Scores every word of the vocabulary for given positions; the last matrix is the word embedding.
+
+    Args:
+      config: Architecture.
+      execution: Precision.
+      rngs: Source of keys for new weights.
+    """
+
+    def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
+        dtype = Precision(execution.precision).compute_dtype
+        self.activation_name = config.hidden_act
+        self.compute_dtype = dtype
+        self.transform = Dense(config.hidden_size, config.hidden_size, config.initializer_range, dtype, rngs)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon, dtype)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
+
+    def __call__(self, hidden: Float[Array, "*batch embed"], table: Any) -> Float[Array, "*batch vocab"]:
+        """Returns float32 scores; ``table`` is the leaf of the word embedding."""
+        hidden = self.norm(get_activation(self.activation_name)(self.transform(hidden)))
+        return contract(hidden, table, compute_dtype=self.compute_dtype, transposed=True) + self.bias.get_value()
+
+
+def pool(
+    hidden: Float[Array, "batch length embed"], attention_mask: Int[Array, "batch length"], mode: str
+) -> Float[Array, "batch embed"]:
+    """Turns token vectors into one float32 vector per input.
+
+    Args:
+      hidden: Token vectors.
+      attention_mask: 1 for real tokens, 0 for padding.
+      mode: cls (first token), mean, max, mean_sqrt_len_tokens, weightedmean (weights 1, 2, 3…) or lasttoken.
+
+    Returns:
+      Sentence vectors; an input without real tokens gives zeros for the means.
+
+    Raises:
+      ConfigError: The mode is unknown.
+    """
+    hidden = hidden.astype(jnp.float32)
+    mask = attention_mask.astype(jnp.float32)[:, :, None]
+    if mode == "cls":
+        return hidden[:, 0]
+    if mode == "max":
+        return jnp.max(jnp.where(mask > 0, hidden, jnp.float32(-1e9)), axis=1)
+    if mode == "lasttoken":
+        positions = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None] * (attention_mask > 0).astype(jnp.int32)
+        return jnp.take_along_axis(hidden, jnp.max(positions, axis=1)[:, None, None], axis=1)[:, 0]
+    if mode == "weightedmean":
+        mask = mask * jnp.arange(1, hidden.shape[1] + 1, dtype=jnp.float32)[None, :, None]
+    elif mode not in ("mean", "mean_sqrt_len_tokens"):
+        raise ConfigError(
+            f"Unknown pooling '{mode}'; choose cls, mean, max, mean_sqrt_len_tokens, weightedmean or lasttoken."
+        )
+    total = jnp.maximum(jnp.sum(mask, axis=1), jnp.float32(1e-9))
+    divisor = jnp.sqrt(total) if mode == "mean_sqrt_len_tokens" else total
+    return jnp.sum(hidden * mask, axis=1) / divisor

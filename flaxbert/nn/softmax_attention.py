@@ -1,0 +1,107 @@
+"""Softmax attention as plain matrix products, with a backward pass of its own."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from flaxbert.core.reductions import row_max, row_sum
+from flaxbert.nn.dropout import keep_mask
+
+
+def _batched_dot(left: jax.Array, right: jax.Array, right_axis: int) -> jax.Array:
+    """Contracts the left operand's last axis, the fast form on CPU, for every batch and head."""
+    dimensions = (((3,), (right_axis,)), ((0, 1), (0, 1)))
+    return lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+
+
+def _swap(values: jax.Array) -> jax.Array:
+    return jnp.swapaxes(values, -1, -2)
+
+
+def _key_columns(key: jax.Array) -> jax.Array:
+    """Swaps the last two axes; on CPU as a dot with the identity, which is exact.
+
+    XLA:CPU folds a plain transpose, even one behind elementwise operations, into the next dot, which then contracts the
+    left operand's first axis: slow in float32 and, in bfloat16, an error at run time.
+    """
+
+    def multiply(key: jax.Array) -> jax.Array:
+        size = key.shape[-1]
+        identity = jnp.broadcast_to(jnp.eye(size, dtype=key.dtype), (*key.shape[:-2], size, size))
+        return _batched_dot(identity, key, 3).astype(key.dtype)
+
+    return lax.platform_dependent(key, cpu=multiply, default=_swap)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def softmax_attention(
+    query: Float[Array, "batch heads length head_dim"],
+    key: Float[Array, "batch heads length head_dim"],
+    value: Float[Array, "batch heads length head_dim"],
+    bias: Float[Array, "batch 1 queries length"],
+    words: Any,
+    rate: float,
+) -> Float[Array, "batch heads length head_dim"]:
+    """Returns ``dropout(softmax(query @ key^T / sqrt(head_dim) + bias)) @ value`` (Vaswani et al., 2017, section 3.2.1).
+
+    The backward pass computes the scores again, keys by queries, from the saved row maxima and sums, as in FlashAttention
+    (Dao et al., 2022, appendix B): every product contracts the left operand's last axis, no large array is transposed, and
+    no weights are kept from the forward pass.
+
+    Args:
+      query: Queries in the compute type.
+      key: Keys.
+      value: Values.
+      bias: float32, 0 where a key is visible and a large negative number where not; gets no gradient.
+      words: Two random words for dropout of the weights, or None.
+      rate: Share of dropped weights.
+
+    Returns:
+      The mixed values in the compute type.
+    """
+    return _forward(query, key, value, bias, words, rate)[0]
+
+
+def _forward(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, words: Any, rate: float
+) -> tuple[jax.Array, Any]:
+    dtype = query.dtype
+    root = jnp.asarray(query.shape[-1] ** -0.5, dtype)
+    scores = _batched_dot(query * root, key, 3) + bias
+    maximum = row_max(scores)
+    weights = jnp.exp(scores - maximum)
+    inverse = 1.0 / row_sum(weights)
+    if words is not None:
+        inverse = inverse * (1.0 / (1.0 - rate))
+        weights = jnp.where(keep_mask(words, rate, weights.shape), weights, jnp.float32(0.0))
+    mixed = (_batched_dot(weights.astype(dtype), value, 2) * inverse).astype(dtype)
+    return mixed, (query, key, value, bias, words, maximum, inverse, mixed)
+
+
+def _backward(rate: float, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
+    query, key, value, bias, words, maximum, inverse, mixed = residuals
+    dtype = query.dtype
+    root = query.shape[-1] ** -0.5
+    query = query * jnp.asarray(root, dtype)
+    cotangent = inverse * cotangent.astype(jnp.float32)
+    delta = row_sum(cotangent * mixed.astype(jnp.float32)) * (1.0 if words is None else 1.0 - rate)
+    cotangent = cotangent.astype(dtype)
+    weights = jnp.exp(_batched_dot(key, query, 3) + _swap(bias) - _swap(maximum))
+    weights_gradient = _batched_dot(value, cotangent, 3)
+    dropped = weights
+    if words is not None:
+        mask = keep_mask(words, rate, weights.shape, transposed=True)
+        dropped = jnp.where(mask, weights, jnp.float32(0.0))
+        weights_gradient = jnp.where(mask, weights_gradient, jnp.float32(0.0))
+    scores_gradient = (weights * (weights_gradient - _swap(delta))).astype(dtype)
+    value_gradient = _batched_dot(dropped.astype(dtype), cotangent, 2).astype(dtype)
+    key_gradient = _batched_dot(scores_gradient, query, 2).astype(dtype)
+    query_gradient = _swap((_batched_dot(_key_columns(key), scores_gradient, 2) * jnp.float32(root)).astype(dtype))
+    return query_gradient, key_gradient, value_gradient, None, None
+
+
+softmax_attention.defvjp(_forward, _backward)

@@ -1,0 +1,1 @@
+"""Reading and writing checkpoints: Hugging Face folders, hub ids, sentence-transformers folders."""
