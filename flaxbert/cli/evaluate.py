@@ -1,0 +1,42 @@
+"""``flaxbert evaluate``: scores a model on labelled examples."""
+
+from flaxbert.config import AttentionName, DataConfig, PrecisionName
+
+
+def run(
+    model: str,
+    data: DataConfig = DataConfig(),
+    examples: str = "",
+    output: str = "",
+    batch_size: int = 32,
+    precision: PrecisionName = "float32",
+    attention: AttentionName = "auto",
+    offline: bool = False,
+) -> int:
+    """Scores a classifier on labelled examples: the task's metrics with an interval, and the scores per label.
+
+    Args:
+      model: Folder or hub id of the model.
+      data: Where labels and texts stand in the examples; train, validation and test are not read.
+      examples: File, folder or hub id of the labelled examples; empty takes data.validation.
+      output: File for the metrics and the scores per label as JSON; empty writes none.
+      batch_size: Most texts computed together.
+      precision: Type that the matrix products are computed in.
+      attention: Attention implementation.
+      offline: Never contact the hub.
+
+    Returns:
+      The exit code.
+    """
+    from flaxbert.core.runtime import configure
+
+    configure()
+    import flaxbert
+    from flaxbert.evaluation.score import score_model
+
+    loaded = flaxbert.load(model, precision=precision, attention=attention, offline=offline)
+    result = score_model(loaded, data, examples or data.validation, batch_size=batch_size)
+    print(result.to_text())
+    if output:
+        result.write(output)
+    return 0

@@ -1,0 +1,33 @@
+"""``flaxbert finetune``: trains a model for a task."""
+
+from flaxbert.config import DataConfig, MeshConfig, ModelSource, OutputConfig, RunConfig, TrainConfig
+
+EXIT_PREEMPTED = 143
+
+
+def run(
+    model: ModelSource = ModelSource(),
+    data: DataConfig = DataConfig(),
+    train: TrainConfig = TrainConfig(),
+    mesh: MeshConfig = MeshConfig(),
+    output: OutputConfig = OutputConfig(),
+) -> int:
+    """Trains a model for a task.
+
+    Args:
+      model: Which model the run starts from.
+      data: Which examples it reads.
+      train: How it is trained.
+      mesh: How devices are arranged.
+      output: Where the run writes.
+
+    Returns:
+      The exit code: 143 when the run was asked to stop and saved first.
+    """
+    from flaxbert.core.runtime import configure
+
+    configure()
+    from flaxbert.train.recipes.finetune import finetune
+
+    result = finetune(RunConfig(model=model, data=data, train=train, mesh=mesh, output=output))
+    return EXIT_PREEMPTED if result.reason == "preempted" else 0

@@ -1,0 +1,157 @@
+"""``flaxbert <command>``: finds the command, parses its options, and turns errors into one clear line."""
+
+import errno
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from flaxbert.errors import FlaxbertError, nearest
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("flaxbert.cli.demo", "fine-tune, compress and predict on text that every Python carries, offline"),
+    "finetune": ("flaxbert.cli.finetune", "train a model for a task from a config file or options"),
+    "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples"),
+    "predict": ("flaxbert.cli.predict", "label or embed texts from arguments, a file or standard input"),
+    "quantize": ("flaxbert.cli.quantize", "store and run a model's matrices as int8"),
+    "sparsify": ("flaxbert.cli.sparsify", "set a share of a model's weights to zero, for good"),
+    "checkpoints list": ("flaxbert.cli.checkpoints", "list the saved versions of a run"),
+    "checkpoints show": ("flaxbert.cli.checkpoints", "show what one saved version holds"),
+    "doctor": ("flaxbert.cli.doctor", "check this machine: devices, versions, memory, numerics"),
+}
+"""Module and one-line description of every command."""
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def _usage() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: flaxbert <command> [options]",
+            "",
+            "BERT-family encoders on JAX: fine-tune, evaluate, compress and run them.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "flaxbert <command> --help documents the options of a command; flaxbert --version prints the version.",
+        ]
+    )
+
+
+def _find_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    for length in (2, 1):
+        name = " ".join(arguments[:length])
+        if name in COMMANDS:
+            return name, list(arguments[length:])
+    return "", list(arguments)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"flaxbert: error: {message}", file=sys.stderr)
+    return code
+
+
+def _unknown_command(arguments: Sequence[str]) -> int:
+    words = [word for word in arguments if not word.startswith("-")]
+    word = words[0] if words else " ".join(arguments)
+    subcommands = [name for name in COMMANDS if name.startswith(f"{word} ")]
+    if subcommands:
+        return _fail(f"'{word}' needs one more word: {', '.join(subcommands)}.", EXIT_USAGE)
+    return _fail(f"unknown command '{word}'.{nearest(word, COMMANDS)} Try flaxbert --help.", EXIT_USAGE)
+
+
+def _known_keys(parser: Any) -> list[str]:
+    return [option.lstrip("-") for action in parser._actions for option in action.option_strings]
+
+
+def _explain(message: str, keys: Iterable[str]) -> str:
+    """Returns a parser's message in one line, with the nearest valid key for one that is not known."""
+    message = " ".join(message.split())
+    keys = list(keys)
+    unknown = re.search(r"unrecognized arguments: --?([\w.\-]+)", message)
+    unknown = unknown or re.search(r"[Kk]ey ['\"]([\w.\-]+)['\"] is not expected", message)
+    unknown = unknown or re.search(r"does not accept (?:nested )?(?:key|option) ['\"]([\w.\-]+)['\"]", message)
+    if unknown is None:
+        return message
+    word = unknown[1]
+    candidates = keys if "." in word else [*keys, *(key.rsplit(".", 1)[-1] for key in keys)]
+    return message + nearest(word, candidates)
+
+
+def build_parser(name: str) -> tuple[Any, Callable[..., Any]]:
+    """Returns the option parser of a command and the function that runs it.
+
+    Args:
+      name: A key of ``COMMANDS``.
+    """
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    module = importlib.import_module(COMMANDS[name][0])
+    function = getattr(module, name.rsplit(maxsplit=1)[-1] if " " in name else "run")
+    parser = ArgumentParser(
+        prog=f"flaxbert {name}",
+        description=COMMANDS[name][1][0].upper() + COMMANDS[name][1][1:] + ".",
+        exit_on_error=False,
+        print_config="--print-config",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with options; options on the command line win.")
+    parser.add_function_arguments(function, as_positional=True, fail_untyped=True)
+    return parser, function
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      arguments: The words after ``flaxbert``; None takes those of the process.
+
+    Returns:
+      Exit code: 0 for success, 1 for an error that the message explains, 2 for wrong usage, 130 or 143 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        import flaxbert
+
+        print(f"flaxbert {flaxbert.__version__}")
+        return 0
+    name, rest = _find_command(arguments)
+    if not name:
+        return _unknown_command(arguments)
+    return _run_command(name, rest)
+
+
+def _run_command(name: str, rest: list[str]) -> int:
+    import jsonargparse
+
+    parser, function = build_parser(name)
+    try:
+        namespace = parser.parse_args(rest)
+        values = parser.instantiate(namespace)
+    except (jsonargparse.ArgumentError, FlaxbertError, TypeError, ValueError) as error:
+        return _fail(_explain(str(error), _known_keys(parser)) + f" See flaxbert {name} --help.", EXIT_USAGE)
+    except SystemExit as stop:  # --help and --print-config
+        return int(stop.code or 0)
+    keywords = {key: value for key, value in vars(values).items() if key not in ("config", "print-config")}
+    try:
+        code = function(**keywords)
+    except FlaxbertError as error:
+        return _fail(str(error), EXIT_ERROR)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            return _fail(
+                f"{error.strerror}: {error.filename or 'while writing'}. Nothing half-written was kept.", EXIT_ERROR
+            )
+        raise
+    except KeyboardInterrupt:
+        return _fail("interrupted.", EXIT_INTERRUPTED)
+    return int(code or 0)

@@ -1,0 +1,329 @@
+"""Batches of one static shape per length, in an order that is a pure function of seed, epoch and step.
+
+A step's batch is looked up by its number, so a position is one integer and continuing reads nothing of what went before.
+The global batch is formed first, then every process takes its slice of rows: all see the same length at a step, and a
+position can be restored on another number of processes.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from flaxbert.data.ordering import WINDOW_BATCHES, default_length_buckets, plan_epoch
+from flaxbert.data.tokenization import TokenizedExamples
+from flaxbert.errors import ConfigError, DataError, MeshError
+
+_PREFETCHED_BATCHES = 4
+
+Batch = dict[str, np.ndarray]
+
+
+def collate(
+    examples: TokenizedExamples, rows: Int[np.ndarray, "batch"], length: int, filler: int | None = None
+) -> Batch:
+    """Returns the batch of the given examples, padded on the right.
+
+    Rows of -1 repeat a real example with ``example_weight`` 0 and ``example_index`` -1, so that no row is without tokens.
+
+    Args:
+      examples: The examples.
+      rows: Their numbers.
+      length: Length in tokens to pad to.
+      filler: Example that rows of -1 repeat; by default the first of the rows that is real.
+    """
+    real = rows >= 0
+    if filler is None:
+        filler = int(rows[real][0]) if real.any() else 0
+    chosen = np.where(real, rows, filler)
+    starts, lengths = examples.offsets[chosen], examples.lengths[chosen]
+    mask = np.arange(length) < lengths[:, None]
+    flat = (starts[:, None] + np.arange(length))[mask]
+    input_ids = np.full(mask.shape, examples.pad_token_id, np.int32)
+    input_ids[mask] = examples.input_ids[flat]
+    token_type_ids = np.zeros(mask.shape, np.int32)
+    if examples.token_type_ids is not None:
+        token_type_ids[mask] = examples.token_type_ids[flat]
+    batch = {
+        "input_ids": input_ids,
+        "attention_mask": mask.astype(np.int32),
+        "token_type_ids": token_type_ids,
+        "example_weight": real.astype(np.float32),
+        "example_index": rows.astype(np.int32),
+    }
+    if examples.labels is not None:
+        batch["labels"] = examples.labels[chosen]
+    return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSource:
+    """Random access to the batches of one process by the number of the step: what grain iterates over.
+
+    Attributes:
+      examples: The examples.
+      batch_size: Examples per global batch.
+      seed: Decides the order.
+      shuffle: Whether to shuffle anew each epoch.
+      length_buckets: Lengths in tokens, rising.
+      group_by_length: Whether batches hold examples of similar length.
+      process_index: Number of this process.
+      process_count: Number of processes.
+      num_steps: Number of steps over all epochs.
+      window_batches: Batches per window of grouping.
+    """
+
+    examples: TokenizedExamples
+    batch_size: int
+    seed: int
+    shuffle: bool
+    length_buckets: tuple[int, ...]
+    group_by_length: bool
+    process_index: int
+    process_count: int
+    num_steps: int
+    window_batches: int
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that show every example once."""
+        return -(-len(self.examples) // self.batch_size)
+
+    @functools.cached_property
+    def _plan(self) -> Any:
+        """The plan of an epoch; two are kept, because reading ahead crosses their border."""
+        return functools.lru_cache(maxsize=2)(self._plan_epoch)
+
+    def _plan_epoch(self, epoch: int) -> Int[np.ndarray, "steps batch"]:
+        return plan_epoch(
+            self.examples.lengths,
+            self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            shuffle=self.shuffle,
+            group_by_length=self.group_by_length,
+            window_batches=self.window_batches,
+        )
+
+    def __getitem__(self, index: int) -> Batch:
+        """Returns this process's rows of the batch of step ``index``."""
+        epoch, step_in_epoch = divmod(int(index), self.steps_per_epoch)
+        rows = self._plan(epoch)[step_in_epoch]
+        real = rows[rows >= 0]
+        longest = int(self.examples.lengths[real].max())
+        length = self.length_buckets[int(np.searchsorted(self.length_buckets, longest))]
+        share = self.batch_size // self.process_count
+        own = rows[self.process_index * share : (self.process_index + 1) * share]
+        return collate(self.examples, own, length, filler=int(real[0]))
+
+
+class BatchPipeline(Iterator[Batch]):
+    """Iterates over batches with a position that can be saved and restored.
+
+    All batches have ``batch_size`` rows. The last batch of an epoch is filled up with rows of ``example_weight`` 0 rather
+    than dropped: shapes stay static, and every example is seen exactly once per epoch, in training too, where a small
+    data set would otherwise lose a part of itself.
+
+    Args:
+      examples: The examples.
+      batch_size: Examples per global batch, over all processes.
+      seed: Decides the order.
+      shuffle: Whether to shuffle anew each epoch.
+      length_buckets: Lengths in tokens that batches are padded to; empty: the default ones up to the longest example.
+      group_by_length: Whether batches hold examples of similar length, within windows of 64 batches.
+      process_index: Number of this process; it gets rows ``[index * n, (index + 1) * n)`` of each global batch.
+      process_count: Number of processes.
+      num_epochs: Passes over the examples; None never ends.
+      window_batches: Batches per window of grouping.
+      prefetch: Batches that a thread prepares ahead.
+
+    Raises:
+      DataError: There are no examples, or one is longer than the last bucket.
+      MeshError: The batch can not be split evenly over the processes.
+
+    Example:
+      >>> pipeline = BatchPipeline(examples, batch_size=32, seed=0)  # doctest: +SKIP
+      >>> state = pipeline.get_state()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        examples: TokenizedExamples,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        length_buckets: Sequence[int] = (),
+        group_by_length: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_epochs: int | None = None,
+        window_batches: int = WINDOW_BATCHES,
+        prefetch: int = _PREFETCHED_BATCHES,
+    ) -> None:
+        _check_shape(examples, batch_size, process_index, process_count)
+        longest = int(examples.lengths.max())
+        buckets = tuple(sorted(length_buckets)) or default_length_buckets(longest)
+        if longest > buckets[-1]:
+            row = int(examples.lengths.argmax())
+            raise DataError(
+                f"Example {row} has {longest} tokens, but the longest of the length buckets is {buckets[-1]}; add a longer "
+                "bucket to data.length_buckets or lower data.max_length."
+            )
+        steps_per_epoch = -(-len(examples) // batch_size)
+        num_steps = sys.maxsize if num_epochs is None else num_epochs * steps_per_epoch
+        self._source = BatchSource(
+            examples=examples,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            length_buckets=buckets,
+            group_by_length=group_by_length,
+            process_index=process_index,
+            process_count=process_count,
+            num_steps=num_steps,
+            window_batches=window_batches,
+        )
+        self._iterator = _open_iterator(self._source, prefetch)
+
+    def __iter__(self) -> "BatchPipeline":
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that show every example once."""
+        return self._source.steps_per_epoch
+
+    @property
+    def step(self) -> int:
+        """Number of batches handed out so far, over all epochs."""
+        return int(self._iterator.get_state()["next_index"])
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that the next batch belongs to, from 0."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def length_buckets(self) -> tuple[int, ...]:
+        """Lengths in tokens that batches are padded to."""
+        return self._source.length_buckets
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        source = self._source
+        return {
+            "batch_size": source.batch_size,
+            "seed": source.seed,
+            "shuffle": source.shuffle,
+            "group_by_length": source.group_by_length,
+            "window_batches": source.window_batches,
+            "num_examples": len(source.examples),
+            "digest": _digest(source.examples),
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position: the number of the next step, and what the order depends on; fit for JSON."""
+        return {"step": self.step, **self._identity}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues at a position, also one that was saved with another number of processes.
+
+        Args:
+          state: What ``get_state`` returned.
+
+        Raises:
+          DataError: The position belongs to other examples, another seed or another batch size.
+        """
+        differing = [
+            f"{name} was {state.get(name)!r} and is {value!r}"
+            for name, value in self._identity.items()
+            if state.get(name) != value
+        ]
+        step = state.get("step")
+        if differing or not isinstance(step, int) or not 0 <= step <= len(self._source):
+            reason = "; ".join(differing) or f"step is {step!r} of {len(self._source)}"
+            raise DataError(
+                f"The saved data position does not belong to this run's batches: {reason}. Resume with the data, seed and "
+                "batch size of the saved run, or start a new run in another output folder."
+            )
+        self._iterator.set_state({"next_index": step})
+
+    def close(self) -> None:
+        """Stops reading ahead; the pipeline can not be used afterwards."""
+        self._iterator.close()
+
+
+def evaluation_batches(
+    examples: TokenizedExamples,
+    batch_size: int,
+    length_buckets: Sequence[int] = (),
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchPipeline:
+    """Returns the batches of one pass, sorted by length; ``example_index`` tells which example each row is.
+
+    Args:
+      examples: The examples.
+      batch_size: Examples per global batch.
+      length_buckets: Lengths in tokens that batches are padded to; empty for the default ones.
+      process_index: Number of this process.
+      process_count: Number of processes.
+
+    Returns:
+      A pipeline that ends after each example was seen exactly once; call again for another pass.
+    """
+    return BatchPipeline(
+        examples,
+        batch_size=batch_size,
+        shuffle=False,
+        length_buckets=length_buckets,
+        group_by_length=True,
+        process_index=process_index,
+        process_count=process_count,
+        num_epochs=1,
+        window_batches=max(1, -(-len(examples) // batch_size)),
+    )
+
+
+def _open_iterator(source: BatchSource, prefetch: int) -> Any:
+    import grain
+
+    options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+
+def _check_shape(examples: TokenizedExamples, batch_size: int, process_index: int, process_count: int) -> None:
+    if not len(examples):
+        raise DataError("There are no examples to make batches of; check the data files and data.max_train_examples.")
+    if batch_size < 1:
+        raise ConfigError(f"The batch size is {batch_size}, but must be at least 1.")
+    if not 0 <= process_index < process_count:
+        raise MeshError(
+            f"This is process {process_index} of {process_count}; numbers run from 0 to {process_count - 1}."
+        )
+    if batch_size % process_count:
+        lower = batch_size - batch_size % process_count
+        raise MeshError(
+            f"The batch of {batch_size} examples can not be split evenly over {process_count} processes; choose a multiple, "
+            f"for example {lower or process_count} or {lower + process_count}."
+        )
+
+
+def _digest(examples: TokenizedExamples) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for array in (examples.input_ids, examples.token_type_ids, examples.offsets, examples.labels):
+        digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

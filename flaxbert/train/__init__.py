@@ -1,0 +1,1 @@
+"""Training: losses, schedules, optimizers, the state, the step and the memory it needs."""

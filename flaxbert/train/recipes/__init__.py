@@ -1,0 +1,1 @@
+"""Whole jobs put together from the parts: what a command runs."""

@@ -1,0 +1,228 @@
+"""The start of a fine-tuning run: processes, data, model, mesh and compiled step."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from flaxbert.architecture import Execution, resolve_task
+from flaxbert.config import MeshConfig, RunConfig
+from flaxbert.core.precision import Precision
+from flaxbert.core.runtime import device_memory_limit_bytes, initialize_distributed
+from flaxbert.core.sharding import DATA, FSDP, TENSOR, build_mesh, check_mesh_fits
+from flaxbert.core.trees import leaf_names
+from flaxbert.data.batches import BatchPipeline
+from flaxbert.data.load import TrainingData, load_examples
+from flaxbert.errors import ConfigError
+from flaxbert.families import get_family
+from flaxbert.families.graph import forward, graph_definition
+from flaxbert.model import Model, load
+from flaxbert.weights.hub import resolve
+from flaxbert.weights.load import read_config
+from flaxbert.weights.tokenizer import load_tokenizer
+
+Say = Callable[[str], None]
+
+
+def say_on_first(message: str) -> None:
+    """Prints a line on the first process only.
+
+    Args:
+      message: The line.
+    """
+    if jax.process_index() == 0:
+        print(message, file=sys.stdout, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run ready to be compiled.
+
+    Attributes:
+      config: The resolved run.
+      model: Model with host parameters, before training.
+      data: Tokenized examples with their labels.
+      mesh: The mesh.
+      leaf_axes: Axis names of every leaf.
+      total_steps: Optimizer steps of the whole run.
+      steps_per_epoch: Optimizer steps of one pass.
+      pipeline: Training batches of this process.
+    """
+
+    config: RunConfig
+    model: Model
+    data: TrainingData
+    mesh: Mesh
+    leaf_axes: Mapping[str, tuple[str, ...]]
+    total_steps: int
+    steps_per_epoch: int
+    pipeline: BatchPipeline
+
+
+def global_batch_size(config: RunConfig) -> int:
+    """Returns the examples per optimizer step over all devices.
+
+    Args:
+      config: The run.
+    """
+    return config.train.target_batch_size if config.train.batch_size == "auto" else config.train.batch_size
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Returns over how many devices a batch is split.
+
+    Args:
+      mesh: The mesh.
+    """
+    return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
+def load_model(config: RunConfig, data: TrainingData, task: str, folder: str) -> Model:
+    """Loads the model of a run with a head that fits the data.
+
+    Args:
+      config: The run.
+      data: Examples, for labels and problem type.
+      task: Canonical task name.
+      folder: Folder of the checkpoint.
+
+    Returns:
+      The model.
+    """
+    source = config.model
+    model = load(
+        folder,
+        task=task,
+        labels=tuple(data.labels),
+        problem_type=data.problem_type,
+        precision=source.precision,
+        attention=source.attention,
+        scan_layers=source.scan_layers,
+        remat=source.remat,
+        from_scratch=source.from_scratch,
+        seed=config.train.seed,
+    )
+    changes: dict[str, Any] = {}
+    for field, target in (
+        ("dropout_rate", "hidden_dropout_rate"),
+        ("attention_dropout_rate", "attention_dropout_rate"),
+        ("classifier_dropout_rate", "classifier_dropout_rate"),
+    ):
+        if getattr(source, field) >= 0:
+            changes[target] = getattr(source, field)
+    return model.replace(config=model.config.replace(**changes)) if changes else model
+
+
+def _count_steps(config: RunConfig, steps_per_epoch: int) -> int:
+    if config.train.num_steps:
+        return config.train.num_steps
+    return max(1, math.ceil(steps_per_epoch * config.train.num_epochs))
+
+
+def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
+    """Reads data and model and lays out the mesh.
+
+    Args:
+      config: The run.
+      say: Where lines for the user go.
+
+    Returns:
+      The prepared run.
+
+    Raises:
+      ConfigError: The run names no model or no data, or settings do not fit together.
+      DataError: The data can not be read or does not fit the task.
+      WeightsError: The model can not be loaded.
+      MeshError: The mesh does not fit devices, model or batch.
+    """
+    if not config.model.path:
+        raise ConfigError("model.path is empty: name a folder or hub id to start from, for example --model.path MODEL.")
+    if not config.data.train:
+        raise ConfigError("data.train is empty: name a file, folder or hub id of training examples.")
+    initialize_distributed(config.mesh)
+    mesh = build_mesh(config.mesh)
+    task = resolve_task(config.model.task or "sequence-classification")
+    folder = resolve(config.model.path, revision=config.model.revision or None, offline=config.model.offline)
+    stored = read_config(folder)
+    data = load_examples(
+        config.data,
+        load_tokenizer(folder, stored),
+        task=task,
+        problem_type=config.model.problem_type,
+        seed=config.train.seed,
+        model_max_length=stored.max_position_embeddings,
+    )
+    model = load_model(config, data, task, str(folder))
+    if model.account is not None:
+        say(model.account.summary())
+    batch_size = global_batch_size(config)
+    accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
+    check_mesh_fits(mesh, model.config, batch_size // accumulation)
+    pipeline = BatchPipeline(
+        data.train,
+        batch_size=batch_size,
+        seed=config.train.seed,
+        shuffle=config.data.shuffle,
+        length_buckets=data.length_buckets,
+        group_by_length=config.data.group_by_length,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    family = get_family(model.config.family)
+    return Prepared(
+        config=config,
+        model=model,
+        data=data,
+        mesh=mesh,
+        leaf_axes=family.parameter_axes(leaf_names(model.params)),
+        total_steps=_count_steps(config, pipeline.steps_per_epoch),
+        steps_per_epoch=pipeline.steps_per_epoch,
+        pipeline=pipeline,
+    )
+
+
+def forward_function(model: Model) -> Callable[..., Any]:
+    """Returns ``(params, batch, dropout_key) -> ModelOutput`` of a model, for the training step.
+
+    Args:
+      model: The model; its parameters are not captured.
+    """
+    graphdef = graph_definition(model.config, model.task, model.execution)
+
+    def run(params: Any, batch: Mapping[str, Any], dropout_key: Any) -> Any:
+        return forward(graphdef, params, batch, dropout_key=dropout_key)
+
+    return run
+
+
+def describe(prepared: Prepared) -> str:
+    """Returns a few lines that say what is about to be trained on what.
+
+    Args:
+      prepared: The run.
+    """
+    mesh, model, config = prepared.mesh, prepared.model, prepared.config
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    device = mesh.devices.flat[0]
+    limit = device_memory_limit_bytes(device) / 2**30
+    execution: Execution = model.execution
+    return (
+        f"{model.config.family} with {model.config.num_hidden_layers} layers of {model.config.hidden_size}, "
+        f"task {model.task}, {model.config.problem_type or 'no problem type'}; "
+        f"{len(prepared.data.train)} training and {len(prepared.data.validation)} held-out examples; "
+        f"{prepared.total_steps} steps of {global_batch_size(config)}; {Precision(execution.precision).name}; "
+        f"mesh {shape} on {device.device_kind} ({limit:.1f} GiB a device)"
+    )
+
+
+def mesh_config_of(mesh: Mesh) -> MeshConfig:
+    """Returns the sizes of a mesh as a config, as checkpoints record it.
+
+    Args:
+      mesh: The mesh.
+    """
+    return MeshConfig(data=mesh.shape[DATA], fsdp=mesh.shape[FSDP], tensor=mesh.shape[TENSOR])

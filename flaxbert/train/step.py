@@ -1,0 +1,302 @@
+"""One training step as a pure function: gradients over micro batches, clipping, update, and what to do when they overflow."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from flaxbert.core.sharding import FSDP, replicated
+from flaxbert.core.trees import unflatten_parts
+from flaxbert.errors import ShapeError
+from flaxbert.train.losses import LossFunction
+from flaxbert.train.optimizer import Leaves, Optimizer, global_norm
+from flaxbert.train.state import NO_BAD_STEP, TrainState
+
+Batch = Mapping[str, Any]
+"""Arrays by name, all with the batch as first axis."""
+
+Forward = Callable[..., Any]
+"""``forward(params, batch, dropout_key=key or None)``, returns a ``ModelOutput``."""
+
+LOSS_SCALE_STEP = 2.0
+"""Factor by which the loss scale grows and shrinks."""
+
+SMALLEST_LOSS_SCALE = 1.0
+"""Loss scale below which overflow is an error of the run, not of the scale."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepMetrics:
+    """What one step reports, all scalars on the device; reading them waits for the step.
+
+    Attributes:
+      loss_sum: Weighted sum of the losses of all examples; the loss is ``loss_sum / weight``.
+      weight: Sum of the weights.
+      grad_norm: Global norm of the gradient of the loss, before clipping.
+      learning_rate: Learning rate of this step.
+      tokens: Real tokens in the batch, int32.
+      loss_scale: Loss scale that this step used.
+      applied: Whether the update was applied; False where loss or gradients were not finite.
+    """
+
+    loss_sum: Any
+    weight: Any
+    grad_norm: Any
+    learning_rate: Any
+    tokens: Any
+    loss_scale: Any
+    applied: Any
+
+
+TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, StepMetrics]]
+
+
+def count_tokens(batch: Batch) -> jax.Array:
+    """Returns the number of real tokens of a batch, int32.
+
+    Args:
+      batch: With ``segment_ids``, ``attention_mask`` or neither, which means that all tokens are real.
+    """
+    for name in ("segment_ids", "attention_mask"):
+        if batch.get(name) is not None:
+            return jnp.sum((batch[name] > 0).astype(jnp.int32))
+    return jnp.full((), batch["input_ids"].size, jnp.int32)
+
+
+def split_micro_batches(batch: Batch, accumulation_steps: int) -> dict[str, jax.Array]:
+    """Deals the rows of a batch out to micro batches, row ``r`` to micro batch ``r % accumulation_steps``.
+
+    Dealt out like that, every device keeps its own rows, and the micro batches do not depend on the mesh.
+
+    Args:
+      batch: Arrays ``[batch, ...]``.
+      accumulation_steps: Number of micro batches.
+
+    Returns:
+      Arrays ``[accumulation_steps, batch / accumulation_steps, ...]``.
+
+    Raises:
+      ShapeError: The batch is not divisible by the number of micro batches.
+    """
+    split: dict[str, jax.Array] = {}
+    for name, array in batch.items():
+        rows = array.shape[0]
+        if rows % accumulation_steps:
+            raise ShapeError(
+                f"Batch entry '{name}' has {rows} rows, which is not divisible by {accumulation_steps} micro batches."
+            )
+        dealt = jnp.reshape(array, (rows // accumulation_steps, accumulation_steps, *array.shape[1:]))
+        split[name] = jnp.swapaxes(dealt, 0, 1)
+    return split
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(leaf: jax.Array, whole: NamedSharding, split: NamedSharding) -> jax.Array:
+    del split
+    return jax.lax.with_sharding_constraint(leaf, whole)
+
+
+def _gather_forward(leaf: jax.Array, whole: NamedSharding, split: NamedSharding) -> tuple[jax.Array, None]:
+    return _gather(leaf, whole, split), None
+
+
+def _gather_backward(
+    whole: NamedSharding, split: NamedSharding, residuals: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    del whole, residuals
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _gather_over_fsdp(leaves: Leaves, shardings: Mapping[str, NamedSharding]) -> Leaves:
+    """Puts parameters together that are split over fsdp, for the time of their use.
+
+    Without this, the compiler keeps the parameters split and puts the batch together instead, so that every device computes
+    all examples.
+    """
+    gathered: Leaves = {}
+    for name, leaf in leaves.items():
+        split = shardings[name]
+        spec = PartitionSpec(*(None if axis == FSDP else axis for axis in split.spec))
+        gathered[name] = leaf if spec == split.spec else _gather(leaf, NamedSharding(split.mesh, spec), split)
+    return gathered
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Gradients:
+    """Computes the gradient of the summed loss, micro batch by micro batch."""
+
+    forward: Forward
+    loss: LossFunction
+    kinds: Mapping[str, str]
+    accumulation_steps: int
+    shardings: TrainState | None
+
+    def _scaled_loss(
+        self, trainable: Leaves, frozen: Leaves, batch: Batch, key: Any, factor: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        if self.shardings is not None:
+            trainable = _gather_over_fsdp(trainable, self.shardings.trainable)
+            frozen = _gather_over_fsdp(frozen, self.shardings.frozen)
+        params = unflatten_parts({**trainable, **frozen}, self.kinds)
+        total, weight = self.loss(self.forward(params, batch, dropout_key=key), batch)
+        return total * factor, (total, weight)
+
+    def _constrain(self, gradients: Leaves) -> Leaves:
+        if self.shardings is None:
+            return gradients
+        return {n: jax.lax.with_sharding_constraint(g, self.shardings.trainable[n]) for n, g in gradients.items()}
+
+    def _micro(self, state: TrainState, batch: Batch, key: Any, index: Any, factor: jax.Array) -> Any:
+        micro_key = None if key is None else jax.random.fold_in(key, index)
+        gradient = jax.grad(self._scaled_loss, has_aux=True)
+        gradients, (total, weight) = gradient(state.trainable, state.frozen, batch, micro_key, factor)
+        return self._constrain(gradients), total, weight
+
+    def __call__(self, state: TrainState, batch: Batch, key: Any, factor: jax.Array) -> Any:
+        """Returns gradients of ``factor * loss_sum``, the loss sum and the weight."""
+        if self.accumulation_steps == 1:
+            return self._micro(state, batch, key, jnp.zeros((), jnp.int32), factor)
+
+        def body(carry: Any, inputs: Any) -> tuple[Any, None]:
+            added = self._micro(state, inputs[1], key, inputs[0], factor)
+            return jax.tree.map(jnp.add, carry, added), None
+
+        zeros = self._constrain({name: jnp.zeros_like(leaf) for name, leaf in state.trainable.items()})
+        start = (zeros, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+        indices = jnp.arange(self.accumulation_steps, dtype=jnp.int32)
+        carry, _ = jax.lax.scan(body, start, (indices, split_micro_batches(batch, self.accumulation_steps)))
+        return carry
+
+
+def _next_loss_scale(
+    state: TrainState, finite: Bool[Array, ""], growth_steps: int
+) -> tuple[Float[Array, ""], jax.Array]:
+    counted = jnp.where(finite, state.finite_steps + jnp.int32(1), jnp.int32(0))
+    grows = counted >= growth_steps
+    larger = jnp.where(grows, state.loss_scale * jnp.float32(LOSS_SCALE_STEP), state.loss_scale)
+    smaller = jnp.maximum(state.loss_scale / jnp.float32(LOSS_SCALE_STEP), jnp.float32(SMALLEST_LOSS_SCALE))
+    return jnp.where(finite, larger, smaller), jnp.where(grows, jnp.int32(0), counted)
+
+
+def _first_bad_step(state: TrainState, bad: Bool[Array, ""]) -> jax.Array:
+    return jnp.where(bad & (state.first_bad_step == NO_BAD_STEP), state.step, state.first_bad_step)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Step:
+    """One optimizer step as a function of state, batch and key."""
+
+    gradients_of: _Gradients
+    optimizer: Optimizer
+    accumulation_steps: int
+    sharded: bool
+    loss_scale_growth_steps: int
+
+    def __call__(self, state: TrainState, batch: Batch, dropout_key: Any) -> tuple[TrainState, StepMetrics]:
+        optimizer = self.optimizer
+        with jax.numpy_dtype_promotion("strict"):
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
+            scaled = self.loss_scale_growth_steps > 0
+            rows = batch["input_ids"].shape[0] // self.accumulation_steps
+            # In float16 the mean of a micro batch is scaled, not its sum, which would overflow much earlier.
+            factor = state.loss_scale / jnp.float32(rows) if scaled else jnp.ones((), jnp.float32)
+            gradients, loss_sum, weight = self.gradients_of(state, batch, key, factor)
+            unscale = jnp.where(weight > 0, 1.0 / (jnp.maximum(weight, 1e-30) * factor), 0.0)
+            grad_norm = global_norm(gradients, self.sharded) * unscale
+            finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss_sum)
+            learning_rate = optimizer.schedule(state.step) * state.learning_rate_factor
+            trainable, optimizer_state = optimizer.update(
+                state.trainable,
+                state.optimizer,
+                gradients,
+                learning_rate=learning_rate,
+                gradient_factor=optimizer.clip_factor(grad_norm) * unscale,
+                apply=finite,
+            )
+            bad, loss_scale, finite_steps = ~finite, state.loss_scale, state.finite_steps
+            if scaled:
+                bad = bad & (~jnp.isfinite(loss_sum) | (state.loss_scale <= SMALLEST_LOSS_SCALE))
+                loss_scale, finite_steps = _next_loss_scale(state, finite, self.loss_scale_growth_steps)
+            metrics = StepMetrics(
+                loss_sum=loss_sum,
+                weight=weight,
+                grad_norm=grad_norm,
+                learning_rate=learning_rate,
+                tokens=count_tokens(batch),
+                loss_scale=state.loss_scale,
+                applied=finite,
+            )
+            return state.replace(
+                step=state.step + jnp.int32(1),
+                trainable=trainable,
+                optimizer=optimizer_state,
+                loss_scale=loss_scale,
+                finite_steps=finite_steps,
+                first_bad_step=_first_bad_step(state, bad),
+            ), metrics
+
+
+def make_train_step(
+    forward: Forward,
+    loss: LossFunction,
+    optimizer: Optimizer,
+    kinds: Mapping[str, str],
+    accumulation_steps: int = 1,
+    *,
+    shardings: TrainState | None = None,
+    mesh: Mesh | None = None,
+    loss_scale_growth_steps: int = 0,
+) -> Any:
+    """Compiles-on-demand one optimizer step.
+
+    The gradient is that of ``sum of weighted losses / sum of weights`` over the whole batch, whatever the number of micro
+    batches. A step whose loss or gradients are not finite changes neither parameters nor optimizer; its number is kept in
+    ``first_bad_step``. With a loss scale (float16), overflow halves the scale instead, and ``loss_scale_growth_steps``
+    finite steps in a row double it.
+
+    Args:
+      forward: ``forward(params, batch, dropout_key=...)``.
+      loss: Weighted sum of losses and of weights of a (micro) batch.
+      optimizer: The optimizer of the state.
+      kinds: Kinds of typed leaves, from ``create_state``.
+      accumulation_steps: Micro batches per step; they run one after the other.
+      shardings: ``state_shardings``, where the state is split over a mesh.
+      mesh: The mesh of ``shardings``.
+      loss_scale_growth_steps: Finite steps after which the loss scale doubles; 0 without loss scale.
+
+    Returns:
+      A jitted ``step(state, batch, dropout_key) -> (state, StepMetrics)`` that donates (overwrites) its state. The key of
+      a step is ``fold_in(dropout_key, state.step)``; None switches dropout off.
+    """
+    gradients_of = _Gradients(forward, loss, kinds, accumulation_steps, shardings)
+    sharded = mesh is not None and mesh.size > 1
+    step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps)
+    out_shardings = None if shardings is None or mesh is None else (shardings, replicated(mesh))
+    return jax.jit(step, donate_argnums=(0,), out_shardings=out_shardings)
+
+
+def make_eval_step(forward: Forward, mesh: Mesh | None = None) -> Any:
+    """Compiles-on-demand the scores of a batch.
+
+    Args:
+      forward: ``forward(params, batch, dropout_key=...)``.
+      mesh: Mesh of the parameters; the scores come back whole on every process.
+
+    Returns:
+      A jitted ``step(params, batch) -> float32 logits``, without dropout; it donates nothing.
+    """
+
+    def step(params: Mapping[str, Any], batch: Batch) -> jax.Array:
+        with jax.numpy_dtype_promotion("strict"):
+            return forward(params, batch, dropout_key=None).logits.astype(jnp.float32)
+
+    return jax.jit(step, out_shardings=None if mesh is None else replicated(mesh))

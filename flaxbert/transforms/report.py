@@ -1,0 +1,183 @@
+"""What a transform did to every leaf: form, bytes and error, as data, JSON or a table."""
+
+import dataclasses
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from flaxbert.core.arrays import array_bytes, is_typed
+
+KEPT = "kept"
+"""Form of a leaf that a transform left as it was."""
+
+
+def leaf_bytes(leaf: Any) -> int:
+    """Returns the bytes that a leaf occupies, all parts of typed leaves together."""
+    return leaf.size_bytes if is_typed(leaf) else array_bytes(leaf)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafReport:
+    """What happened to one leaf.
+
+    Attributes:
+      name: Dotted leaf name.
+      form: What the leaf became: ``kept``, ``quantized``, ``sparse``, ``dense``…
+      num_parameters: Logical entries.
+      bytes_before: Bytes of all stored parts before.
+      bytes_after: Bytes of all stored parts after.
+      kept_share: Share of entries that are not zero by a mask, in [0, 1]; 1 for leaves without a mask.
+      max_relative_error: Largest error of an entry over the largest magnitude of the leaf.
+      rms_relative_error: Root-mean-square error over the root-mean-square of the leaf.
+    """
+
+    name: str
+    form: str
+    num_parameters: int
+    bytes_before: int
+    bytes_after: int
+    kept_share: float = 1.0
+    max_relative_error: float = 0.0
+    rms_relative_error: float = 0.0
+
+
+def kept_leaf(name: str, leaf: Any) -> LeafReport:
+    """Returns the report of a leaf that stays as it is.
+
+    Args:
+      name: Name of the leaf.
+      leaf: The leaf.
+    """
+    size = leaf_bytes(leaf)
+    return LeafReport(name, KEPT, math.prod(leaf.shape), size, size)
+
+
+def compare_leaf(
+    name: str, form: str, before: Any, after: Any, weights: np.ndarray, stored: np.ndarray, kept_share: float = 1.0
+) -> LeafReport:
+    """Returns the report of a changed leaf.
+
+    Args:
+      name: Leaf name.
+      form: What the leaf became.
+      before: The old leaf, for its bytes.
+      after: The new leaf, for its bytes.
+      weights: Dense weights before.
+      stored: Dense weights that the new leaf stands for.
+      kept_share: Share of entries that a mask keeps.
+    """
+    error = np.subtract(stored, weights, dtype=np.float64)
+    largest = float(np.max(np.abs(weights), initial=0.0))
+    norm = float(np.linalg.norm(weights.astype(np.float64)))
+    return LeafReport(
+        name=name,
+        form=form,
+        num_parameters=weights.size,
+        bytes_before=leaf_bytes(before),
+        bytes_after=leaf_bytes(after),
+        kept_share=kept_share,
+        max_relative_error=float(np.max(np.abs(error), initial=0.0)) / largest if largest else 0.0,
+        rms_relative_error=float(np.linalg.norm(error)) / norm if norm else 0.0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressionReport:
+    """What a transform did to a tree.
+
+    Attributes:
+      transform: Name of the transform.
+      leaves: One report per leaf, in tree order.
+      notes: Further facts that a reader should know, one sentence each.
+    """
+
+    transform: str
+    leaves: tuple[LeafReport, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the whole tree before."""
+        return sum(leaf.bytes_before for leaf in self.leaves)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the whole tree after."""
+        return sum(leaf.bytes_after for leaf in self.leaves)
+
+    @property
+    def changed(self) -> tuple[LeafReport, ...]:
+        """Reports of the leaves that the transform changed."""
+        return tuple(leaf for leaf in self.leaves if leaf.form != KEPT)
+
+    @property
+    def kept_share(self) -> float:
+        """Share of the changed leaves' entries that masks keep, in [0, 1]; 1 where nothing changed."""
+        total = sum(leaf.num_parameters for leaf in self.changed)
+        return sum(leaf.kept_share * leaf.num_parameters for leaf in self.changed) / total if total else 1.0
+
+    @property
+    def max_relative_error(self) -> float:
+        """Largest relative error of any leaf."""
+        return max((leaf.max_relative_error for leaf in self.leaves), default=0.0)
+
+    @property
+    def rms_relative_error(self) -> float:
+        """Largest root-mean-square relative error of any leaf."""
+        return max((leaf.rms_relative_error for leaf in self.leaves), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns totals and leaves as plain numbers and strings."""
+        return {
+            "transform": self.transform,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "num_leaves_changed": len(self.changed),
+            "kept_share": self.kept_share,
+            "max_relative_error": self.max_relative_error,
+            "rms_relative_error": self.rms_relative_error,
+            "notes": list(self.notes),
+            "leaves": [dataclasses.asdict(leaf) for leaf in self.leaves],
+        }
+
+    def to_json(self) -> str:
+        """Returns ``to_dict`` as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_text(self, width: int = 120) -> str:
+        """Returns a table of the changed leaves, with totals below.
+
+        Args:
+          width: Columns of text.
+        """
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=self.transform, title_justify="left")
+        table.add_column("leaf", overflow="fold")
+        table.add_column("form")
+        for header in ("MB before", "MB after", "kept", "max error", "rms error"):
+            table.add_column(header, justify="right")
+        for leaf in self.changed:
+            table.add_row(
+                leaf.name,
+                leaf.form,
+                f"{leaf.bytes_before / 1e6:.2f}",
+                f"{leaf.bytes_after / 1e6:.2f}",
+                f"{leaf.kept_share:.1%}",
+                f"{leaf.max_relative_error:.2%}",
+                f"{leaf.rms_relative_error:.2%}",
+            )
+        text = io.StringIO()
+        console = Console(file=text, width=width, color_system=None)
+        console.print(table)
+        unchanged = len(self.leaves) - len(self.changed)
+        lines = [
+            f"{len(self.changed)} leaves changed, {unchanged} kept as they were.",
+            f"All parameters: {self.bytes_before / 1e6:.1f} MB before, {self.bytes_after / 1e6:.1f} MB after.",
+            *self.notes,
+        ]
+        return text.getvalue() + "\n".join(lines) + "\n"
