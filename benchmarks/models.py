@@ -1,0 +1,40 @@
+"""The models that benchmarks run on: BERT-base with random weights, in a folder that every peer loads."""
+
+import json
+import pathlib
+
+
+def base_model(folder: pathlib.Path, num_layers: int) -> pathlib.Path:
+    """Writes a BERT-base classifier with random weights and a vocabulary of placeholders.
+
+    Args:
+      folder: Where to.
+      num_layers: Layers of the model; 12 is BERT-base.
+
+    Returns:
+      The folder of the model.
+    """
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from flaxbert.architecture import ModelConfig
+    from flaxbert.families.graph import initialize_params
+    from flaxbert.weights.save import save_checkpoint
+
+    config = ModelConfig(num_hidden_layers=num_layers)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *(f"w{number}" for number in range(config.vocab_size - len(special)))]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )  # fmt: skip
+    target = folder / "model"
+    params = initialize_params(config, "sequence-classification", seed=0)
+    save_checkpoint(target, config=config, task="sequence-classification", params=params, tokenizer=wrapped)
+    described = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    if described["num_hidden_layers"] != num_layers:
+        raise RuntimeError(f"{target} was written with {described['num_hidden_layers']} layers, not {num_layers}.")
+    return target

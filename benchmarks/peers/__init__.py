@@ -1,0 +1,1 @@
+"""One module per peer; each offers ``prepare(settings) -> (step function, facts)`` and runs in a process of its own."""

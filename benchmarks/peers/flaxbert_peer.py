@@ -1,0 +1,84 @@
+"""flaxbert itself: training steps as ``flaxbert finetune`` runs them, inference as ``Model.apply`` does."""
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.settings import Settings, serve
+
+PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "int8": "float32"}
+
+
+def _train(settings: Settings, model: Any) -> Callable[[], float]:
+    import jax
+    import jax.numpy as jnp
+
+    from flaxbert.config import TrainConfig
+    from flaxbert.families.graph import forward, graph_definition
+    from flaxbert.train.losses import loss_for
+    from flaxbert.train.optimizer import make_optimizer
+    from flaxbert.train.state import create_state
+    from flaxbert.train.step import make_train_step
+
+    graphdef = graph_definition(model.config, model.task, model.execution)
+
+    def run(params: Any, batch: Any, *, dropout_key: Any = None) -> Any:
+        return forward(graphdef, params, batch, dropout_key=dropout_key)
+
+    config = TrainConfig(learning_rate=settings.learning_rate, warmup_steps=100, num_steps=10_000)
+    optimizer = make_optimizer(config, 10_000)
+    state, kinds = create_state(model.params, (), optimizer, copy=False)
+    loss = loss_for(model.task, "single_label_classification")
+    step = make_train_step(run, loss, optimizer, kinds)
+    batch = {name: jnp.asarray(array) for name, array in settings.batch().items()}
+    batch["example_weight"] = jnp.ones((settings.batch_size,), jnp.float32)
+    key = jax.random.key(0)
+    holder = [state]
+
+    def one() -> float:
+        holder[0], metrics = step(holder[0], batch, key)
+        jax.block_until_ready(holder[0])
+        return float(metrics.loss_sum / metrics.weight)
+
+    return one
+
+
+def _infer(settings: Settings, model: Any) -> Callable[[], float]:
+    import jax
+    import jax.numpy as jnp
+
+    batch = {name: jnp.asarray(array) for name, array in settings.batch().items() if name != "labels"}
+    if settings.variant == "int8":
+        from flaxbert.transforms.quantize import quantize
+
+        params, _ = quantize(model.params)
+        model = model.replace(params=params).with_execution(precision="bfloat16")
+    params = jax.device_put(model.params)
+
+    def one() -> float:
+        return float(jax.device_get(model.apply(params, batch).logits)[0, 0])
+
+    return one
+
+
+def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
+    """Returns one step of the job and the versions.
+
+    Args:
+      settings: What is measured.
+    """
+    from flaxbert.core.runtime import configure
+
+    configure()
+    import jax
+
+    import flaxbert
+
+    model = flaxbert.load(settings.folder, task="sequence-classification", precision=PRECISIONS[settings.variant])
+    step = (_train if settings.job == "train" else _infer)(settings, model)
+    del model
+    device = jax.devices()[0].device_kind
+    return step, {"version": f"flaxbert {flaxbert.__version__}, jax {jax.__version__}", "device": device}
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,66 @@
+"""transformers on torch: eager, compiled, and with autocast to bfloat16."""
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.settings import Settings, serve
+
+
+def _train(settings: Settings, model: Any, device: str, autocast: bool) -> Callable[[], float]:
+    import torch
+
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 100))
+    batch = {name: torch.as_tensor(array).long().to(device) for name, array in settings.batch().items()}
+
+    def one() -> float:
+        optimizer.zero_grad()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        return float(loss.detach())
+
+    return one
+
+
+def _infer(settings: Settings, model: Any, device: str, autocast: bool) -> Callable[[], float]:
+    import torch
+
+    model.eval()
+    batch = {
+        name: torch.as_tensor(array).long().to(device) for name, array in settings.batch().items() if name != "labels"
+    }
+
+    def one() -> float:
+        with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            return float(model(**batch).logits[0, 0].float())
+
+    return one
+
+
+def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
+    """Returns one step of the job and the versions.
+
+    Args:
+      settings: What is measured; variants f32, autocast, full-bf16 (inference only), each with ``-compiled`` or without.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, compiled = settings.variant.partition("+")
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(settings.folder, dtype=dtype).to(device)
+    if compiled:
+        model = torch.compile(model)
+    step = (_train if settings.job == "train" else _infer)(settings, model, device, kind == "autocast")
+    return step, {"version": f"transformers {transformers.__version__}, torch {torch.__version__}", "device": device}
+
+
+if __name__ == "__main__":
+    serve(prepare)

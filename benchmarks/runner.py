@@ -1,0 +1,174 @@
+"""Runs peers in turn, A B C A B C…, each in a process of its own, and tabulates medians and ratios."""
+
+import dataclasses
+import json
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.settings import Settings, root
+
+
+@dataclasses.dataclass
+class Peer:
+    """One row of a table.
+
+    Attributes:
+      name: Name in the table.
+      module: Module under ``benchmarks.peers``.
+      settings: What it measures.
+      python: Interpreter that runs it, where it needs packages of another environment.
+    """
+
+    name: str
+    module: str
+    settings: Settings
+    python: str = sys.executable
+
+
+class Worker:
+    """A peer's process, idle between its turns."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.seconds: list[float] = []
+        self.value = 0.0
+        self.peak_bytes = 0
+        self.facts: dict[str, Any] = {}
+        self.error = ""
+        command = [
+            peer.python, "-m", f"benchmarks.peers.{peer.module}", json.dumps(dataclasses.asdict(peer.settings))
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, cwd=root(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.facts = self._read() or {}
+
+    def _read(self) -> dict[str, Any] | None:
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if line:
+            return json.loads(line)
+        errors = self.process.stderr.read() if self.process.stderr else ""
+        self.error = (errors.strip().splitlines() or ["ended without a word"])[-1][:300]
+        return None
+
+    def run(self) -> None:
+        """Times one step."""
+        if self.error or self.process.stdin is None:
+            return
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        answer = self._read()
+        if answer is not None:
+            self.seconds.append(answer["seconds"])
+            self.value, self.peak_bytes = answer["value"], answer["peak_bytes"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self.process.poll() is None and self.process.stdin is not None:
+            self.process.stdin.close()
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+
+def measure(peers: Sequence[Peer], rounds: int, group_size: int, reference: str) -> list[dict[str, Any]]:
+    """Measures peers in turn.
+
+    Args:
+      peers: All rows; the reference is measured with each group, so that every ratio is of one and the same time.
+      rounds: Timed steps per peer.
+      group_size: Peers that are alive together, for memory; the reference counts as one of them.
+      reference: Name of the peer that others are compared with.
+
+    Returns:
+      One row per peer: median and range of seconds, ratio to the reference, peak memory, facts, or the error.
+    """
+    base = next(peer for peer in peers if peer.name == reference)
+    others = [peer for peer in peers if peer.name != reference]
+    size = max(1, group_size - 1)
+    rows: list[dict[str, Any]] = []
+    for start in range(0, max(1, len(others)), size):
+        workers = []
+        for peer in [base, *others[start : start + size]]:
+            print(f"starting {peer.name} …", file=sys.stderr, flush=True)
+            workers.append(Worker(peer))
+        for _ in range(rounds):
+            for worker in workers:
+                worker.run()
+        rows.extend(_row(worker, workers[0], is_reference=worker is workers[0]) for worker in workers[start > 0 :])
+        for worker in workers:
+            worker.close()
+    return rows
+
+
+def _row(worker: Worker, base: Worker, is_reference: bool) -> dict[str, Any]:
+    settings = worker.peer.settings
+    row: dict[str, Any] = {"name": worker.peer.name, "settings": dataclasses.asdict(settings), **worker.facts}
+    if worker.error or not worker.seconds:
+        return {**row, "error": worker.error}
+    median = statistics.median(worker.seconds)
+    ratios = [b / a for a, b in zip(worker.seconds, base.seconds, strict=False)]
+    return {
+        **row,
+        "seconds": median,
+        "seconds_least": min(worker.seconds),
+        "seconds_most": max(worker.seconds),
+        "rounds": len(worker.seconds),
+        "sequences_per_second": settings.batch_size / median,
+        "ratio": 1.0 if is_reference else statistics.median(ratios),
+        "peak_mib": worker.peak_bytes / 2**20,
+        "value": worker.value,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]], reference: str) -> str:
+    """Returns rows as a text table.
+
+    Args:
+      rows: From ``measure``.
+      reference: Name of the peer that ratios refer to.
+    """
+    lines = [f"{'peer':<34} {'seq/s':>8} {'min–max':>15} {f'x {reference}':>24} {'peak MiB':>9}  version"]
+    for row in rows:
+        if "error" in row:
+            lines.append(f"{row['name']:<34} {'not run: ' + row['error']}")
+            continue
+        size = row["settings"]["batch_size"]
+        span = f"{size / row['seconds_most']:.1f}–{size / row['seconds_least']:.1f}"
+        lines.append(
+            f"{row['name']:<34} {row['sequences_per_second']:>8.2f} {span:>15} {row['ratio']:>24.2f} "
+            f"{row['peak_mib']:>9.0f}  {row.get('version', '')}"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the figures depend on: processor, cores, Python."""
+    import os
+
+    model = platform.processor() or platform.machine()
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def write_json(path: str, document: dict[str, Any]) -> None:
+    """Writes the results.
+
+    Args:
+      path: The file; folders are made.
+      document: Settings, machine and rows.
+    """
+    target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(document, indent=1), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Tests of flaxbert; the folders mirror those of the sources."""

@@ -1,0 +1,135 @@
+"""What flaxbert imports is declared, what is declared is imported, and torch and TensorFlow are neither."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterable
+
+import pytest
+
+from tests.architecture.import_graph import imported_names
+from tests.architecture.sources import Source, expect_none, parse, read_sources
+from tests.helpers import ROOT, run_python
+
+ORACLES = {"torch", "tensorflow", "keras", "keras_hub", "sentence_transformers", "onnxruntime"}
+"""Libraries that tests and benchmarks compare with; the product runs without them."""
+
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "orbax": "orbax-checkpoint"}
+"""Distributions whose import name is another; elsewhere the two differ in case and dashes only."""
+
+BROUGHT_ALONG = {
+    "pandas": "datasets",
+    "pyarrow": "datasets",
+    "scipy": "scikit-learn",
+    "tensorstore": "orbax-checkpoint",
+    "jaxlib": "jax",
+    "typing_extensions": "flax",
+    "ml_dtypes": "jax",
+}
+"""Imports that a declared dependency is built on and always installs."""
+
+READ_BY_OTHERS = {
+    "pyyaml": "jsonargparse reads configuration files with it",
+    "safetensors": "transformers writes and reads the files that we write and read",
+    "tokenizers": "the fast tokenizers inside transformers",
+}
+"""Declared dependencies that our code may use without importing them itself."""
+
+
+def normal(name: str) -> str:
+    """Returns a distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirement_name(requirement: str) -> str:
+    """Returns the distribution that a requirement such as ``jax[tpu]>=0.10`` names."""
+    return normal(re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0])
+
+
+def declared(section: str = "core") -> set[str]:
+    """Returns the distributions of the core or of an extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = project["dependencies"] if section == "core" else project["optional-dependencies"][section]
+    return {requirement_name(requirement) for requirement in requirements}
+
+
+def third_party(source: Source) -> set[str]:
+    """Returns the top-level names of libraries that a file imports, functions included."""
+    names = {name.split(".")[0] for name in imported_names(source)}
+    return names - set(sys.stdlib_module_names) - {"flaxbert", "tests", ""}
+
+
+def undeclared(sources: Iterable[Source], distributions: set[str]) -> list[str]:
+    """Returns imports of libraries that no declared dependency stands for."""
+    return [
+        f"{source.path} imports {name}, which pyproject.toml does not declare"
+        for source in sources
+        for name in sorted(third_party(source))
+        if normal(DISTRIBUTIONS.get(name, BROUGHT_ALONG.get(name, name))) not in distributions
+    ]
+
+
+def oracles(sources: Iterable[Source]) -> list[str]:
+    """Returns imports of libraries that are only there to compare with, written as statements or as calls."""
+    found = []
+    for source in sources:
+        found += [f"{source.path} imports {name}" for name in sorted(third_party(source) & ORACLES)]
+        calls = [node for node in ast.walk(source.tree) if isinstance(node, ast.Call) and node.args]
+        found += [
+            f"{source.path}:{node.lineno} imports {node.args[0].value}"
+            for node in calls
+            if ast.unparse(node.func) in {"importlib.import_module", "import_module", "__import__"}
+            and isinstance(node.args[0], ast.Constant)
+            and str(node.args[0].value).split(".")[0] in ORACLES
+        ]
+    return found
+
+
+def test_every_import_is_declared() -> None:
+    expect_none(undeclared(read_sources("flaxbert"), declared()))
+
+
+def test_every_declared_dependency_is_imported() -> None:
+    used = {name for source in read_sources("flaxbert") for name in third_party(source)}
+    distributions = {normal(DISTRIBUTIONS.get(name, name)) for name in used}
+    unused = declared() - distributions - {normal(name) for name in READ_BY_OTHERS}
+    expect_none(f"pyproject.toml declares {name}, which nothing imports" for name in sorted(unused))
+
+
+def test_no_oracle_at_run_time() -> None:
+    expect_none(oracles(read_sources("flaxbert")))
+
+
+def test_no_oracle_in_the_core_requirements() -> None:
+    assert not declared() & {normal(name) for name in ORACLES}
+
+
+def test_every_extra_of_the_readme_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(project["optional-dependencies"]) == {"serve", "onnx", "ray", "tpu", "cuda", "test", "bench", "dev"}
+
+
+def test_every_module_is_importable_where_torch_and_tensorflow_are_not() -> None:
+    modules = [source.module for source in read_sources("flaxbert") if source.module != "flaxbert.__main__"]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {sorted(ORACLES)!r}: sys.modules[name] = None\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+    )
+    result = run_python(["-c", program])
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "text", ["import torch", "def f():\n  from torch.nn import Linear", "importlib.import_module('tensorflow.keras')"]
+)
+def test_an_oracle_is_found(text: str) -> None:
+    assert len(oracles([parse(text)])) == 1
+
+
+def test_an_undeclared_import_is_found() -> None:
+    source = parse("import os\nimport jax.numpy\nimport yaml\nfrom einops import rearrange\nfrom . import errors\n")
+    assert undeclared([source], {"jax", "pyyaml"}) == [
+        "flaxbert/snippet.py imports einops, which pyproject.toml does not declare"
+    ]

@@ -1,0 +1,139 @@
+"""``flaxbert quantize`` and ``flaxbert sparsify``: from folder to folder, with a report; errors before any work."""
+
+import json
+
+import numpy as np
+import pytest
+
+from flaxbert.cli.compression import REPORT_FILE, check_output
+from flaxbert.cli.main import main
+from flaxbert.cli.quantize import quantize_model
+from flaxbert.cli.sparsify import parse_sparsity, sparsify_model
+from flaxbert.core.arrays import QuantizedArray, SparseArray
+from flaxbert.core.trees import flatten_names
+from flaxbert.errors import ConfigError, FlaxbertError, RuleError, ShapeError
+from flaxbert.model import load
+from flaxbert.transforms import GroupSparsity, MagnitudeSparsity
+from tests.weights.tiny import write_tiny
+
+KERNEL = "encoder.layers.0.feed_forward.up.kernel"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(write_tiny(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+def leaves(folder):
+    return flatten_names(load(folder).params)
+
+
+def test_quantize_writes_a_model_that_loads_with_codes_and_its_report(model, tmp_path, capsys):
+    output = tmp_path / "int8"
+    assert main(["quantize", model, str(output)]) == 0
+    text = capsys.readouterr().out
+    assert KERNEL in text
+    assert str(output) in text
+    report = json.loads((output / REPORT_FILE).read_text())
+    assert report["transform"] == "quantize"
+    assert report["bytes_after"] < report["bytes_before"]
+    before, after = leaves(model), leaves(output)
+    assert isinstance(after[KERNEL], QuantizedArray)
+    assert not isinstance(after["classifier.kernel"], QuantizedArray)
+    largest = np.abs(np.asarray(before[KERNEL])).max()
+    assert np.abs(np.asarray(after[KERNEL].materialize()) - np.asarray(before[KERNEL])).max() <= largest / 254 * 1.001
+
+
+def test_sparsify_writes_a_model_that_loads_with_masks_and_can_then_be_quantized(model, tmp_path, capsys):
+    sparse, both = tmp_path / "sparse", tmp_path / "both"
+    assert main(["sparsify", model, str(sparse), "--pattern", "1:4"]) == 0
+    assert "25.0%" in capsys.readouterr().out
+    leaf = leaves(sparse)[KERNEL]
+    assert isinstance(leaf, SparseArray)
+    assert float(np.mean(leaf.mask)) == 0.25
+    report = quantize_model(str(sparse), str(both))
+    assert report.notes
+    codes = leaves(both)[KERNEL].codes
+    assert (np.asarray(codes)[~np.asarray(leaf.mask)] == 0).all()
+
+
+def test_keep_leaves_the_named_leaves_alone_and_must_match(model, tmp_path):
+    report = sparsify_model(model, str(tmp_path / "a"), rate=0.5, keep=[r"encoder\.layers\.0\..*"])
+    assert all(leaf.name.startswith("encoder.layers.1.") for leaf in report.changed)
+    assert not isinstance(leaves(tmp_path / "a")[KERNEL], SparseArray)
+    with pytest.raises(RuleError, match="'encoder.layer.0.x' matches no leaf"):
+        quantize_model(model, str(tmp_path / "b"), keep=["encoder.layer.0.x"])
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("command", ["quantize", "sparsify"])
+def test_an_output_that_exists_is_refused_before_the_model_is_looked_for(command, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("mine")
+    for name in ("file", "folder"):
+        assert main([command, "no-such-model", str(tmp_path / name)]) == 1
+        assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "folder" / "mine").read_text() == "mine"
+    assert check_output(str(tmp_path / "new")) == tmp_path / "new"
+
+
+@pytest.mark.parametrize("command", ["quantize", "sparsify"])
+def test_a_folder_that_is_no_model_is_one_clear_error_and_nothing_is_written(command, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main([command, str(tmp_path / "empty"), str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("flaxbert: error:")
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_model_is_neither_quantized_again_nor_sparsified(model, tmp_path):
+    quantize_model(model, str(tmp_path / "int8"))
+    for function in (quantize_model, sparsify_model):
+        with pytest.raises(FlaxbertError, match="quantized"):
+            function(str(tmp_path / "int8"), str(tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_pattern_that_does_not_divide_names_the_leaf(model, tmp_path):
+    with pytest.raises(ShapeError, match=r"query\.kernel.*12 entries.*group size 5"):
+        sparsify_model(model, str(tmp_path / "out"), pattern="2:5")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rate", "scope", "expected"),
+    [
+        (None, None, "leaf", GroupSparsity(2, 4)),
+        ("1:8", None, "leaf", GroupSparsity(1, 8)),
+        (None, 0.3, "leaf", MagnitudeSparsity(0.3)),
+        (None, 0.3, "global", MagnitudeSparsity(0.3, "global")),
+    ],
+)
+def test_options_give_a_specification(pattern, rate, scope, expected):
+    assert parse_sparsity(pattern, rate, scope) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rate", "scope", "message"),
+    [
+        ("2:4", 0.5, "leaf", "exclude each other"),
+        ("2/4", None, "leaf", "'2/4', but must be N:M"),
+        ("4:4", None, "leaf", "4:4 is no N:M"),
+        (None, 1.0, "leaf", "rate is 1.0"),
+        (None, None, "global", "needs --rate"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(pattern, rate, scope, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_sparsity(pattern, rate, scope)
+
+
+@pytest.mark.parametrize("command", ["quantize", "sparsify"])
+def test_help_documents_every_option(command, capsys):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    options = ("model", "output", "--keep", "--task") + (
+        ("--pattern", "--rate", "--scope") if command == "sparsify" else ()
+    )
+    assert all(option in text for option in options)

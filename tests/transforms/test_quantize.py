@@ -1,0 +1,196 @@
+"""Quantization: the error bound, what is quantized, what is refused, and that the model still works."""
+
+import math
+
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flaxbert.core.arrays import QuantizedArray
+from flaxbert.core.rules import Rule
+from flaxbert.core.trees import flatten_names, stack_layers, unstack_layers
+from flaxbert.errors import ConfigError, RuleError, ShapeError, WeightsError
+from flaxbert.transforms import (
+    DEFAULT_QUANTIZATION_RULES,
+    GroupSparsity,
+    QuantizationSpec,
+    dequantize,
+    quantize,
+    sparsify,
+)
+from flaxbert.transforms.quantize import quantize_weights
+
+ROUNDING = 1 + 1e-5
+"""The bound holds in exact numbers; scale and quotient round at 6e-8, up to 127 times that for the largest code."""
+
+EVERYTHING = (Rule(".*", QuantizationSpec()),)
+
+
+def tree(num_layers=2, seed=0):
+    generator = np.random.default_rng(seed)
+    draw = lambda *shape: generator.standard_normal(shape).astype(np.float32)
+    layers = {str(i): {"up": {"kernel": draw(8, 12), "bias": draw(12)}} for i in range(num_layers)}
+    return {
+        "embeddings": {"word": {"embedding": draw(10, 8)}, "position": {"embedding": draw(6, 8)}},
+        "encoder": {"layers": layers},
+        "classifier": {"kernel": draw(8, 2), "bias": draw(2)},
+    }
+
+
+def assert_bound(weights, codes, scale):
+    error = np.abs(weights.astype(np.float64) - codes.astype(np.float64) * scale.astype(np.float64))
+    assert (error <= scale.astype(np.float64) / 2 * ROUNDING).all()
+
+
+WEIGHTS = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=3, max_side=6),
+    elements=st.floats(-(2.0**127), 2.0**127, width=32),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(WEIGHTS, st.sampled_from([-1, -2]))
+def test_every_weight_is_within_half_a_step_of_its_code(weights, axis):
+    codes, scale = quantize_weights(weights, axis)
+    assert codes.dtype == np.int8
+    assert scale.dtype == np.float32
+    assert scale.shape == tuple(1 if i == weights.ndim + axis else size for i, size in enumerate(weights.shape))
+    assert np.abs(codes.astype(int)).max() <= 127
+    assert (scale > 0).all()
+    assert_bound(weights, codes, scale)
+
+
+@settings(max_examples=50, deadline=None)
+@given(WEIGHTS)
+def test_signs_and_the_largest_magnitude_of_a_channel_are_kept(weights):
+    codes, _ = quantize_weights(weights, -2)
+    assert (np.sign(codes) * np.sign(weights) >= 0).all()
+    largest = np.abs(weights).max(axis=-2)
+    assert (np.abs(codes.astype(int)).max(axis=-2)[largest > 2.0**-100] == 127).all()
+
+
+def test_default_rules_quantize_the_large_matrices_and_keep_the_rest():
+    params, report = quantize(tree())
+    quantized = {name for name, leaf in flatten_names(params).items() if isinstance(leaf, QuantizedArray)}
+    assert quantized == {"embeddings.word.embedding", "encoder.layers.0.up.kernel", "encoder.layers.1.up.kernel"}
+    assert {leaf.name for leaf in report.changed} == quantized
+    assert list(flatten_names(params)) == list(flatten_names(tree()))
+
+
+def test_scales_lie_along_the_outputs_of_kernels_and_the_rows_of_tables_in_every_layer():
+    stacked = flatten_names(quantize(stack_layers(tree()))[0])
+    assert stacked["encoder.layers.stacked.up.kernel"].scale.shape == (2, 1, 12)
+    assert stacked["embeddings.word.embedding"].scale.shape == (10, 1)
+    plain = flatten_names(quantize(tree())[0])
+    again = flatten_names(unstack_layers(quantize(stack_layers(tree()))[0]))
+    for name, leaf in plain.items():
+        assert all(
+            np.array_equal(a, b) for a, b in zip(jax.tree.leaves(leaf), jax.tree.leaves(again[name]), strict=True)
+        )
+
+
+def test_the_tree_that_goes_in_is_not_changed():
+    params = tree()
+    before = {name: leaf.copy() for name, leaf in flatten_names(params).items()}
+    quantize(params)
+    assert all(np.array_equal(before[name], leaf) for name, leaf in flatten_names(params).items())
+
+
+def test_arrays_stay_where_they_are():
+    host, _ = quantize(tree())
+    device, _ = quantize(jax.tree.map(jnp.asarray, tree()))
+    assert isinstance(flatten_names(host)["encoder.layers.0.up.kernel"].codes, np.ndarray)
+    assert isinstance(flatten_names(device)["encoder.layers.0.up.kernel"].codes, jax.Array)
+
+
+def test_the_report_tells_bytes_and_errors_that_can_be_checked():
+    params, report = quantize(tree())
+    name = "encoder.layers.0.up.kernel"
+    weights, leaf = flatten_names(tree())[name], flatten_names(params)[name]
+    told = next(entry for entry in report.leaves if entry.name == name)
+    error = leaf.materialize() - weights
+    assert (told.bytes_before, told.bytes_after, told.num_parameters) == (8 * 12 * 4, 8 * 12 + 12 * 4, 96)
+    assert told.max_relative_error == pytest.approx(np.abs(error).max() / np.abs(weights).max(), rel=1e-5)
+    assert told.rms_relative_error == pytest.approx(
+        math.sqrt((np.asarray(error) ** 2).sum() / (weights**2).sum()), rel=1e-4
+    )
+    assert 0 < told.max_relative_error <= 1 / 254 * ROUNDING
+
+
+def test_dequantize_gives_back_dense_leaves_with_the_same_names_and_quantizes_to_the_same_codes():
+    params, _ = quantize(tree())
+    dense = dequantize(params)
+    assert list(flatten_names(dense)) == list(flatten_names(tree()))
+    assert not any(isinstance(leaf, QuantizedArray) for leaf in flatten_names(dense).values())
+    again, _ = quantize(dense)
+    name = "encoder.layers.1.up.kernel"
+    np.testing.assert_array_equal(flatten_names(again)[name].codes, flatten_names(params)[name].codes)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_weights_are_quantized_too(dtype):
+    params, _ = quantize({"kernel": jnp.ones((4, 4), dtype)}, EVERYTHING)
+    np.testing.assert_allclose(params["kernel"].materialize(), 1.0, rtol=1e-5)
+
+
+def test_the_zeros_of_a_sparse_leaf_stay_zeros_and_the_report_says_so():
+    sparse, _ = sparsify(
+        {"kernel": tree()["encoder"]["layers"]["0"]["up"]["kernel"]}, (Rule(".*", GroupSparsity(2, 4)),)
+    )
+    params, report = quantize(sparse, EVERYTHING)
+    assert (params["kernel"].codes[~sparse["kernel"].mask] == 0).all()
+    assert report.leaves[0].form == "quantized, zeros kept"
+    assert report.leaves[0].kept_share == 0.5
+    assert "1 sparse leaves were quantized" in report.notes[0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_named(value):
+    params = tree()
+    params["encoder"]["layers"]["1"]["up"]["kernel"][3, 5] = value
+    with pytest.raises(WeightsError, match=r"'encoder.layers.1.up.kernel' has 1 weights.*\(3, 5\)"):
+        quantize(params)
+
+
+def test_a_leaf_is_not_quantized_twice():
+    params, _ = quantize(tree())
+    with pytest.raises(RuleError, match=r"'embeddings.word.embedding' is quantized already"):
+        quantize(params)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"dense": {"bias": np.ones(4, np.float32)}}, r"'dense.bias' of shape \(4,\)"),
+        ({"norm": {"scale": np.ones((4, 4), np.float32)}}, r"'norm.scale' of shape \(4, 4\)"),
+        ({"kernel": np.ones(4, np.float32)}, r"'kernel' of shape \(4,\)"),
+        ({"kernel": np.ones((4, 4), np.int32)}, r"'kernel' has dtype int32"),
+    ],
+)
+def test_leaves_that_can_not_be_quantized_are_named(params, message):
+    with pytest.raises(ShapeError, match=message):
+        quantize(params, EVERYTHING)
+
+
+def test_rules_are_total_and_their_purpose_is_told():
+    with pytest.raises(RuleError, match=r"No quantization rule matches 'embeddings.word.embedding'"):
+        quantize(tree(), DEFAULT_QUANTIZATION_RULES[:1])
+    with pytest.raises(RuleError, match=r"quantization rule 'encoder\\.layers\\.\.\*\\.kernel' matches no leaf"):
+        quantize({"pooler": {"kernel": np.ones((2, 2), np.float32)}})
+
+
+@pytest.mark.parametrize("bits", [4, 0, 16, -8])
+def test_other_numbers_of_bits_are_refused(bits):
+    with pytest.raises(ConfigError, match=f"bits is {bits}"):
+        QuantizationSpec(bits=bits)
+
+
+def test_an_all_zero_channel_stays_zero():
+    params, report = quantize({"kernel": np.zeros((3, 2), np.float32)}, EVERYTHING)
+    np.testing.assert_array_equal(params["kernel"].materialize(), 0.0)
+    assert report.max_relative_error == report.rms_relative_error == 0.0
