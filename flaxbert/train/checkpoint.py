@@ -295,6 +295,7 @@ class CheckpointStore:
         info = self._verified(lambda versions: versions[-1] if versions else None)
         damaged = [version for version in self.list() if layout.is_set_aside(version)]
         if info is None and damaged:
+            damaged = [layout.inspect_version(version.path, contents=True) for version in damaged]
             listed = "\n  ".join(f"{version.path.name}: {'; '.join(version.damage[:3])}" for version in damaged)
             raise CheckpointError(
                 f"All checkpoints in {self.folder} are damaged:\n  {listed}\n"

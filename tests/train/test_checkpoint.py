@@ -228,10 +228,14 @@ def test_damaged_best_gives_way_to_the_next_best(tmp_path):
         assert store.best_good().step == 2
 
 
-def test_all_damaged_is_an_error_that_lists_them_now_and_at_the_next_start(tmp_path):
+@pytest.mark.parametrize("where", [b'"software"', b'"step"', b'"shape"'])
+def test_all_damaged_is_an_error_that_lists_them_now_and_at_the_next_start(tmp_path, where):
     save_steps(tmp_path, [1, 2])
-    for step in (1, 2):
-        _flip(tmp_path / str(step) / "version.json")
+    for step in (1, 2):  # still JSON, so that only the digest tells
+        path = tmp_path / str(step) / "version.json"
+        content = path.read_bytes()
+        assert where in content
+        path.write_bytes(content.replace(where, where[:1] + b"S" + where[2:], 1))
     for _ in range(2):
         with CheckpointStore(tmp_path) as store, warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)

@@ -162,7 +162,8 @@ def test_what_stays_float_in_a_quantized_model_trains_like_in_its_dense_form(fam
     assert actual.keys() == expected.keys()
     for name, gradient in actual.items():
         first, second = np.asarray(gradient, np.float64).ravel(), np.asarray(expected[name], np.float64).ravel()
-        if np.linalg.norm(second) > 1e-3:  # the key's bias has no gradient but rounding: softmax does not see it
+        if not name.endswith("attention.key.bias"):  # has no gradient but rounding: softmax does not see it
+            assert np.linalg.norm(second) > 0, name
             assert first @ second / np.linalg.norm(first) / np.linalg.norm(second) > SAME_DIRECTION, name
 
 
