@@ -14,7 +14,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from flaxbert.core.arrays import QuantizedArray, SparseArray, TypedArray
-from flaxbert.core.reductions import column_sum, row_max
+from flaxbert.core.integer_dot import integer_dot
+from flaxbert.core.reductions import column_sum, row_magnitude
 from flaxbert.errors import ShapeError
 
 INT8_MAXIMUM = 127.0
@@ -95,7 +96,7 @@ def quantize_tokens(
       Codes in [-127, 127] and float32 scales; ``|inputs - codes * scale| <= scale / 2``.
     """
     inputs = inputs.astype(jnp.float32)
-    scale = jnp.maximum(row_max(jnp.abs(inputs)) * (1.0 / INT8_MAXIMUM), SMALLEST_SCALE)
+    scale = jnp.maximum(row_magnitude(inputs) * (1.0 / INT8_MAXIMUM), SMALLEST_SCALE)
     return jnp.round(inputs * (1.0 / scale)).astype(jnp.int8), scale
 
 
@@ -112,9 +113,7 @@ def _scale_per_output(leaf: QuantizedArray, transposed: bool) -> jax.Array:
 
 def _integer_dot(inputs: jax.Array, codes: jax.Array, transposed: bool) -> jax.Array:
     tokens, token_scale = quantize_tokens(inputs)
-    dimensions = (((inputs.ndim - 1,), (1 if transposed else 0,)), ((), ()))
-    sums = lax.dot_general(tokens, codes, dimensions, preferred_element_type=jnp.int32)
-    return sums.astype(jnp.float32) * token_scale
+    return integer_dot(tokens, codes, 1 if transposed else 0).astype(jnp.float32) * token_scale
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -36,6 +36,22 @@ def row_max(values: Float[Array, "*rows columns"]) -> Float[Array, "*rows 1"]:
     )
 
 
+def row_magnitude(values: Float[Array, "*rows columns"]) -> Float[Array, "*rows 1"]:
+    """Returns the largest absolute value along the last axis.
+
+    On CPU the absolute values are taken inside the halving; an array of them would be written to memory first.
+
+    Args:
+      values: Array of any shape with at least one axis.
+    """
+
+    def fold(array: jax.Array) -> jax.Array:
+        folded = _fold(array, lambda left, right: jnp.maximum(jnp.abs(left), jnp.abs(right)))
+        return jnp.abs(folded).max(axis=-1, keepdims=True)
+
+    return lax.platform_dependent(values, cpu=fold, default=lambda array: jnp.abs(array).max(axis=-1, keepdims=True))
+
+
 def row_sum(values: Float[Array, "*rows columns"]) -> Float[Array, "*rows 1"]:
     """Returns the float32 sum along the last axis; on CPU as a dot with ones, which is computed once and vectorises.
 
@@ -67,3 +83,20 @@ def column_sum(values: Float[Array, "*rows columns"]) -> Float[Array, "columns"]
     axes = tuple(range(len(rows)))
     dimensions = ((tuple(axis + 1 for axis in axes), axes), ((), ()))
     return lax.dot_general(ones, values, dimensions, preferred_element_type=jnp.float32)[0]
+
+
+def materialize(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the values as they are, from an array in memory that every use reads; not to be differentiated.
+
+    XLA:CPU computes cheap elementwise chains again inside every use. Along the residual stream these chains grow with every
+    layer, and a float32 training step of BERT-base then takes 1.4 times as long, its compilation twice. A division counts as
+    expensive, so its result is computed once; the divisor, always 1, is written so that no pass can tell.
+
+    Args:
+      values: Floating-point array.
+    """
+
+    def divide(array: jax.Array) -> jax.Array:
+        return array / jnp.where(array == array, jnp.ones((), array.dtype), jnp.full((), 2, array.dtype))
+
+    return lax.platform_dependent(values, cpu=divide, default=lambda array: array)

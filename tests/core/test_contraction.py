@@ -104,7 +104,9 @@ def test_products_with_codes_run_in_int8(transposed):
     inputs, kernel = draw((2, 4, 8), (6, 8) if transposed else (8, 6))
     leaf = quantize_columns(kernel, 1 if transposed else 0)
     multiply = lambda x, leaf: contract(x, leaf, transposed=transposed)
-    assert dots(multiply, inputs, leaf) == [("i8", "i8")]
+    found = dots(multiply, inputs, leaf)
+    assert found
+    assert set(found) <= {("i8", "i8"), ("ui8", "i8")}  # the second where x86 has byte products of mixed signs
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
