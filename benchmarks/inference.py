@@ -1,10 +1,9 @@
-"""Inference speed of BERT-base against its peers, in one run, and text to labels on real sentences.
+"""Inference speed of BERT-base against its peers, in one run.
 
     python -m benchmarks.inference --rounds 7 --json results/inference.json
 
-The first table is a forward pass of a two-class classifier on token ids. The second (``--texts FILE``) times sentences in
-to labels out with MiniLM-sized models: tokenization, padding, batching and the forward pass, against the transformers
-pipeline at its best batch size.
+Each step is a forward pass of a two-class classifier on a batch of token ids, all of one length. ``benchmarks.sentences``
+measures text in to labels out.
 """
 
 import argparse

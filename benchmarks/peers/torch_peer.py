@@ -42,11 +42,26 @@ def _infer(settings: Settings, model: Any, device: str, autocast: bool) -> Calla
     return one
 
 
+def _label(settings: Settings, model: Any, device: str) -> Callable[[], float]:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(settings.folder)
+    classify = transformers.pipeline(
+        "text-classification", model=model, tokenizer=tokenizer, device=device, batch_size=settings.batch_size
+    )
+    sentences = settings.sentences()
+
+    def one() -> float:
+        return float(classify(sentences)[-1]["score"])
+
+    return one
+
+
 def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
     """Returns one step of the job and the versions.
 
     Args:
-      settings: What is measured; variants f32, autocast, full-bf16 (inference only), each with ``-compiled`` or without.
+      settings: What is measured; variants f32, autocast, bf16 (no training), each with ``+compiled`` or without.
     """
     import torch
     import transformers
@@ -58,7 +73,10 @@ def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(settings.folder, dtype=dtype).to(device)
     if compiled:
         model = torch.compile(model)
-    step = (_train if settings.job == "train" else _infer)(settings, model, device, kind == "autocast")
+    if settings.job == "label":
+        step = _label(settings, model, device)
+    else:
+        step = (_train if settings.job == "train" else _infer)(settings, model, device, kind == "autocast")
     return step, {"version": f"transformers {transformers.__version__}, torch {torch.__version__}", "device": device}
 
 
