@@ -46,15 +46,19 @@ def token_vectors_of(output: Any, params: Mapping[str, Any], batch: Mapping[str,
 
 
 @functools.lru_cache(maxsize=64)
-def pooled_vectors(modes: tuple[str, ...]) -> Postprocess:
+def pooled_vectors(modes: tuple[str, ...], num_skipped: int = 0) -> Postprocess:
     """Returns a function that pools token vectors to sentence vectors, several modes side by side.
 
     Args:
       modes: Pooling modes as ``nn.heads.pool`` names them.
+      num_skipped: First tokens that are read but not pooled, those of a prompt.
     """
 
     def postprocess(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
-        vectors = [pool(output.last_hidden_state, batch["attention_mask"], mode) for mode in modes]
+        mask = batch["attention_mask"]
+        if num_skipped:
+            mask = mask * (jax.numpy.arange(mask.shape[1]) >= num_skipped).astype(mask.dtype)
+        vectors = [pool(output.last_hidden_state, mask, mode) for mode in modes]
         return vectors[0] if len(vectors) == 1 else jax.numpy.concatenate(vectors, axis=-1)
 
     return postprocess

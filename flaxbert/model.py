@@ -207,7 +207,14 @@ class Model:
         return predictions_from_logits(self.config, self.task, logits)
 
     def encode(
-        self, texts: Any, *, batch_size: int = 32, normalize: bool | None = None, max_length: int | None = None
+        self,
+        texts: Any,
+        *,
+        batch_size: int = 32,
+        normalize: bool | None = None,
+        max_length: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> Float[np.ndarray, "texts embed"]:
         """Turns texts into sentence vectors, pooled and normalised as the model's folder says.
 
@@ -216,12 +223,27 @@ class Model:
           batch_size: Most texts computed together.
           normalize: Whether vectors get length 1; None: as the folder says.
           max_length: Most tokens of a text.
+          prompt_name: Name of a prompt of the folder that is put before every text, for example query; None: the folder's
+            default, which is mostly none.
+          prompt: The prompt itself, instead of a name; an empty text for none.
 
         Returns:
           float32 vectors, one row per text.
+
+        Raises:
+          ConfigError: The folder has no prompt of this name.
+          DataError: The input is not text.
         """
         pooling = self.pooling if self.pooling is not None else SentencePooling()
-        rows = self._run(texts, None, inference.pooled_vectors(tuple(pooling.modes)), batch_size, max_length)
+        lead = pooling.find_prompt(prompt_name) if prompt is None else prompt
+        first, second = as_texts(texts)
+        if second is not None:
+            raise DataError("encode makes one vector of each text; hand in texts, not pairs.")
+        skipped = 0
+        if lead and not pooling.include_prompt:
+            skipped = len(self._require_tokenizer()(lead)["input_ids"]) - 1  # all but the closing special token
+        postprocess = inference.pooled_vectors(tuple(pooling.modes), skipped)
+        rows = self._run([lead + text for text in first], None, postprocess, batch_size, max_length)
         width = self.config.hidden_size * len(pooling.modes)
         vectors = np.stack(rows) if rows else np.zeros((0, width), np.float32)
         vectors = pooling.apply_dense(vectors)

@@ -8,6 +8,7 @@ import pytest
 from flaxbert import inference
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.model import load
+from flaxbert.weights.sentence_transformers import SentencePooling
 from tests.weights.tiny import write_tiny
 
 TEXTS = ["a fine film", "bad", "the film was bad . a fine film", "fine films"]
@@ -93,3 +94,21 @@ def test_encode_pools_and_normalises(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
     with pytest.raises(ConfigError, match="no head"):
         model.predict_logits(TEXTS)
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_prompts_are_put_before_texts(tmp_path, include_prompt):
+    pooling = SentencePooling(prompts={"query": "the film "}, include_prompt=include_prompt, normalize=True)
+    model = load(write_tiny(tmp_path / "model"), task="sentence-similarity").replace(pooling=pooling)
+    plain, asked = model.encode(TEXTS), model.encode(TEXTS, prompt_name="query")
+    assert not np.allclose(plain, asked)
+    prefixed = model.encode(["the film " + text for text in TEXTS])
+    assert np.allclose(prefixed, asked) == include_prompt
+    np.testing.assert_array_equal(model.encode(TEXTS, prompt="the film "), asked)
+    by_default = model.replace(pooling=pooling.replace(default_prompt="query"))
+    np.testing.assert_array_equal(by_default.encode(TEXTS), asked)
+    np.testing.assert_array_equal(by_default.encode(TEXTS, prompt=""), plain)
+    with pytest.raises(ConfigError, match=r"no prompt 'qury'; it has query\. Did you mean 'query'"):
+        model.encode(TEXTS, prompt_name="qury")
+    with pytest.raises(DataError, match="not pairs"):
+        model.encode([("a", "b")])

@@ -249,22 +249,57 @@ def as_list(values: Any) -> list[Any]:
     return list(values)
 
 
+_LABEL_COLUMNS = frozenset({"label", "labels", "class", "target", "score"})
+
+
+def _columns_of_text(names: Sequence[str], read: Callable[[int], Sequence[Any]]) -> list[list[Any]]:
+    """Returns the one or two columns of a table that hold its texts."""
+    columns = {name: as_list(read(position)) for position, name in enumerate(names)}
+    textual = [
+        name
+        for name, values in columns.items()
+        if name.lower() not in _LABEL_COLUMNS and any(isinstance(value, str) for value in values)
+    ]
+    if "text" in textual:
+        textual = [name for name in ("text", "text_pair") if name in textual]
+    elif "sentence" in textual and "question" not in textual:
+        textual = ["sentence"]
+    if not 1 <= len(textual) <= 2:
+        raise DataError(
+            f"The table has the columns {', '.join(map(repr, names))}, of which {len(textual)} may be its texts. Hand in "
+            "the column itself, for example table['text'], or texts and second texts by themselves."
+        )
+    return [columns[name] for name in textual]
+
+
+def _is_table(inputs: Any) -> bool:
+    is_frame = hasattr(inputs, "columns") and hasattr(inputs, "iloc")
+    return is_frame or isinstance(inputs, Mapping) or hasattr(inputs, "column_names")
+
+
 def as_texts(inputs: Any) -> tuple[list[str], list[str] | None]:
     """Returns texts, and second texts where the inputs are pairs, from whatever a caller holds.
 
     Args:
-      inputs: One text, or a list, tuple, NumPy array, pandas Series or datasets column of texts or of pairs of texts.
+      inputs: One text; a list, tuple, NumPy array, pandas Series or datasets column of texts or of pairs of texts; or a
+        pandas DataFrame, ``datasets.Dataset`` or dictionary of columns, whose column ``text`` or ``sentence``, or whose only
+        one or two columns of text are taken.
 
     Returns:
       The texts, and the second texts or None.
 
     Raises:
-      DataError: An input is neither a text nor a pair of texts; the message gives its number.
+      DataError: An input is neither a text nor a pair of texts; the message gives its number. Or it is not clear which
+        columns of a table are meant.
 
     Example:
       >>> as_texts([("a", "b")])
       (['a'], ['b'])
     """
+    if _is_table(inputs):
+        named = {name: inputs[name] for name in inputs.column_names} if hasattr(inputs, "column_names") else inputs
+        columns = _columns_of_text(*_open_columns(named, [], "table"))
+        inputs = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
     values: list[Any] = [inputs] if isinstance(inputs, str) else as_list(inputs)
     if all(isinstance(value, str) for value in values):
         return values, None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flaxbert.errors import WeightsError, nearest
+from flaxbert.errors import ConfigError, WeightsError, nearest
 from flaxbert.weights.readers import open_weights, read_json, read_json_object
 
 _MODES: dict[str, str] = {
@@ -110,6 +110,21 @@ class SentencePooling:
           hidden_size: Width of the token vectors.
         """
         return self.dense[-1].kernel.shape[1] if self.dense else hidden_size * len(self.modes)
+
+    def find_prompt(self, name: str | None) -> str:
+        """Returns the prompt of a name.
+
+        Args:
+          name: Name of a prompt; None: the default one.
+
+        Raises:
+          ConfigError: There is no such prompt.
+        """
+        chosen = self.default_prompt if name is None else name
+        if not chosen or chosen in self.prompts:
+            return self.prompts.get(chosen, "")
+        known = ", ".join(self.prompts) or "none"
+        raise ConfigError(f"The model has no prompt '{chosen}'; it has {known}.{nearest(chosen, self.prompts)}")
 
     def replace(self, **changes: Any) -> "SentencePooling":
         """Returns a copy with some fields changed.

@@ -249,6 +249,24 @@ def test_texts_of_every_kind(inputs):
     assert as_texts(inputs) == (["x", "y"], None)
 
 
+COLUMNS = {"text": ["x", "y"], "label": ["a", "b"], "number": [1, 2]}
+
+
+@pytest.mark.parametrize("kind", [dict, pd.DataFrame, datasets.Dataset.from_dict], ids=["dict", "frame", "dataset"])
+def test_texts_of_tables(kind):
+    assert as_texts(kind(COLUMNS)) == (["x", "y"], None)
+    assert as_texts(kind({"id": [7, 8], "review": ["x", "y"]})) == (["x", "y"], None)
+    pairs = {"premise": ["x", "y"], "hypothesis": ["v", "w"], "label": ["a", "b"]}
+    assert as_texts(kind(pairs)) == (["x", "y"], ["v", "w"])
+    assert as_texts(kind({"text": ["x"], "title": ["t"], "text_pair": ["v"]})) == (["x"], ["v"])
+    with pytest.raises(DataError, match=r"columns 'a', 'b', 'c', of which 3 may be its texts"):
+        as_texts(kind({"a": ["x"], "b": ["y"], "c": ["z"]}))
+    with pytest.raises(DataError, match="of which 0"):
+        as_texts(kind({"number": [1, 2]}))
+    with pytest.raises(DataError, match="Input 1 is (None|nan)"):
+        as_texts(kind({"text": ["x", None]}))
+
+
 def test_texts_as_pairs_and_one_text():
     assert as_texts([("x", "y"), ["v", "w"]]) == (["x", "v"], ["y", "w"])
     assert as_texts("x") == (["x"], None)

@@ -63,6 +63,17 @@ def test_saved_folder_gives_the_same_in_sentence_transformers(minilm_path, tmp_p
     load_torch(folder, "feature-extraction")
 
 
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_prompts_equal_those_of_sentence_transformers(minilm_path, tmp_path, include_prompt):
+    model = flaxbert.load(minilm_path)
+    pooling = model.pooling.replace(prompts={"query": "Represent this question: "}, include_prompt=include_prompt)
+    model = model.replace(pooling=pooling)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = _sentence_transformer(model.save(tmp_path / "saved")).encode(SENTENCES, prompt_name="query")
+    assert _worst_cosine(model.encode(SENTENCES, prompt_name="query"), theirs) >= 0.99999
+
+
 def test_quality_on_stsb_is_the_published_one(minilm_path, test_data):
     with (test_data / "stsb" / "sts-dev.csv").open(encoding="utf-8") as stream:
         rows = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
