@@ -59,7 +59,7 @@ class ModelSource:
       precision: Type that the matrix products are computed in; parameters stay float32.
       attention: Attention implementation; auto picks cudnn on NVIDIA GPUs in half precision, splash on TPUs for lengths of 1024 and more, else xla.
       scan_layers: Run the layers as one scanned loop over stacked leaves (fast compilation) instead of unrolled (fast steps on CPU).
-      remat: What to recompute in the backward pass instead of keeping: none, full (everything), dots (keep matrix products), attention (recompute attention only).
+      remat: What to recompute in the backward pass instead of keeping: none, full (everything), dots (keep matrix products), attention (recompute the attention half of every block; its weights are never kept).
       pooling: How token vectors become a sentence vector where the task needs one: cls, mean or max. Empty: as the checkpoint says.
       dropout_rate: Overrides the checkpoint's hidden dropout, in [0, 1). Negative: keep the checkpoint's.
       attention_dropout_rate: Overrides the checkpoint's attention dropout, in [0, 1). Negative: keep the checkpoint's.
@@ -207,7 +207,7 @@ class TrainConfig:
       decay_rate: Factor of the exponential schedule over decay_steps and of each drop of the step schedule.
       decay_steps: Steps per decay of the exponential and step schedules; 0: a tenth of the run.
       optimizer: adamw, adam or sgd.
-      weight_decay: Decoupled decay per step times the learning rate; biases and norms are exempt.
+      weight_decay: Decay per step; biases and norms are exempt. Decoupled and times the learning rate for adamw, added to the gradient for adam and sgd.
       adam_beta1: Decay of the first moment.
       adam_beta2: Decay of the second moment.
       adam_epsilon: Added to the root of the second moment.
@@ -218,7 +218,7 @@ class TrainConfig:
       freeze: Rules tried in order against leaf names; leaves that no rule matches are trained.
       seed: Seed of initial heads, dropout, shuffling and splits.
       evaluate_every: Optimizer steps between evaluations; 0 evaluates at the end of each epoch.
-      evaluation_batch_size: Examples per evaluation batch; 0 takes batch_size.
+      evaluation_batch_size: Examples per evaluation batch; 0 takes 32.
       checkpoint_every: Optimizer steps between checkpoints; 0 saves at each evaluation.
       keep_checkpoints: Newest checkpoints that are kept beside the best one.
       log_every: Optimizer steps between lines of metrics.

@@ -24,6 +24,7 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
+        self.recompute_attention = execution.remat == "attention"
         self.attention = SelfAttention(config, execution, rngs)
         self.feed_forward = FeedForward(config, execution, rngs)
 
@@ -35,7 +36,17 @@ class Block(nnx.Module):
         key: Any,
     ) -> Float[Array, "batch length embed"]:
         """Returns the hidden states after this block."""
-        return self.feed_forward(self.attention(hidden, segment_ids, packed, key), key)
+        return self.feed_forward(self._attend(hidden, segment_ids, packed, key), key)
+
+    def _attend(self, hidden: jax.Array, segment_ids: jax.Array, packed: bool, key: Any) -> jax.Array:
+        if not self.recompute_attention:
+            return self.attention(hidden, segment_ids, packed, key)
+        graphdef, state = nnx.split(self.attention)
+
+        def attend(state: Any, hidden: jax.Array, segment_ids: jax.Array, key: Any) -> jax.Array:
+            return nnx.merge(graphdef, state)(hidden, segment_ids, packed, key)
+
+        return jax.checkpoint(attend)(state, hidden, segment_ids, key)
 
 
 class StackedBlock(nnx.Module):
@@ -56,7 +67,7 @@ def _rematerialize(function: Callable[..., Any], policy: str) -> Callable[..., A
         return jax.checkpoint(function)
     if policy == "dots":
         return jax.checkpoint(function, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    return function  # none; and attention, which SelfAttention recomputes itself
+    return function  # none; and attention, which Block recomputes
 
 
 class Encoder(nnx.Module):

@@ -369,5 +369,10 @@ class TensorBoardWriter(CallbackBase):
         metrics = {f"final/{name}": float(value) for name, value in summary.get("metrics", {}).items()}
         if metrics:
             self._writer.add_hparams(self._options, metrics, name="final", global_step=int(summary.get("step", 0)))
-        self._writer.close()
-        self._writer = None
+        self.close()
+
+    def close(self) -> None:
+        """Writes what is pending and closes the file; a second call does nothing."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

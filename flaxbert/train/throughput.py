@@ -225,3 +225,10 @@ class MeasuredCallbacks(CallbackBase):
         """
         for callback in self.callbacks:
             callback.on_end(summary)
+
+    def close(self) -> None:
+        """Lets those that hold something, such as a terminal or a file, give it back; also after an error."""
+        for callback in self.callbacks:
+            close = getattr(callback, "close", None)
+            if close is not None:
+                close()

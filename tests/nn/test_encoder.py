@@ -28,6 +28,7 @@ CASES = {
     "scanned, attention": (Execution(scan_layers=True, remat="attention"), True),
     "unrolled, full": (Execution(remat="full"), True),
     "unrolled, dots": (Execution(remat="dots"), True),
+    "unrolled, attention": (Execution(remat="attention"), True),
 }
 
 
@@ -91,7 +92,7 @@ def residual_bytes(execution, length=16):
 def test_rematerialisation_keeps_less_for_the_backward_pass(scanned):
     kept = {remat: residual_bytes(Execution(scan_layers=scanned, remat=remat)) for remat in REMAT}
     assert kept["full"][0] < kept["dots"][0] < kept["none"][0]
-    assert kept["full"][0] < kept["attention"][0] <= kept["none"][0]
+    assert kept["full"][0] < kept["attention"][0] < kept["none"][0]
 
 
 @pytest.mark.parametrize("remat", REMAT)

@@ -243,14 +243,17 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
         newest = _find_checkpoint(store, config)
         callbacks = build_callbacks(prepared, folder, extra_callbacks)
         run = _Finetuning(prepared, store, Evaluator(prepared), callbacks, say)
-        before = run.before(newest)
-        result, compiled = run.train_with_fallback(newest, before)
-        if result.reason == "preempted":
-            say(f"Asked to stop: saved step {result.step} in {store.folder}; the same command goes on from there.")
-            state, step = result.state, result.step
-        else:
-            state, step = run.best(result, compiled)
-        return _finish(run, result, compiled, state, step, before)
+        try:
+            before = run.before(newest)
+            result, compiled = run.train_with_fallback(newest, before)
+            if result.reason == "preempted":
+                say(f"Asked to stop: saved step {result.step} in {store.folder}; the same command goes on from there.")
+                state, step = result.state, result.step
+            else:
+                state, step = run.best(result, compiled)
+            return _finish(run, result, compiled, state, step, before)
+        finally:
+            callbacks.close()
 
 
 def _finish(
