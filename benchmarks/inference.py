@@ -8,6 +8,7 @@ measures text in to labels out.
 
 import argparse
 import pathlib
+import sys
 import tempfile
 
 from benchmarks.models import base_model
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=6, help="peers alive together")
     parser.add_argument("--reference", default="torch autocast bf16", help="peer that ratios refer to")
     parser.add_argument("--only", nargs="*", default=[], help="names of the peers to measure; default all")
-    parser.add_argument("--keras-python", default="python", help="interpreter with keras-hub")
+    parser.add_argument("--keras-python", default=sys.executable, help="interpreter with keras-hub")
     parser.add_argument("--json", default="results/inference.json", help="file of the results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="flaxbert-bench-") as scratch:

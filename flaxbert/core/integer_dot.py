@@ -1,11 +1,13 @@
 """Products of int8 by int8 in the form that each backend computes fastest.
 
 The byte instructions of x86 (VNNI) multiply unsigned by signed. XLA:CPU uses them for a dot of uint8 by int8, which is 2.6
-times as fast as one of int8 by int8 where the machine has AVX512-VNNI, and as fast on AMX. ``jax.lax.dot_general``
-converts mixed operands to int32 first, which is ten times slower, so the mixed dot is a primitive here.
+times as fast as one of int8 by int8 where the machine has AVX512-VNNI, and as fast on AMX. On other processors it has no
+fast kernel for mixed operands, so int8 by int8 stays. ``jax.lax.dot_general`` converts mixed operands to int32 first, which
+is ten times slower, so the mixed dot is a primitive here.
 """
 
-import platform
+import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -24,7 +26,8 @@ NUM_ONES_ROWS = 8
 ZERO_POINT = 128
 """What is added to an int8 code to make it unsigned."""
 
-_X86 = frozenset({"x86_64", "AMD64", "amd64"})
+_MIXED_INSTRUCTIONS = frozenset({"avx512_vnni", "amx_int8"})
+_PROCESSOR_FILE = pathlib.Path("/proc/cpuinfo")
 
 _mixed_dot = core.Primitive("flaxbert_uint8_int8_dot")
 
@@ -85,6 +88,17 @@ def _unsigned(tokens: jax.Array, codes: jax.Array, axis: int) -> jax.Array:
     return _mixed_dot.bind(shifted, codes, axis=axis) - sums * jnp.int32(ZERO_POINT)
 
 
+@functools.cache
+def has_mixed_products() -> bool:
+    """Returns whether this machine's processor multiplies unsigned by signed bytes fast, as far as Linux says."""
+    try:
+        lines = _PROCESSOR_FILE.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return not _MIXED_INSTRUCTIONS.isdisjoint(flags.split())
+
+
 def integer_dot(
     tokens: Int[Array, "*batch in_axis"], codes: Int[Array, "rows columns"], axis: int
 ) -> Int[Array, "..."]:
@@ -98,7 +112,7 @@ def integer_dot(
     Returns:
       int32 ``[*batch, columns]``, or ``[*batch, rows]`` for axis 1.
     """
-    if platform.machine() not in _X86:
+    if not has_mixed_products():
         return _signed(tokens, codes, axis)
     return lax.platform_dependent(
         tokens,

@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxbert.core.integer_dot import integer_dot
+from flaxbert.core import integer_dot as module
+from flaxbert.core.integer_dot import has_mixed_products, integer_dot
+
+
+@pytest.fixture(params=["mixed", "signed"], autouse=True)
+def processor(request, monkeypatch):
+    """Runs every test as on a processor with and without fast products of mixed bytes."""
+    monkeypatch.setattr(module, "has_mixed_products", lambda: request.param == "mixed")
+    jax.clear_caches()
 
 
 def draw(shape, seed):
@@ -44,3 +52,23 @@ def test_maps_over_a_batch_of_either_operand(axes):
         left = tokens if axes[0] is None else np.take(tokens, index, axes[0])
         right = codes if axes[1] is None else np.take(codes, index, axes[1])
         np.testing.assert_array_equal(result[index], exact(left, right, 0))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512_vnni\n", True),
+        ("flags : fpu amx_int8", True),
+        ("flags : fpu avx2 avx_vnni", False),
+        ("Features : asimddp", False),
+        (None, False),
+    ],
+)
+def test_finds_the_instructions_in_what_linux_says(tmp_path, monkeypatch, content, expected):
+    file = tmp_path / "cpuinfo"
+    if content is not None:
+        file.write_text(content, "utf-8")
+    monkeypatch.setattr(module, "_PROCESSOR_FILE", file)
+    has_mixed_products.cache_clear()
+    assert has_mixed_products() == expected
+    has_mixed_products.cache_clear()
