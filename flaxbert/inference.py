@@ -13,6 +13,7 @@ from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.data.batches import collate
 from flaxbert.data.ordering import default_length_buckets
 from flaxbert.data.tokenization import TokenizedExamples
+from flaxbert.errors import ConfigError
 from flaxbert.families.graph import INPUT_NAMES, forward, graph_definition
 from flaxbert.nn.heads import pool
 from flaxbert.nn.network import ModelOutput
@@ -141,7 +142,12 @@ def run_examples(
 
     Returns:
       One result per example, in the order of the inputs.
+
+    Raises:
+      ConfigError: The batch size is less than 1.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}, but a batch holds at least one text.")
     lengths = examples.lengths
     results: list[Any] = [None] * len(lengths)
     pending: list[tuple[Any, Any]] = []

@@ -136,6 +136,7 @@ class Model:
         batch_size: int,
         max_length: int | None,
         keep_length: bool = False,
+        truncation: str = "longest_first",
     ) -> list[np.ndarray]:
         first, second = as_texts(texts)
         if pairs is not None:
@@ -145,7 +146,7 @@ class Model:
         if not first:
             return []
         length = self.max_length if max_length is None else max_length
-        examples = tokenize(self._require_tokenizer(), first, second, max_length=length)
+        examples = tokenize(self._require_tokenizer(), first, second, max_length=length, truncation=truncation)
         program = inference.compiled_forward(self.config, self.task, self.execution, postprocess)
         return inference.run_examples(
             program,
@@ -157,7 +158,13 @@ class Model:
         )
 
     def predict_logits(
-        self, texts: Any, pairs: Any = None, *, batch_size: int = 32, max_length: int | None = None
+        self,
+        texts: Any,
+        pairs: Any = None,
+        *,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        truncation: str = "longest_first",
     ) -> np.ndarray | list[np.ndarray]:
         """Returns the raw scores of the task's head.
 
@@ -165,7 +172,8 @@ class Model:
           texts: A text, or texts as list, numpy array, pandas Series or DataFrame, or datasets Dataset; pairs as tuples.
           pairs: Second texts, or None.
           batch_size: Most texts computed together.
-          max_length: Most tokens of a text; longer ones are truncated. None: the model's maximum.
+          max_length: Most tokens of a text. None: the model's maximum.
+          truncation: longest_first, only_first, only_second, or error to refuse longer texts.
 
         Returns:
           float32 ``[texts, labels]``; for tasks with a score per token one ``[length, …]`` array per text.
@@ -177,7 +185,7 @@ class Model:
         if not TASK_HEADS[self.task]:
             raise ConfigError(f"A model for '{self.task}' has no head; load it with task='sequence-classification'.")
         per_token = self.task in ("token-classification", "fill-mask", "pretraining")
-        rows = self._run(texts, pairs, inference.logits_of, batch_size, max_length, keep_length=per_token)
+        rows = self._run(texts, pairs, inference.logits_of, batch_size, max_length, per_token, truncation)
         if per_token:
             return rows
         return np.stack(rows) if rows else np.zeros((0, self.config.num_labels), np.float32)

@@ -8,6 +8,7 @@ import pytest
 from flaxbert import inference
 from flaxbert.architecture import Execution
 from flaxbert.data.tokenization import TokenizedExamples
+from flaxbert.errors import ConfigError
 from flaxbert.families.graph import INPUT_NAMES
 from flaxbert.inference import (
     MOST_PENDING,
@@ -18,8 +19,9 @@ from flaxbert.inference import (
     run_examples,
     token_vectors_of,
 )
+from flaxbert.model import load
 from flaxbert.nn.network import ModelOutput
-from tests.weights.tiny import CONFIG, random_params
+from tests.weights.tiny import CONFIG, random_params, write_tiny
 
 TASK = "sequence-classification"
 SAME = 2e-5
@@ -252,3 +254,10 @@ def test_apply_returns_hidden_states_and_dropout_only_where_asked():
     np.testing.assert_array_equal(dropped, again)
     assert not np.allclose(dropped, other)
     assert not np.allclose(dropped, plain.logits)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_holds_at_least_one_text(tmp_path, batch_size):
+    model = load(write_tiny(tmp_path / "model"))
+    with pytest.raises(ConfigError, match=f"batch_size is {batch_size}, but a batch holds at least one text"):
+        model.predict_logits(["film"], batch_size=batch_size)

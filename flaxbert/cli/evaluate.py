@@ -1,5 +1,7 @@
 """``flaxbert evaluate``: scores a model on labelled examples."""
 
+import pathlib
+
 from flaxbert.config import AttentionName, DataConfig, PrecisionName
 
 
@@ -32,8 +34,11 @@ def run(
 
     configure()
     import flaxbert
+    from flaxbert.evaluation.predict import require_folder
     from flaxbert.evaluation.score import score_model
 
+    if output:
+        require_folder(pathlib.Path(output))
     loaded = flaxbert.load(model, precision=precision, attention=attention, offline=offline)
     result = score_model(loaded, data, examples or data.validation, batch_size=batch_size)
     print(result.to_text())

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+_EXPLAINED_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.ENOTDIR})
 
 
 def _usage() -> str:
@@ -147,7 +148,7 @@ def _run_command(name: str, rest: list[str]) -> int:
     except FlaxbertError as error:
         return _fail(str(error), EXIT_ERROR)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno in _EXPLAINED_ERRORS:
             return _fail(
                 f"{error.strerror}: {error.filename or 'while writing'}. Nothing half-written was kept.", EXIT_ERROR
             )

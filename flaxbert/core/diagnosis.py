@@ -107,11 +107,17 @@ def _check_numerics(configured: Mapping[str, str]) -> list[Finding]:
     return findings
 
 
+def _hub_cache() -> pathlib.Path:
+    chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME")
+    return pathlib.Path(chosen).absolute() if chosen else pathlib.Path.home() / ".cache" / "huggingface"
+
+
 def _check_folders(configured: Mapping[str, str]) -> list[Finding]:
     cache = configured.get("compilation_cache", "off")
     findings = [Finding("compile cache", True, cache)]
-    for name, folder in (("disk here", pathlib.Path.cwd()), ("hub cache", pathlib.Path.home())):
-        free = shutil.disk_usage(folder).free
+    for name, folder in (("disk here", pathlib.Path.cwd()), ("hub cache", _hub_cache())):
+        existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+        free = shutil.disk_usage(existing).free
         findings.append(Finding(name, free >= LEAST_DISK_BYTES, f"{free / 2**30:.1f} GiB free"))
     return findings
 

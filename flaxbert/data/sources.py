@@ -58,6 +58,16 @@ def read_table(
     return read_text_file(path, file_format, wanted, config, limit)
 
 
+def is_table_file(path: str) -> bool:
+    """Returns whether a file is a table by its ending, perhaps compressed by gzip, and not lines of text.
+
+    Args:
+      path: Path of the file.
+    """
+    name = Path(path.lower().removesuffix(".gz"))
+    return _FORMATS.get(name.suffix, "lines") != "lines"
+
+
 def guess_format(source: str, file_format: str = "") -> str:
     """Returns the format of a path or hub id: as told, or from the name.
 

@@ -1,9 +1,12 @@
 """What ``flaxbert predict`` does: texts from anywhere in, one line each out."""
 
+import codecs
+import gzip
 import json
 import os
 import pathlib
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -11,11 +14,9 @@ import numpy as np
 from flaxbert.architecture import TASK_HEADS
 from flaxbert.config import DataConfig
 from flaxbert.data.columns import read_examples
+from flaxbert.data.sources import is_table_file
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.model import Model
-
-TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
-"""Endings of files that are read as tables; any other file holds one text a line."""
 
 
 def read_texts(
@@ -43,15 +44,21 @@ def read_texts(
         return _lines(sys.stdin.buffer.read(), "standard input"), None
     if not pathlib.Path(path).is_file():
         raise DataError(f"There is no file '{path}' to predict.")
-    if path.endswith(TABLE_ENDINGS):
+    if is_table_file(path):
         config = DataConfig(text_column=text_column, text_pair_column=text_pair_column, label_column="")
         examples = read_examples(path, config)
         return list(examples.texts), None if examples.pairs is None else list(examples.pairs)
-    return _lines(pathlib.Path(path).read_bytes(), path), None
+    content = pathlib.Path(path).read_bytes()
+    if path.lower().endswith(".gz"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} can not be decompressed ({error}); write or copy it again.") from error
+    return _lines(content, path), None
 
 
 def _lines(content: bytes, where: str) -> list[str]:
-    lines = content.split(b"\n")
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     texts = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -85,8 +92,13 @@ def predict_lines(
       format: text or jsonl.
       batch_size: Most texts computed together.
       max_length: Most tokens of a text.
+
+    Raises:
+      ConfigError: There are pairs, but the model makes one vector of each text.
     """
     if not TASK_HEADS[model.task]:
+        if pairs is not None:
+            raise ConfigError("The model makes one vector of each text; leave out text_pair_column.")
         vectors = model.encode(list(texts), batch_size=batch_size, max_length=max_length)
         for text, vector in zip(texts, vectors, strict=True):
             yield _embedding_line(text, vector, format)
@@ -110,18 +122,37 @@ def _embedding_line(text: str, vector: np.ndarray, format: str) -> str:
     return f"{' '.join(f'{value:.6f}' for value in vector)}\t{_one_line(text)}"
 
 
+def require_folder(path: pathlib.Path) -> None:
+    """Checks, before anything is computed, that a file can be written at a place.
+
+    Args:
+      path: The file.
+
+    Raises:
+      ConfigError: Its folder does not exist, or the file is a folder.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} can not be written: there is no folder {path.parent}. Make it first.")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file in it.")
+
+
 def write_lines(lines: Iterable[str], path: str) -> None:
     """Writes lines to a file that appears only when it is whole, or to standard output.
 
     Args:
       lines: The lines, without line ends.
       path: The file, or empty for standard output.
+
+    Raises:
+      ConfigError: Its folder does not exist; nothing was computed then.
     """
     if not path:
         for line in lines:
             print(line)
         return
     target = pathlib.Path(path)
+    require_folder(target)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:

@@ -102,7 +102,9 @@ def score_model(model: Model, config: DataConfig, source: object, *, batch_size:
         raise ConfigError(f"data.labels is {tuple(names)}, but the model's labels are {model.config.label_names}.")
     max_length = min(config.max_length or model.max_length, model.max_length)
     texts = examples.texts if examples.pairs is None else list(zip(examples.texts, examples.pairs, strict=True))
-    logits = np.asarray(model.predict_logits(texts, batch_size=batch_size, max_length=max_length))
+    logits = np.asarray(
+        model.predict_logits(texts, batch_size=batch_size, max_length=max_length, truncation=config.truncation)
+    )
     metric, _ = primary_metric(model.task, problem, "", len(names))
     _, predictions, truth = align(metric_kind(model.task, problem), logits, labels)
     return Score(

@@ -82,7 +82,7 @@ def write_safetensors(file: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> 
 
 
 def split_shards(tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> list[dict[str, np.ndarray]]:
-    """Divides tensors into files of at most so many bytes, in the order of their names.
+    """Divides tensors into files of at most so many bytes, in the order of the mapping.
 
     Args:
       tensors: Arrays by name.
@@ -170,14 +170,22 @@ def fresh_folder(folder: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path
         if folder.is_dir():
             folder.rename(old)
         partial.rename(folder)
-    except OSError as error:
+    except BaseException as error:
         if old.is_dir() and not folder.exists():
             old.rename(folder)
-        raise _write_error(folder, error) from error
+        if isinstance(error, OSError):
+            raise _write_error(folder, error) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if old.is_dir():
-        _keep_foreign(old, folder, [path.name for path in folder.iterdir()])
+        try:
+            _keep_foreign(old, folder, [path.name for path in folder.iterdir()])
+        except OSError as error:
+            raise WeightsError(
+                f"The model was saved to {folder}, but other files that were there could not be moved along "
+                f"({error.strerror or error}); they are in {old}."
+            ) from error
 
 
 def _write_error(folder: pathlib.Path, error: OSError) -> WeightsError:

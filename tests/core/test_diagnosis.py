@@ -162,3 +162,17 @@ def test_both_disks_need_room(monkeypatch, tmp_path, free, good):
 def test_the_compile_cache_is_shown_and_may_be_off():
     assert find("compile cache") == Finding("compile cache", True, "off")
     assert find("compile cache", configured={"compilation_cache": "a/folder"}).text == "a/folder"
+
+
+def test_a_home_that_does_not_exist_is_no_error(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: asked.append(folder) or types.SimpleNamespace(free=2**40))
+    monkeypatch.setenv("HOME", str(tmp_path / "missing" / "home"))
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    assert find("hub cache").good
+    assert asked[-1] == tmp_path
+    (tmp_path / "hub").mkdir()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    assert find("hub cache").good
+    assert asked[-1] == tmp_path / "hub"

@@ -226,3 +226,39 @@ def test_half_written_files_are_never_left_behind(tmp_path, before, error):
 def test_nothing_is_predicted_before_the_first_line_is_asked_for(model, monkeypatch):
     monkeypatch.setattr(type(model), "predict", lambda *_, **__: pytest.fail("predicted too early"))
     assert predict_lines(model, TEXTS, None, format="text", batch_size=2, max_length=None) is not None
+
+
+def test_second_texts_are_refused_where_each_text_becomes_a_vector(sentence_model):
+    with pytest.raises(ConfigError, match="one vector of each text"):
+        lines_of(sentence_model, ["film"], ["bad"])
+
+
+@pytest.mark.parametrize("name", ["x.CSV", "x.ndjson", "x.tab", "x.Jsonl.GZ"])
+def test_endings_are_those_that_training_reads(tmp_path, name):
+    file = tmp_path / name
+    kind = {"csv": "x.csv", "ndjson": "x.jsonl", "tab": "x.tsv", "jsonl": "x.jsonl"}[name.split(".")[1].lower()]
+    content = TABLES[kind].encode()
+    file.write_bytes(gzip.compress(content) if name.endswith("GZ") else content)
+    assert read_file(file) == (["a, fine", "bad"], None)
+
+
+def test_lines_may_be_compressed_and_start_with_a_byte_order_mark(tmp_path):
+    content = "\ufefffilm\nbad\n".encode()
+    (tmp_path / "plain.txt").write_bytes(content)
+    (tmp_path / "small.txt.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "broken.txt.gz").write_bytes(gzip.compress(content)[:-9])
+    for name in ("plain.txt", "small.txt.gz"):
+        assert read_file(tmp_path / name) == (["film", "bad"], None)
+    with pytest.raises(DataError, match=r"broken\.txt\.gz can not be decompressed"):
+        read_file(tmp_path / "broken.txt.gz")
+
+
+def test_a_place_that_can_not_be_written_is_said_before_anything_is_computed(tmp_path):
+    def lines():
+        raise AssertionError("computed")
+        yield
+
+    with pytest.raises(ConfigError, match="there is no folder"):
+        write_lines(lines(), str(tmp_path / "missing" / "x.txt"))
+    with pytest.raises(ConfigError, match="is a folder"):
+        write_lines(lines(), str(tmp_path))

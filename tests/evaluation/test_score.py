@@ -234,3 +234,9 @@ def test_half_written_scores_are_never_left_behind(tmp_path, monkeypatch, before
         result.write(str(file))
     assert [path.name for path in tmp_path.iterdir()] == ([] if before is None else ["score.json"])
     assert before is None or file.read_text("utf-8") == before
+
+
+def test_examples_are_truncated_as_told(model, few_resamples):
+    examples = [("film bad film bad film", NAMES[0]), ("bad", NAMES[1])]
+    with pytest.raises(DataError, match="tokens"):
+        score_model(model, DataConfig(truncation="error", max_length=4), examples)

@@ -288,3 +288,48 @@ def test_a_home_folder_can_be_written_short(tmp_path, monkeypatch):
     with fresh_folder(pathlib.Path("~/model"), False) as folder:
         fill(folder, a="1")
     assert names_in(tmp_path) == ["model", "model/a"]
+
+
+def replace_config(folder):
+    with fresh_folder(folder, overwrite=True) as partial:
+        (partial / "config.json").write_text("new", "utf-8")
+
+
+def test_an_interrupt_between_the_renames_leaves_the_old_model(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("old", "utf-8")
+    rename, calls = pathlib.Path.rename, []
+
+    def interrupted(path, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            replace_config(folder)
+    assert (folder / "config.json").read_text("utf-8") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_files_that_can_not_be_moved_along_are_said_to_be_kept(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine", "utf-8")
+    rename = pathlib.Path.rename
+
+    def refuse(path, target):
+        if path.name == "notes.txt":
+            raise PermissionError(1, "Operation not permitted")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", refuse)
+        with pytest.raises(WeightsError, match=r"was saved to .*; they are in .*old"):
+            replace_config(folder)
+    assert (folder / "config.json").read_text("utf-8") == "new"
+    (old,) = [path for path in tmp_path.iterdir() if path.name != "model"]
+    assert (old / "notes.txt").read_text("utf-8") == "mine"

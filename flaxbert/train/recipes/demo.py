@@ -87,17 +87,24 @@ def scratch_folder(folder: pathlib.Path, corpus: DocstringCorpus) -> pathlib.Pat
     Returns:
       The folder, to be loaded with ``from_scratch``.
     """
-    from tokenizers import BertWordPieceTokenizer
+    import tokenizers
     from transformers import PreTrainedTokenizerFast
 
     from flaxbert.architecture import ModelConfig
     from flaxbert.families import get_family
 
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = BertWordPieceTokenizer(lowercase=True)
-    pieces.train_from_iterable([example.text for example in corpus.train], vocab_size=SCRATCH_VOCABULARY)
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer, mask_token="[MASK]", **special)
+    special = {f"{word}_token": f"[{word.upper()}]" for word in ("pad", "unk", "cls", "sep", "mask")}
+    pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    pieces.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=SCRATCH_VOCABULARY, special_tokens=list(special.values()), show_progress=False
+    )
+    pieces.train_from_iterator([example.text for example in corpus.train], trainer)
+    ends = [(token, pieces.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
+    pieces.post_processor = tokenizers.processors.BertProcessing(*ends)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=pieces, **special)
     wrapped.save_pretrained(folder)
     config = ModelConfig(
         vocab_size=pieces.get_vocab_size(),

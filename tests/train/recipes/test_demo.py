@@ -226,3 +226,15 @@ def test_every_form_is_saved_loaded_again_and_measured(tmp_path):
     shown = [line.split(maxsplit=2) for line in lines[first:]]
     predicted = load(tmp_path / "int8", precision="bfloat16").predict(TEXTS[:3], max_length=64)
     assert shown == [[p.label, f"{p.score:.2f}", text] for p, text in zip(predicted, TEXTS, strict=False)]
+
+
+def test_a_new_model_is_drawn_for_a_vocabulary_of_the_texts(tmp_path):
+    texts = ["Open the file and read its bytes.", "The mean of the numbers.", "Close the socket."]
+    corpus = DocstringCorpus(tuple(DocstringExample(text, "a", "x.py") for text in texts), (), ("a", "b"))
+    folder = demo.scratch_folder(tmp_path / "scratch", corpus)
+    model = load(folder, from_scratch=True, task="sequence-classification", labels=("a", "b"))
+    tokens = model.tokenizer.convert_ids_to_tokens(model.tokenizer("Read THE numbers")["input_ids"])
+    assert tokens[0] == "[CLS]"
+    assert tokens[-1] == "[SEP]"
+    assert "[UNK]" not in tokens
+    assert {prediction.label for prediction in model.predict(texts)} <= {"a", "b"}
