@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?=
+# Two worker processes: compiling programs, where most of the time goes, uses one core. PYTEST_ARGS=-x runs in one.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 

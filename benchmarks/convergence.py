@@ -44,9 +44,14 @@ def run_config(arguments: argparse.Namespace, folder: pathlib.Path, seed: int, n
     if not data:
         raise SystemExit("FLAXBERT_TEST_DATA names no folder of data.")
     sst2 = pathlib.Path(data) / "sst2"
-    rates = {} if dropout else {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "classifier_dropout_rate": 0.0}
+    rate = -1.0 if dropout else 0.0  # -1 keeps the model's own
     return RunConfig(
-        model=ModelSource(path=arguments.model or str(find_pretrained()), **rates),
+        model=ModelSource(
+            path=arguments.model or str(find_pretrained()),
+            dropout_rate=rate,
+            attention_dropout_rate=rate,
+            classifier_dropout_rate=rate,
+        ),
         data=DataConfig(
             train=str(sst2 / "train.tsv"),
             validation=str(sst2 / "dev.tsv"),

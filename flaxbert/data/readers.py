@@ -80,7 +80,7 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Generator[Line, None,
             f"data.encoding is {encoding!r}, which Python does not know.{nearest(encoding, known)}"
         ) from error
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             if codec.startswith(("utf-16", "utf-32")):
                 yield from _wide_lines(path, file, codec)
             else:

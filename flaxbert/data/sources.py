@@ -85,7 +85,7 @@ def guess_format(source: str, file_format: str = "") -> str:
     if file_format:
         return file_format
     path = Path(source)
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
     if path.is_dir():
         return "datasets"
     if suffix.lower() in _FORMATS:

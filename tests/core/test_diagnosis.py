@@ -147,7 +147,8 @@ def test_both_disks_need_room(monkeypatch, tmp_path, free, good):
     home, here = tmp_path / "home", tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setenv("HOME", str(home))
+    home.mkdir(exist_ok=True)
+    monkeypatch.setenv("HF_HOME", str(home))
     for name, folder in (("disk here", here), ("hub cache", home)):
         sizes = {os.fspath(folder): free}
         usage = lambda path, sizes=sizes: types.SimpleNamespace(free=sizes.get(os.fspath(path), 2**40))

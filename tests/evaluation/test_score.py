@@ -140,7 +140,7 @@ def test_texts_are_cut_at_the_data_s_length_but_never_above_the_model_s(model, m
 
     monkeypatch.setattr(Model, "predict_logits", predict_logits)
     result = score_model(model, DataConfig(max_length=asked), [(text, "good") for text in TEXTS], batch_size=3)
-    assert calls == [(TEXTS, {"batch_size": 3, "max_length": used})]
+    assert calls == [(TEXTS, {"batch_size": 3, "max_length": used, "truncation": "longest_first"})]
     assert result.metrics["accuracy"] == 1.0
 
 
