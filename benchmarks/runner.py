@@ -1,5 +1,6 @@
 """Runs peers in turn, A B C A B C…, each in a process of its own, and tabulates medians and ratios."""
 
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -7,9 +8,11 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.models import base_model
 from benchmarks.settings import Settings, root
 
 
@@ -173,3 +176,41 @@ def write_json(path: str, document: dict[str, Any]) -> None:
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def compare(
+    job: str,
+    description: str | None,
+    build: Callable[[str, argparse.Namespace], list[Peer]],
+    reference: str,
+    *,
+    rounds: int,
+    group_size: int,
+) -> None:
+    """Runs a comparison on BERT-base from its options to its table: measures, prints and writes.
+
+    Args:
+      job: Name of the results file, and what the peers do.
+      description: What ``--help`` says.
+      build: Returns the rows of the table from the folder of the model and the options.
+      reference: Peer that ratios refer to unless the options name another.
+      rounds: Timed steps of each peer unless the options say otherwise.
+      group_size: Peers alive together unless the options say otherwise.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed steps of each peer")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows of a batch")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a row")
+    parser.add_argument("--layers", type=int, default=12, help="layers of the model")
+    parser.add_argument("--group", type=int, default=group_size, help="peers alive together")
+    parser.add_argument("--reference", default=reference, help="peer that ratios refer to")
+    parser.add_argument("--only", nargs="*", default=[], help="names of the peers to measure; default all")
+    parser.add_argument("--keras-python", default=sys.executable, help="interpreter with keras-hub")
+    parser.add_argument("--json", default=f"results/{job}.json", help="file of the results")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="flaxbert-bench-") as scratch:
+        folder = base_model(pathlib.Path(scratch), arguments.layers)
+        peers = [peer for peer in build(str(folder), arguments) if not arguments.only or peer.name in arguments.only]
+        rows = measure(peers, arguments.rounds, arguments.group, arguments.reference)
+    print(table(rows, arguments.reference))
+    write_json(arguments.json, {"machine": machine(), "reference": arguments.reference, "rows": rows})

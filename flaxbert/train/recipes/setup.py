@@ -10,16 +10,15 @@ import jax
 from jax.sharding import Mesh
 
 from flaxbert.architecture import Execution, resolve_task
-from flaxbert.config import MeshConfig, RunConfig
+from flaxbert.config import RunConfig
 from flaxbert.core.precision import Precision
 from flaxbert.core.runtime import device_memory_limit_bytes, initialize_distributed
-from flaxbert.core.sharding import DATA, FSDP, TENSOR, build_mesh, check_mesh_fits
+from flaxbert.core.sharding import DATA, FSDP, build_mesh, check_mesh_fits
 from flaxbert.core.trees import leaf_names
 from flaxbert.data.batches import BatchPipeline
 from flaxbert.data.load import TrainingData, load_examples
 from flaxbert.errors import ConfigError
 from flaxbert.families import get_family
-from flaxbert.families.graph import forward, graph_definition
 from flaxbert.model import Model, load
 from flaxbert.weights.hub import resolve
 from flaxbert.weights.load import read_config
@@ -185,20 +184,6 @@ def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
     )
 
 
-def forward_function(model: Model) -> Callable[..., Any]:
-    """Returns ``(params, batch, dropout_key) -> ModelOutput`` of a model, for the training step.
-
-    Args:
-      model: The model; its parameters are not captured.
-    """
-    graphdef = graph_definition(model.config, model.task, model.execution)
-
-    def run(params: Any, batch: Mapping[str, Any], dropout_key: Any) -> Any:
-        return forward(graphdef, params, batch, dropout_key=dropout_key)
-
-    return run
-
-
 def describe(prepared: Prepared) -> str:
     """Returns a few lines that say what is about to be trained on what.
 
@@ -217,12 +202,3 @@ def describe(prepared: Prepared) -> str:
         f"{prepared.total_steps} steps of {global_batch_size(config)}; {Precision(execution.precision).name}; "
         f"mesh {shape} on {device.device_kind} ({limit:.1f} GiB a device)"
     )
-
-
-def mesh_config_of(mesh: Mesh) -> MeshConfig:
-    """Returns the sizes of a mesh as a config, as checkpoints record it.
-
-    Args:
-      mesh: The mesh.
-    """
-    return MeshConfig(data=mesh.shape[DATA], fsdp=mesh.shape[FSDP], tensor=mesh.shape[TENSOR])
