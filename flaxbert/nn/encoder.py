@@ -14,6 +14,15 @@ from flaxbert.nn.dropout import fold
 from flaxbert.nn.feed_forward import FeedForward
 
 
+def _applied(graphdef: Any, packed: bool) -> Callable[..., Any]:
+    """Returns a block, or a part of one, as a function of its state and inputs."""
+
+    def apply(state: Any, hidden: jax.Array, segment_ids: jax.Array, key: Any) -> jax.Array:
+        return nnx.merge(graphdef, state)(hidden, segment_ids, packed, key)
+
+    return apply
+
+
 class Block(nnx.Module):
     """Self-attention and feed-forward, each with residual and norm after it.
 
@@ -42,11 +51,7 @@ class Block(nnx.Module):
         if not self.recompute_attention:
             return self.attention(hidden, segment_ids, packed, key)
         graphdef, state = nnx.split(self.attention)
-
-        def attend(state: Any, hidden: jax.Array, segment_ids: jax.Array, key: Any) -> jax.Array:
-            return nnx.merge(graphdef, state)(hidden, segment_ids, packed, key)
-
-        return jax.checkpoint(attend)(state, hidden, segment_ids, key)
+        return jax.checkpoint(_applied(graphdef, packed))(state, hidden, segment_ids, key)
 
 
 class StackedBlock(nnx.Module):
@@ -100,10 +105,7 @@ class Encoder(nnx.Module):
         return run(hidden, segment_ids, packed, key, keep_hidden)
 
     def _step(self, graphdef: Any, packed: bool) -> Callable[..., Any]:
-        def step(state: Any, hidden: jax.Array, segment_ids: jax.Array, key: Any) -> jax.Array:
-            return nnx.merge(graphdef, state)(hidden, segment_ids, packed, key)
-
-        return _rematerialize(step, self.execution.remat)
+        return _rematerialize(_applied(graphdef, packed), self.execution.remat)
 
     def _run_unrolled(self, hidden: Any, segment_ids: Any, packed: bool, key: Any, keep_hidden: bool) -> Any:
         kept = [hidden]
