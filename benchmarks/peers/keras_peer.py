@@ -49,7 +49,7 @@ def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
         optimizer=keras.optimizers.AdamW(settings.learning_rate, weight_decay=0.01, global_clipnorm=1.0),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    return lambda: float(model.train_on_batch(inputs, batch["labels"])), facts
+    return lambda: float(model.train_on_batch(inputs, batch["labels"], return_dict=True)["loss"]), facts
 
 
 if __name__ == "__main__":
