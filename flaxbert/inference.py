@@ -35,17 +35,6 @@ def logits_of(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) 
     return output.logits
 
 
-def token_vectors_of(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
-    """Returns the last hidden states in float32.
-
-    Args:
-      output: What the network returned.
-      params: Parameter tree.
-      batch: The batch.
-    """
-    return output.last_hidden_state.astype(np.float32)
-
-
 @functools.lru_cache(maxsize=64)
 def pooled_vectors(modes: tuple[str, ...], num_skipped: int = 0) -> Postprocess:
     """Returns a function that pools token vectors to sentence vectors, several modes side by side.

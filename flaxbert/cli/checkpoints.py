@@ -6,6 +6,8 @@ import math
 import pathlib
 from typing import TYPE_CHECKING, Any, Literal
 
+from flaxbert.core.units import format_bytes
+
 if TYPE_CHECKING:
     from flaxbert.train.versions import CheckpointInfo
 
@@ -155,19 +157,3 @@ def format_time(seconds: float) -> str:
       seconds: Seconds since 1970; 0 where it is not known.
     """
     return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds") if seconds > 0 else "?"
-
-
-def format_bytes(size_bytes: int) -> str:
-    """Returns a size in powers of 1000 with its unit.
-
-    Args:
-      size_bytes: The size in bytes.
-
-    Example:
-      >>> format_bytes(1_302_331_400)
-      '1.30 GB'
-    """
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.2f} {unit}"
-    return f"{size_bytes} B"

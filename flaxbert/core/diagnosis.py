@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 
 from flaxbert.core import runtime
+from flaxbert.core.units import format_bytes
 
 REQUIRED = (
     "jax",
@@ -77,7 +78,7 @@ def _check_devices() -> list[Finding]:
                 )
     limit = runtime.device_memory_limit_bytes(devices[0])
     findings.append(
-        Finding("memory", limit >= LEAST_MEMORY_BYTES, f"{limit / 2**30:.1f} GiB for each device before the limit")
+        Finding("memory", limit >= LEAST_MEMORY_BYTES, f"{format_bytes(limit)} for each device before the limit")
     )
     return findings
 
@@ -118,7 +119,7 @@ def _check_folders(configured: Mapping[str, str]) -> list[Finding]:
     for name, folder in (("disk here", pathlib.Path.cwd()), ("hub cache", _hub_cache())):
         existing = next(path for path in (folder, *folder.parents) if path.is_dir())
         free = shutil.disk_usage(existing).free
-        findings.append(Finding(name, free >= LEAST_DISK_BYTES, f"{free / 2**30:.1f} GiB free"))
+        findings.append(Finding(name, free >= LEAST_DISK_BYTES, f"{format_bytes(free)} free"))
     return findings
 
 

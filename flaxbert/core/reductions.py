@@ -1,4 +1,4 @@
-"""Sums and maxima along an axis in the forms that vectorise on CPU; plain reductions on other backends."""
+"""Sums and maxima along an axis in the forms that vectorise on CPU, plain reductions on other backends; and a fence."""
 
 import math
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def column_sum(values: Float[Array, "*rows columns"]) -> Float[Array, "columns"]
     return lax.dot_general(ones, values, dimensions, preferred_element_type=jnp.float32)[0]
 
 
-def materialize(values: Float[Array, "..."]) -> Float[Array, "..."]:
+def compute_once(values: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns the values as they are, from an array in memory that every use reads; not to be differentiated.
 
     XLA:CPU computes cheap elementwise chains again inside every use. Along the residual stream these chains grow with every

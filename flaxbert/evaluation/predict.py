@@ -3,7 +3,6 @@
 import codecs
 import gzip
 import json
-import os
 import pathlib
 import sys
 import zlib
@@ -13,6 +12,7 @@ import numpy as np
 
 from flaxbert.architecture import TASK_HEADS
 from flaxbert.config import DataConfig
+from flaxbert.core.files import whole_file
 from flaxbert.data.columns import read_examples
 from flaxbert.data.sources import is_table_file
 from flaxbert.errors import ConfigError, DataError
@@ -153,10 +153,5 @@ def write_lines(lines: Iterable[str], path: str) -> None:
         return
     target = pathlib.Path(path)
     require_folder(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(target) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)

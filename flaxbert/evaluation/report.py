@@ -327,20 +327,6 @@ def confusion_rows(report: ClassificationReport) -> tuple[list[str], list[list[s
     return ["true", "predicted instead", "examples"], rows
 
 
-def confusion_text(report: ClassificationReport, *, stream: TextStream | None = None) -> str:
-    """Renders what ``confusion_rows`` returns; empty where the report has no confusion matrix.
-
-    Args:
-      report: Scores per label.
-      stream: As for ``text_table``.
-
-    Returns:
-      The table as text.
-    """
-    headers, rows = confusion_rows(report)
-    return text_table(headers, rows, title="Confusion", stream=stream) if headers else ""
-
-
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a Markdown table; cells are escaped so that no label can break out of its cell.
 

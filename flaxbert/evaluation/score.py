@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import os
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
 from flaxbert.config import DataConfig, ProblemType
+from flaxbert.core.files import whole_file
 from flaxbert.data.columns import encode_labels, label_set, read_examples
 from flaxbert.errors import ConfigError
 from flaxbert.evaluation.alignment import align, metric_kind
@@ -58,7 +57,6 @@ class Score:
         Args:
           path: The file.
         """
-        target = pathlib.Path(path)
         document = {
             "num_examples": self.num_examples,
             "metrics": dict(self.metrics),
@@ -66,12 +64,8 @@ class Score:
             "interval": dataclasses.asdict(self.interval),
             "report": self.report.to_dict() if self.report is not None else None,
         }
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
+        with whole_file(path) as partial:
             partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def score_model(model: Model, config: DataConfig, source: object, *, batch_size: int = 32) -> Score:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from flaxbert.core.reductions import materialize
+from flaxbert.core.reductions import compute_once
 from flaxbert.errors import ConfigError, nearest
 
 Activation = Callable[[Float[Array, "..."]], Float[Array, "..."]]
@@ -27,7 +27,7 @@ def gelu_erf(inputs: Float[Array, "..."]) -> Float[Array, "..."]:
       The activations, in the type of the inputs.
     """
     values = inputs.astype(jnp.float32)
-    return materialize((values * (0.5 + 0.5 * lax.erf(values * math.sqrt(0.5)))).astype(inputs.dtype))
+    return compute_once((values * (0.5 + 0.5 * lax.erf(values * math.sqrt(0.5)))).astype(inputs.dtype))
 
 
 def _gelu_forward(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -39,7 +39,7 @@ def _gelu_backward(inputs: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
     values = lax.optimization_barrier(inputs).astype(jnp.float32)
     density = jnp.exp(-0.5 * values * values) * (1.0 / math.sqrt(2.0 * math.pi))
     slope = 0.5 + 0.5 * lax.erf(values * math.sqrt(0.5)) + values * density
-    return (materialize((cotangent.astype(jnp.float32) * slope).astype(inputs.dtype)),)
+    return (compute_once((cotangent.astype(jnp.float32) * slope).astype(inputs.dtype)),)
 
 
 gelu_erf.defvjp(_gelu_forward, _gelu_backward)

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flaxbert.core.contraction import contract, take
-from flaxbert.core.reductions import column_sum, materialize, row_sum
+from flaxbert.core.reductions import column_sum, compute_once, row_sum
 
 
 def truncated_normal(key: Any, shape: tuple[int, ...], deviation: float) -> jax.Array:
@@ -103,7 +103,7 @@ def _norm_forward(inputs: jax.Array, scale: jax.Array, bias: jax.Array, epsilon:
     mean = row_sum(values) / width
     centred = values - mean
     inverse = jax.lax.rsqrt(row_sum(jnp.square(centred)) / width + epsilon)
-    normalised = materialize(
+    normalised = compute_once(
         (centred * inverse * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(inputs.dtype)
     )
     return normalised, (inputs, scale, bias, mean, inverse)
@@ -117,7 +117,7 @@ def _norm_backward(epsilon: float, residuals: Any, cotangent: jax.Array) -> tupl
     scaled = cotangent * scale.astype(jnp.float32)
     first = row_sum(scaled) / width
     second = row_sum(scaled * normal) / width
-    inputs_gradient = materialize((inverse * (scaled - first - normal * second)).astype(inputs.dtype))
+    inputs_gradient = compute_once((inverse * (scaled - first - normal * second)).astype(inputs.dtype))
     scale_gradient = column_sum((cotangent * normal).astype(inputs.dtype)).astype(scale.dtype)
     return inputs_gradient, scale_gradient, column_sum(cotangent.astype(inputs.dtype)).astype(bias.dtype)
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from flaxbert.architecture import ModelConfig
 from flaxbert.config import RunConfig
+from flaxbert.core.files import whole_file
 from flaxbert.errors import DataError
 
 LOGGER = logging.getLogger(__name__)
@@ -212,12 +213,8 @@ class JsonLinesWriter(CallbackBase):
         self._first_step = run.first_step
         kept = self._entries_up_to(run.first_step) if run.resumed else []
         self._written = {self._key(entry) for entry in kept}
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
+        with whole_file(self.path, durable=True) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
         sizes = {name: getattr(run, name) for name in ("total_steps", "num_examples", "num_parameters")}
         self._write(run.first_step, START, {**sizes, "resumed": run.resumed})
 

@@ -12,9 +12,8 @@ import jax
 import psutil
 
 from flaxbert.core.runtime import device_memory_limit_bytes, host_memory_limit_bytes
+from flaxbert.core.units import format_bytes
 from flaxbert.errors import ConfigError, MemoryLimitError
-
-GIGABYTE = 1e9
 
 _OUT_OF_MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 
@@ -104,7 +103,7 @@ class BatchPlan:
 
     def describe(self) -> str:
         """Returns one sentence about the plan, for logs."""
-        size = "" if self.memory is None else f", about {self.memory.total / GIGABYTE:.2f} GB per device"
+        size = "" if self.memory is None else f", about {format_bytes(self.memory.total)} per device"
         return (
             f"{self.target_batch} examples per step as {self.accumulation_steps} micro batch"
             f"{'' if self.accumulation_steps == 1 else 'es'} of {self.micro_batch}{size}"
@@ -135,9 +134,9 @@ def micro_batch_sizes(target_batch: int, batch_ways: int = 1) -> list[int]:
 
 
 def _too_small(plan: BatchPlan, limit_bytes: int) -> MemoryLimitError:
-    needed = "more" if plan.memory is None else f"{plan.memory.total / GIGABYTE:.2f} GB"
+    needed = "more" if plan.memory is None else f"{format_bytes(plan.memory.total)}"
     return MemoryLimitError(
-        f"Even a micro batch of {plan.micro_batch} needs {needed} per device, but only {limit_bytes / GIGABYTE:.2f} GB "
+        f"Even a micro batch of {plan.micro_batch} needs {needed} per device, but only {format_bytes(limit_bytes)} "
         "are free; use shorter inputs (data.max_length), model.remat full, a smaller model, or more devices (mesh.fsdp)."
     )
 
@@ -243,6 +242,6 @@ def check_memory(
         )
     raise MemoryLimitError(
         f"A step with {plan.micro_batch} examples at once ({option} {plan.target_batch}, accumulation_steps "
-        f"{plan.accumulation_steps}) needs {plan.memory.total / GIGABYTE:.2f} GB per device, but only "
-        f"{limit_bytes / GIGABYTE:.2f} GB are free; {advice}, or let {option} auto find the size."
+        f"{plan.accumulation_steps}) needs {format_bytes(plan.memory.total)} per device, but only "
+        f"{format_bytes(limit_bytes)} are free; {advice}, or let {option} auto find the size."
     )

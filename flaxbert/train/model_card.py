@@ -1,12 +1,11 @@
 """The model card: a ``README.md`` with front matter for the hub, written from what the run measured."""
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 from flaxbert.architecture import ModelConfig
 from flaxbert.config import RunConfig
+from flaxbert.core.units import format_count, format_duration
 from flaxbert.evaluation.bootstrap import Interval
 from flaxbert.evaluation.report import (
     LABEL_HEADERS,
@@ -18,11 +17,8 @@ from flaxbert.evaluation.report import (
     markdown_table,
 )
 from flaxbert.train.callbacks import flatten_options
-from flaxbert.train.progress import format_count, format_duration
 from flaxbert.train.provenance import is_hub_id, public_name, public_options
 from flaxbert.train.usage import usage_snippets
-
-CARD_FILE = "README.md"
 
 PIPELINE_TAGS: dict[str, str] = {
     "sequence-classification": "text-classification",
@@ -322,23 +318,3 @@ def build_model_card(content: ModelCardContent) -> str:
         f"## Limitations\n\n{limits}",
     ]
     return f"{_front_matter(content)}\n" + "\n".join(sections)
-
-
-def write_model_card(folder: str | pathlib.Path, content: ModelCardContent) -> pathlib.Path:
-    """Writes the model card into a model's folder, whole or not at all.
-
-    Args:
-      folder: Folder of the model.
-      content: What the run measured.
-
-    Returns:
-      The file ``README.md``.
-    """
-    path = pathlib.Path(folder) / CARD_FILE
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(build_model_card(content), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

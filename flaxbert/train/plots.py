@@ -3,13 +3,13 @@
 Figures are made with matplotlib's object interface, so nothing global changes and no display is needed.
 """
 
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from flaxbert.core.files import whole_file
 from flaxbert.evaluation.report import ClassificationReport
 from flaxbert.train.callbacks import END, EVALUATION, METRICS_FILE, TRAIN, read_metrics
 
@@ -57,12 +57,8 @@ def _style(axes: Any, title: str, x_label: str, y_label: str) -> None:
 
 def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

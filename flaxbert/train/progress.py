@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any, Literal, cast
 
+from flaxbert.core.units import format_bytes, format_count, format_duration
 from flaxbert.evaluation.report import LOWER_IS_BETTER, TextStream, format_metric
 from flaxbert.train.callbacks import CallbackBase, RunInfo
 
@@ -41,49 +42,6 @@ class SmoothedLoss:
         self._sum = self._smoothing * self._sum + (1.0 - self._smoothing) * loss
         self._weight = self._smoothing * self._weight + (1.0 - self._smoothing)
         return self._sum / self._weight
-
-
-def format_duration(seconds: float) -> str:
-    """Returns ``h:mm:ss`` (from a day on with days), or ``-`` where the time is not known.
-
-    Args:
-      seconds: A duration.
-
-    Example:
-      >>> format_duration(3725)
-      '1:02:05'
-    """
-    if not math.isfinite(seconds):
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{f'{days}d ' if days else ''}{hours}:{minutes:02}:{rest:02}"
-
-
-def format_count(number: float) -> str:
-    """Returns a number in three significant digits with k, M or G.
-
-    Args:
-      number: A count or a rate, at least 0.
-
-    Example:
-      >>> format_count(12345.0)
-      '12.3k'
-    """
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size * 0.9995:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
-
-
-def format_bytes(size_bytes: float) -> str:
-    """Returns a size in MiB or GiB.
-
-    Args:
-      size_bytes: A size.
-    """
-    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
 
 
 class EtaClock:

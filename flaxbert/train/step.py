@@ -282,21 +282,3 @@ def make_train_step(
     step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps)
     out_shardings = None if shardings is None or mesh is None else (shardings, replicated(mesh))
     return jax.jit(step, donate_argnums=(0,), out_shardings=out_shardings)
-
-
-def make_eval_step(forward: Forward, mesh: Mesh | None = None) -> Any:
-    """Compiles-on-demand the scores of a batch.
-
-    Args:
-      forward: ``forward(params, batch, dropout_key=...)``.
-      mesh: Mesh of the parameters; the scores come back whole on every process.
-
-    Returns:
-      A jitted ``step(params, batch) -> float32 logits``, without dropout; it donates nothing.
-    """
-
-    def step(params: Mapping[str, Any], batch: Batch) -> jax.Array:
-        with jax.numpy_dtype_promotion("strict"):
-            return forward(params, batch, dropout_key=None).logits.astype(jnp.float32)
-
-    return jax.jit(step, out_shardings=None if mesh is None else replicated(mesh))

@@ -103,16 +103,6 @@ def test_empty_folder_is_said(tmp_path, capsys):
     assert "No versions in" in capsys.readouterr().out
 
 
-def test_sizes_are_readable():
-    assert [checkpoints.format_bytes(size) for size in (0, 999, 1_500, 2_000_000, 1_302_331_400)] == [
-        "0 B",
-        "999 B",
-        "1.50 kB",
-        "2.00 MB",
-        "1.30 GB",
-    ]
-
-
 def test_command_line_reads_without_jax(run):
     program = (
         "import sys; from flaxbert.cli.main import main; code = main(sys.argv[1:]); "

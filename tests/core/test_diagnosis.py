@@ -13,6 +13,7 @@ import pytest
 
 from flaxbert.core import diagnosis, runtime
 from flaxbert.core.diagnosis import LEAST_DISK_BYTES, LEAST_MEMORY_BYTES, REQUIRED, Finding, diagnose
+from flaxbert.core.units import format_bytes
 from tests.helpers import ROOT
 
 QUICK = ["python", "packages", "devices", "memory", "compile cache", "disk here", "hub cache"]
@@ -113,7 +114,7 @@ def test_memory_of_a_device_has_a_least_size(monkeypatch, size, good):
     monkeypatch.setattr(runtime, "device_memory_limit_bytes", lambda device: asked.append(device) or size)
     found = find("memory")
     assert found.good is good
-    assert found.text.startswith("2.0 GiB for each device")
+    assert found.text.startswith(f"{format_bytes(size)} for each device")
     assert asked == [jax.devices()[0]]
 
 
@@ -157,7 +158,7 @@ def test_both_disks_need_room(monkeypatch, tmp_path, free, good):
         assert [verdicts[disk].good for disk in ("disk here", "hub cache")] == [
             good or disk != name for disk in ("disk here", "hub cache")
         ]
-        assert verdicts[name].text == "2.0 GiB free"
+        assert verdicts[name].text == f"{format_bytes(free)} free"
 
 
 def test_the_compile_cache_is_shown_and_may_be_off():

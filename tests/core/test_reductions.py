@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxbert.core.reductions import column_sum, row_max, row_sum
+from flaxbert.core.reductions import column_sum, compute_once, row_magnitude, row_max, row_sum
 
 TOLERANCE = 1e-5
 """Relative to the sum of magnitudes: float32 rounds at 6e-8, and the longest sum has 3072 terms."""
@@ -25,6 +25,8 @@ def test_rows(lead, width):
         sums, largest = ((jax.jit(f) if compiled else f)(jnp.asarray(values)) for f in (row_sum, row_max))
         assert sums.shape == largest.shape == (*lead, 1)
         np.testing.assert_array_equal(largest, values.max(axis=-1, keepdims=True))
+        magnitude = (jax.jit(row_magnitude) if compiled else row_magnitude)(jnp.asarray(values))
+        np.testing.assert_array_equal(magnitude, np.abs(values).max(axis=-1, keepdims=True))
         error = np.abs(np.asarray(sums, np.float64) - values.astype(np.float64).sum(axis=-1, keepdims=True))
         assert (error <= TOLERANCE * np.abs(values).sum(axis=-1, keepdims=True)).all()
 
@@ -39,10 +41,39 @@ def test_columns(lead, dtype):
     assert (np.abs(np.asarray(sums) - exact.sum(axis=axes)) <= TOLERANCE * np.abs(exact).sum(axis=axes)).all()
 
 
-@pytest.mark.parametrize("function", [row_sum, row_max])
+@pytest.mark.parametrize("function", [row_sum, row_max, row_magnitude])
 def test_nan_and_infinity_reach_the_result(function):
     values = jnp.ones((3, 64)).at[0, 5].set(jnp.nan).at[1, 63].set(jnp.inf)
     result = np.asarray(jax.jit(function)(values))[:, 0]
     assert np.isnan(result[0])
     assert np.isposinf(result[1])
     assert np.isfinite(result[2])
+
+
+def test_magnitude_of_negative_infinity():
+    values = jnp.ones((1, 64)).at[0, 5].set(-jnp.inf)
+    assert np.isposinf(np.asarray(jax.jit(row_magnitude)(values)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_fence_changes_no_bit(dtype):
+    special = [
+        0.0,
+        -0.0,
+        1.5,
+        -3.25,
+        np.inf,
+        -np.inf,
+        np.nan,
+        float(jnp.finfo(dtype).max),
+        float(jnp.finfo(dtype).tiny),
+    ]
+    values = jnp.asarray(special, dtype)
+    for function in (compute_once, jax.jit(compute_once)):
+        np.testing.assert_array_equal(np.asarray(function(values)).tobytes(), np.asarray(values).tobytes())
+
+
+def test_a_fence_outlives_the_compiler_on_cpu():
+    values = jnp.ones((4, 8))
+    compiled = jax.jit(lambda array: compute_once(array * 2) + 1).lower(values).compile().as_text()
+    assert ("divide(" in compiled) == (jax.default_backend() == "cpu")

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +10,9 @@ from flaxbert.core.trees import flatten_names, map_leaves
 from flaxbert.errors import ShapeError
 from flaxbert.train.losses import loss_for
 from flaxbert.train.state import NO_BAD_STEP, create_state, join_params
-from flaxbert.train.step import count_tokens, make_eval_step, make_train_step, split_micro_batches
+from flaxbert.train.step import count_tokens, make_train_step, split_micro_batches
 from tests.train.tiny_training import (
     CONFIG,
-    DROPOUT_CONFIG,
     TASK,
     bag_of_words,
     bag_of_words_params,
@@ -319,14 +316,3 @@ def test_tokens_are_counted_from_segments_mask_or_shape():
     assert int(count_tokens({"input_ids": ids})) == 6
     assert int(count_tokens({"input_ids": ids, "attention_mask": mask})) == 3
     assert int(count_tokens({"input_ids": ids, "attention_mask": mask, "segment_ids": segments})) == 5
-
-
-def test_evaluation_gives_float32_scores_without_dropout():
-    params, batch = jax.tree.map(jnp.asarray, make_params()), make_batch()
-    evaluate = make_eval_step(make_forward(DROPOUT_CONFIG, Execution(precision="bfloat16")))
-    logits = evaluate(params, batch)
-    assert logits.dtype == jnp.float32
-    assert logits.shape == (16, CONFIG.num_labels)
-    expected = jax.jit(functools.partial(make_forward(), params))(batch).logits
-    np.testing.assert_allclose(np.asarray(logits), np.asarray(expected), atol=0.05)
-    np.testing.assert_array_equal(np.asarray(logits), np.asarray(evaluate(params, batch)))

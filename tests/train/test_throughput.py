@@ -148,3 +148,15 @@ def test_measured_callbacks_without_known_peak():
     group.on_log(1, {"tokens_per_second": 8.0, "examples_per_second": 2.0})
     assert "model_flops_utilization" not in recorder.told[-1][2]
     assert recorder.told[-1][2]["tokens_per_example"] == 4.0
+
+
+def test_closing_reaches_all_that_hold_something():
+    class Holder(Recorder):
+        open = True
+
+        def close(self):
+            self.open = False
+
+    holders = [Holder(), Recorder(), Holder()]
+    MeasuredCallbacks(holders).close()
+    assert [getattr(holder, "open", None) for holder in holders] == [False, None, False]

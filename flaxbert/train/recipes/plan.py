@@ -12,8 +12,9 @@ from jax.sharding import NamedSharding
 
 from flaxbert.config import TrainConfig
 from flaxbert.core.precision import Precision
-from flaxbert.core.sharding import BATCH_SPEC
+from flaxbert.core.sharding import BATCH_SPEC, bytes_per_device
 from flaxbert.core.trees import leaf_kinds
+from flaxbert.core.units import format_bytes
 from flaxbert.families.graph import forward, graph_definition
 from flaxbert.train.losses import loss_for
 from flaxbert.train.memory import (
@@ -124,6 +125,21 @@ def _create_state_of_shapes(prepared: Prepared) -> TrainState:
     return create_state(prepared.model.params, train.freeze, optimizer, copy=False)[0]
 
 
+def describe_state(state: TrainState) -> str:
+    """Returns a line with the bytes of parameters and optimizer state on each device of this process.
+
+    Args:
+      state: A state on its devices.
+    """
+    parts = {"parameters": (state.trainable, state.frozen), "optimizer state": state.optimizer}
+    words = []
+    for name, tree in parts.items():
+        sizes = bytes_per_device(tree).values()
+        least, most = format_bytes(min(sizes, default=0)), format_bytes(max(sizes, default=0))
+        words.append(f"{name} {least if least == most else f'{least} to {most}'}")
+    return f"On each device: {', '.join(words)}."
+
+
 def compile_run(prepared: Prepared, plan: BatchPlan, say: Say) -> CompiledRun:
     """Builds the training step of a plan and the structure of its state.
 
@@ -139,6 +155,7 @@ def compile_run(prepared: Prepared, plan: BatchPlan, say: Say) -> CompiledRun:
       RuleError: A freeze rule is not usable.
     """
     state, kinds = _create_state(prepared)
+    say(describe_state(state))
     like = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), state)
     holder = [state]
     del state
@@ -186,7 +203,7 @@ def plan_batches(prepared: Prepared, say: Say) -> BatchPlan:
     limit_bytes = memory_budget_bytes(prepared.mesh.local_devices[0])
     if train.batch_size == "auto":
         plan = find_batch_size(size, compile_for, limit_bytes, batch_ways=ways)
-        say(f"Batch size auto: {plan.describe()}, of {limit_bytes / 1e9:.2f} GB that are free.")
+        say(f"Batch size auto: {plan.describe()}, of {format_bytes(limit_bytes)} that are free.")
         return plan
     micro_batch = size // train.accumulation_steps
     plan = BatchPlan(size, micro_batch, ways, compile_for(micro_batch, train.accumulation_steps))

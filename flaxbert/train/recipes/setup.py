@@ -15,6 +15,7 @@ from flaxbert.core.precision import Precision
 from flaxbert.core.runtime import device_memory_limit_bytes, initialize_distributed
 from flaxbert.core.sharding import DATA, FSDP, build_mesh, check_mesh_fits
 from flaxbert.core.trees import leaf_names
+from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import BatchPipeline
 from flaxbert.data.load import TrainingData, load_examples
 from flaxbert.errors import ConfigError
@@ -193,12 +194,11 @@ def describe(prepared: Prepared) -> str:
     mesh, model, config = prepared.mesh, prepared.model, prepared.config
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     device = mesh.devices.flat[0]
-    limit = device_memory_limit_bytes(device) / 2**30
     execution: Execution = model.execution
     return (
         f"{model.config.family} with {model.config.num_hidden_layers} layers of {model.config.hidden_size}, "
         f"task {model.task}, {model.config.problem_type or 'no problem type'}; "
         f"{len(prepared.data.train)} training and {len(prepared.data.validation)} held-out examples; "
         f"{prepared.total_steps} steps of {global_batch_size(config)}; {Precision(execution.precision).name}; "
-        f"mesh {shape} on {device.device_kind} ({limit:.1f} GiB a device)"
+        f"mesh {shape} on {device.device_kind} ({format_bytes(device_memory_limit_bytes(device))} a device)"
     )

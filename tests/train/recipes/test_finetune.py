@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 
 import numpy as np
@@ -123,6 +124,18 @@ def test_batch_size_auto_keeps_the_global_batch(model, data, tmp_path, monkeypat
     run = build(model, data, tmp_path / "run", batch_size="auto", target_batch_size=16, num_steps=2)
     finetune(run, say=lines.append)
     assert any("Batch size auto" in line and "of 16" in line for line in lines)
+
+
+def test_the_bytes_on_each_device_are_said_and_split_over_the_mesh(model, data, tmp_path):
+    said: dict[MeshConfig, str] = {}
+    for index, mesh in enumerate((MeshConfig(data=8), MeshConfig(data=2, fsdp=4))):
+        lines: list[str] = []
+        finetune(build(model, data, tmp_path / f"{index}", mesh=mesh, num_steps=1), say=lines.append)
+        (said[mesh],) = (line for line in lines if line.startswith("On each device: "))
+    whole, split = ([float(size) for size in re.findall(r"([\d.]+) kB", line)] for line in said.values())
+    assert len(whole) == 2  # parameters, and twice as much for the moments of AdamW
+    assert whole[1] == pytest.approx(2 * whole[0], rel=0.01)
+    assert all(part < 0.35 * all_of_it for part, all_of_it in zip(split, whole, strict=True))
 
 
 def test_too_little_memory_is_named_before_the_step_runs(model, data, tmp_path, monkeypatch):
