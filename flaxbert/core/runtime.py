@@ -263,3 +263,9 @@ def peak_flops(device: Any) -> float | None:
     kind = device.device_kind
     matches = [name for name in _PEAK_BFLOAT16_FLOPS if kind.startswith(name)]
     return _PEAK_BFLOAT16_FLOPS[max(matches, key=len)] if matches else None
+
+
+def num_threads() -> int:
+    """Returns how many threads this process may run at once, which is what XLA:CPU uses."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core.precision import Precision
+from flaxbert.core.runtime import num_threads
 from flaxbert.errors import ConfigError
 from flaxbert.nn.dropout import dropout, fold, key_words
 from flaxbert.nn.layers import Dense, LayerNorm
@@ -24,6 +25,9 @@ HIDDEN_BIAS = -1e30
 
 SPLASH_BLOCK = 128
 """Lengths that the splash kernel takes are multiples of this number of TPU lanes."""
+
+MOST_ATTENTION_PARTS = 8
+"""Each part is compiled for itself; more of them would cost more time to compile than they save."""
 
 SPLASH_LENGTH = 1024
 """From this length on auto prefers the splash kernel on TPU; below, XLA's own attention is as fast."""
@@ -154,6 +158,23 @@ def _platform() -> str:
     return jax.default_backend()
 
 
+def num_attention_parts(batch: int, platform: str, trains: bool) -> int:
+    """Returns in how many parts softmax attention computes a batch: on one CPU device, one for each thread.
+
+    Over a mesh the batch is split already, and cutting it once more would move it between devices. A training step takes a
+    fifth longer to compile in two parts and gains next to nothing from the second thread, so it is cut for more threads only.
+
+    Args:
+      batch: Rows of the batch.
+      platform: Platform of the default device.
+      trains: Whether the call belongs to a training step.
+    """
+    threads = num_threads()
+    if platform != "cpu" or jax.sharding.get_abstract_mesh().size > 1 or (trains and threads <= 2):
+        return 1
+    return min(batch, threads, MOST_ATTENTION_PARTS)
+
+
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with output projection, residual and norm.
 
@@ -202,7 +223,9 @@ class SelfAttention(nnx.Module):
             mixed = splash_attention(query, keys, value, segment_ids)
         else:
             words = key_words(key) if rate > 0.0 else None
-            mixed = softmax_attention(query, keys, value, attention_bias(segment_ids, packed), words, rate)
+            bias = attention_bias(segment_ids, packed)
+            parts = num_attention_parts(batch, _platform(), key is not None)
+            mixed = softmax_attention(query, keys, value, bias, words, rate, parts)
         return jnp.swapaxes(jnp.asarray(mixed), 1, 2).reshape(batch, length, config.attention_size)
 
     def __call__(

@@ -56,7 +56,9 @@ def fold(key: Any, place: Any) -> Any:
     return _materialise(_mix(_mix(words ^ number) + jnp.flip(words)))
 
 
-def keep_mask(key: Any, rate: float, shape: tuple[int, ...], *, transposed: bool = False) -> Bool[Array, "..."]:
+def keep_mask(
+    key: Any, rate: float, shape: tuple[int, ...], *, transposed: bool = False, first_row: int = 0
+) -> Bool[Array, "..."]:
     """Draws which entries are kept.
 
     Each row has a well mixed random word and each column another; their sum is hashed once more and compared with the rate.
@@ -66,16 +68,17 @@ def keep_mask(key: Any, rate: float, shape: tuple[int, ...], *, transposed: bool
       rate: Share of dropped entries, in [0, 1), exact to 2**-32.
       shape: Shape of the mask.
       transposed: Draw the mask of the array whose last two axes are swapped, in swapped order.
+      first_row: Rows of the whole array that come before, where the mask is of a later part of it.
 
     Returns:
       Mask, True with probability ``1 - rate``.
     """
     if len(shape) < 2:
-        return keep_mask(key, rate, (1, *(shape or (1,)))).reshape(shape)
+        return keep_mask(key, rate, (1, *(shape or (1,))), first_row=first_row).reshape(shape)
     words = key_words(key)
     *lead, num_rows, num_columns = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
     row_shape = (*lead, num_rows)
-    index = jnp.zeros(row_shape, jnp.uint32)
+    index = jnp.full(row_shape, first_row, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(row_shape))):
         index = index + lax.broadcasted_iota(jnp.uint32, row_shape, axis) * jnp.uint32(stride)

@@ -100,7 +100,7 @@ def layer_norm(
 def _norm_forward(inputs: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
     values = inputs.astype(jnp.float32)
     width = values.shape[-1]
-    mean = row_sum(values) / width
+    mean = row_sum(inputs) / width
     centred = values - mean
     inverse = jax.lax.rsqrt(row_sum(jnp.square(centred)) / width + epsilon)
     normalised = compute_once(

@@ -1,6 +1,7 @@
 """Softmax attention as plain matrix products, with a backward pass of its own."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -37,7 +38,6 @@ def _key_columns(key: jax.Array) -> jax.Array:
     return lax.platform_dependent(key, cpu=multiply, default=_swap)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def softmax_attention(
     query: Float[Array, "batch heads length head_dim"],
     key: Float[Array, "batch heads length head_dim"],
@@ -45,6 +45,7 @@ def softmax_attention(
     bias: Float[Array, "batch 1 queries length"],
     words: Any,
     rate: float,
+    num_parts: int = 1,
 ) -> Float[Array, "batch heads length head_dim"]:
     """Returns ``dropout(softmax(query @ key^T / sqrt(head_dim) + bias)) @ value`` (Vaswani et al., 2017, section 3.2.1).
 
@@ -59,30 +60,47 @@ def softmax_attention(
       bias: float32, 0 where a key is visible and a large negative number where not; gets no gradient.
       words: Two random words for dropout of the weights, or None.
       rate: Share of dropped weights.
+      num_parts: Parts that the batch is computed in, with the same result; XLA:CPU runs a batched product on one thread, but
+        several of them side by side.
 
     Returns:
       The mixed values in the compute type.
     """
-    return _forward(query, key, value, bias, words, rate)[0]
+    batch, heads, length, _ = query.shape
+    bounds = [batch * part // num_parts for part in range(num_parts + 1)]
+    parts = []
+    for first, last in itertools.pairwise(bounds):
+        arrays = [array[first:last] for array in (query, key, value, bias)]
+        parts.append(_attend(*arrays, words, rate, first * heads * length))
+    return parts[0] if num_parts == 1 else jnp.concatenate(parts)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, words: Any, rate: float, first_row: int
+) -> jax.Array:
+    return _forward(query, key, value, bias, words, rate, first_row)[0]
 
 
 def _forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, words: Any, rate: float
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, words: Any, rate: float, first_row: int
 ) -> tuple[jax.Array, Any]:
     dtype = query.dtype
     root = jnp.asarray(query.shape[-1] ** -0.5, dtype)
     scores = _batched_dot(query * root, key, 3) + bias
     maximum = row_max(scores)
-    weights = jnp.exp(scores - maximum)
+    weights = jnp.exp(scores - maximum).astype(dtype)
     inverse = 1.0 / row_sum(weights)
     if words is not None:
         inverse = inverse * (1.0 / (1.0 - rate))
-        weights = jnp.where(keep_mask(words, rate, weights.shape), weights, jnp.float32(0.0))
-    mixed = (_batched_dot(weights.astype(dtype), value, 2) * inverse).astype(dtype)
+        weights = jnp.where(keep_mask(words, rate, weights.shape, first_row=first_row), weights, jnp.zeros((), dtype))
+    mixed = (_batched_dot(weights, value, 2) * inverse).astype(dtype)
     return mixed, (query, key, value, bias, words, maximum, inverse, mixed)
 
 
-def _backward(rate: float, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
+def _backward(
+    rate: float, first_row: int, residuals: Any, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
     query, key, value, bias, words, maximum, inverse, mixed = residuals
     dtype = query.dtype
     root = query.shape[-1] ** -0.5
@@ -94,7 +112,7 @@ def _backward(rate: float, residuals: Any, cotangent: jax.Array) -> tuple[jax.Ar
     weights_gradient = _batched_dot(value, cotangent, 3)
     dropped = weights
     if words is not None:
-        mask = keep_mask(words, rate, weights.shape, transposed=True)
+        mask = keep_mask(words, rate, weights.shape, transposed=True, first_row=first_row)
         dropped = jnp.where(mask, weights, jnp.float32(0.0))
         weights_gradient = jnp.where(mask, weights_gradient, jnp.float32(0.0))
     scores_gradient = (weights * (weights_gradient - _swap(delta))).astype(dtype)
@@ -104,4 +122,4 @@ def _backward(rate: float, residuals: Any, cotangent: jax.Array) -> tuple[jax.Ar
     return query_gradient, key_gradient, value_gradient, None, None
 
 
-softmax_attention.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)

@@ -5,8 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxbert.config import MeshConfig
+from flaxbert.core.sharding import build_mesh
 from flaxbert.errors import ConfigError
-from flaxbert.nn.attention import SPLASH_LENGTH, attention_bias, choose_attention, splash_attention
+from flaxbert.nn import attention
+from flaxbert.nn.attention import (
+    MOST_ATTENTION_PARTS,
+    SPLASH_LENGTH,
+    attention_bias,
+    choose_attention,
+    num_attention_parts,
+    splash_attention,
+)
 from flaxbert.nn.dropout import key_words
 from flaxbert.nn.softmax_attention import softmax_attention
 
@@ -233,3 +243,31 @@ def test_an_explicit_choice_that_can_not_run_is_refused(name, dtype, drops, plat
 def test_an_explicit_choice_that_can_run_stays(name):
     platform = {"xla": "cpu", "cudnn": "gpu", "splash": "tpu"}[name]
     assert choose_attention(name, jnp.bfloat16, 256, False, platform) == name
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("num_parts", [2, 3, 5])
+def test_a_batch_in_parts_has_the_same_result_gradients_and_masks(num_parts, rate):
+    words = key_words(jax.random.key(1)) if rate else None
+    arrays, weights = draw(5, 3, 8, 4), draw(5, 3, 8, 4, seed=1)[0]
+    bias = attention_bias(jnp.asarray([[1] * 8, [1] * 5 + [0] * 3, [0] * 8, [1] * 8, [1, 0] * 4], jnp.int32), False)
+
+    def run(parts):
+        loss = lambda *three: jnp.sum(softmax_attention(*three, bias, words, rate, parts) * weights)
+        return softmax_attention(*arrays, bias, words, rate, parts), *jax.grad(loss, argnums=(0, 1, 2))(*arrays)
+
+    for whole, cut in zip(run(1), run(num_parts), strict=True):
+        np.testing.assert_allclose(cut, whole, atol=FLOAT32_TOLERANCE)
+
+
+def test_a_batch_is_cut_for_the_threads_of_one_cpu_device_only(monkeypatch):
+    monkeypatch.setattr(attention, "num_threads", lambda: 4)
+    assert [num_attention_parts(batch, "cpu", trains=False) for batch in (1, 3, 64)] == [1, 3, 4]
+    assert num_attention_parts(64, "cpu", trains=True) == 4
+    assert num_attention_parts(64, "gpu", trains=False) == 1
+    with jax.set_mesh(build_mesh(MeshConfig(data=4, tensor=2))):
+        assert num_attention_parts(64, "cpu", trains=False) == 1
+    monkeypatch.setattr(attention, "num_threads", lambda: 2)
+    assert [num_attention_parts(64, "cpu", trains=trains) for trains in (False, True)] == [2, 1]
+    monkeypatch.setattr(attention, "num_threads", lambda: 128)
+    assert num_attention_parts(64, "cpu", trains=True) == MOST_ATTENTION_PARTS
