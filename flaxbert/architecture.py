@@ -18,6 +18,9 @@ TASK_HEADS: dict[str, tuple[str, ...]] = {
 }
 """The heads that each task puts on the encoder."""
 
+FIRST_TOKEN_TASKS = frozenset({"sequence-classification", "next-sentence-prediction"})
+"""Tasks whose heads read the vector of the first token only; the last block need not finish the others."""
+
 TASK_ALIASES: dict[str, str] = {
     "text-classification": "sequence-classification",
     "masked-language-modeling": "fill-mask",

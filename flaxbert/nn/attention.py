@@ -234,7 +234,11 @@ class SelfAttention(nnx.Module):
         segment_ids: Int[Array, "batch length"],
         packed: bool,
         key: Any,
-    ) -> Float[Array, "batch length embed"]:
-        """Returns ``norm(hidden + dropout(output(mix(hidden))))``."""
-        mixed = self.output(self.mix(hidden, segment_ids, packed, fold(key, 0)))
-        return self.norm(hidden + dropout(mixed, fold(key, 1), self.config.hidden_dropout_rate))
+        first_only: bool = False,
+    ) -> Float[Array, "batch tokens embed"]:
+        """Returns ``norm(hidden + dropout(output(mix(hidden))))``, of the first token only where asked for."""
+        mixed, length = self.mix(hidden, segment_ids, packed, fold(key, 0)), hidden.shape[1]
+        if first_only:
+            mixed, hidden = mixed[:, :1], hidden[:, :1]
+        dropped = dropout(self.output(mixed), fold(key, 1), self.config.hidden_dropout_rate, length)
+        return self.norm(hidden + dropped)

@@ -57,7 +57,7 @@ def fold(key: Any, place: Any) -> Any:
 
 
 def keep_mask(
-    key: Any, rate: float, shape: tuple[int, ...], *, transposed: bool = False, first_row: int = 0
+    key: Any, rate: float, shape: tuple[int, ...], *, transposed: bool = False, first_row: int = 0, num_rows: int = 0
 ) -> Bool[Array, "..."]:
     """Draws which entries are kept.
 
@@ -69,20 +69,21 @@ def keep_mask(
       shape: Shape of the mask.
       transposed: Draw the mask of the array whose last two axes are swapped, in swapped order.
       first_row: Rows of the whole array that come before, where the mask is of a later part of it.
+      num_rows: Size of the whole array's last axis but one, where the mask is of the first entries of that axis; 0: of all.
 
     Returns:
       Mask, True with probability ``1 - rate``.
     """
     if len(shape) < 2:
-        return keep_mask(key, rate, (1, *(shape or (1,))), first_row=first_row).reshape(shape)
+        return keep_mask(key, rate, (1, *(shape or (1,))), first_row=first_row, num_rows=num_rows).reshape(shape)
     words = key_words(key)
-    *lead, num_rows, num_columns = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
-    row_shape = (*lead, num_rows)
+    *row_shape, num_columns = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
+    sizes = (*row_shape[:-1], num_rows or row_shape[-1])
     index = jnp.full(row_shape, first_row, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(row_shape))):
-        index = index + lax.broadcasted_iota(jnp.uint32, row_shape, axis) * jnp.uint32(stride)
-        stride *= row_shape[axis]
+        index = index + lax.broadcasted_iota(jnp.uint32, tuple(row_shape), axis) * jnp.uint32(stride)
+        stride *= sizes[axis]
     row = _mix(_mix(index + words[0]) ^ words[1])
     column = _mix(lax.iota(jnp.uint32, num_columns) * jnp.uint32(_GOLDEN) ^ words[1])
     row, column = lax.optimization_barrier((row, column))  # computed once, not once for each entry
@@ -91,34 +92,35 @@ def keep_mask(
     return (mixed ^ (mixed >> 16)) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dropout(inputs: jax.Array, words: jax.Array, rate: float) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dropout(inputs: jax.Array, words: jax.Array, rate: float, num_rows: int) -> jax.Array:
     kept = inputs * jnp.asarray(1.0 / (1.0 - rate), inputs.dtype)
-    return jnp.where(keep_mask(words, rate, inputs.shape), kept, jnp.zeros((), inputs.dtype))
+    return jnp.where(keep_mask(words, rate, inputs.shape, num_rows=num_rows), kept, jnp.zeros((), inputs.dtype))
 
 
-def _dropout_forward(inputs: jax.Array, words: jax.Array, rate: float) -> tuple[jax.Array, jax.Array]:
-    return _dropout(inputs, words, rate), words
+def _dropout_forward(inputs: jax.Array, words: jax.Array, rate: float, num_rows: int) -> tuple[jax.Array, jax.Array]:
+    return _dropout(inputs, words, rate, num_rows), words
 
 
-def _dropout_backward(rate: float, words: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    return _dropout(cotangent, words, rate), None
+def _dropout_backward(rate: float, num_rows: int, words: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    return _dropout(cotangent, words, rate, num_rows), None
 
 
 _dropout.defvjp(_dropout_forward, _dropout_backward)
 
 
-def dropout(inputs: Float[Array, "..."], key: Any, rate: float) -> Float[Array, "..."]:
+def dropout(inputs: Float[Array, "..."], key: Any, rate: float, num_rows: int = 0) -> Float[Array, "..."]:
     """Zeroes entries at random and scales the rest up (Srivastava et al., 2014).
 
     Args:
       inputs: Activations.
       key: A JAX key or words, or None to return the inputs as they are.
       rate: Share of dropped entries, in [0, 1).
+      num_rows: As for ``keep_mask``.
 
     Returns:
       The inputs with some entries zero and the rest scaled up.
     """
     if key is None or rate <= 0.0:
         return inputs
-    return _dropout(inputs, key_words(key), rate)
+    return _dropout(inputs, key_words(key), rate, num_rows)

@@ -14,11 +14,11 @@ from flaxbert.nn.dropout import fold
 from flaxbert.nn.feed_forward import FeedForward
 
 
-def _applied(graphdef: Any, packed: bool) -> Callable[..., Any]:
+def _applied(graphdef: Any, packed: bool, first_only: bool) -> Callable[..., Any]:
     """Returns a block, or a part of one, as a function of its state and inputs."""
 
     def apply(state: Any, hidden: jax.Array, segment_ids: jax.Array, key: Any) -> jax.Array:
-        return nnx.merge(graphdef, state)(hidden, segment_ids, packed, key)
+        return nnx.merge(graphdef, state)(hidden, segment_ids, packed, key, first_only)
 
     return apply
 
@@ -43,15 +43,17 @@ class Block(nnx.Module):
         segment_ids: Int[Array, "batch length"],
         packed: bool,
         key: Any,
-    ) -> Float[Array, "batch length embed"]:
-        """Returns the hidden states after this block."""
-        return self.feed_forward(self._attend(hidden, segment_ids, packed, key), key)
+        first_only: bool = False,
+    ) -> Float[Array, "batch tokens embed"]:
+        """Returns the hidden states after this block, or that of the first token alone."""
+        attended = self._attend(hidden, segment_ids, packed, key, first_only)
+        return self.feed_forward(attended, key, hidden.shape[1])
 
-    def _attend(self, hidden: jax.Array, segment_ids: jax.Array, packed: bool, key: Any) -> jax.Array:
+    def _attend(self, hidden: jax.Array, segment_ids: jax.Array, packed: bool, key: Any, first_only: bool) -> jax.Array:
         if not self.recompute_attention:
-            return self.attention(hidden, segment_ids, packed, key)
+            return self.attention(hidden, segment_ids, packed, key, first_only)
         graphdef, state = nnx.split(self.attention)
-        return jax.checkpoint(_applied(graphdef, packed))(state, hidden, segment_ids, key)
+        return jax.checkpoint(_applied(graphdef, packed, first_only))(state, hidden, segment_ids, key)
 
 
 class StackedBlock(nnx.Module):
@@ -99,22 +101,31 @@ class Encoder(nnx.Module):
         packed: bool,
         key: Any,
         keep_hidden: bool = False,
-    ) -> tuple[Float[Array, "batch length embed"], tuple[Float[Array, "batch length embed"], ...] | None]:
-        """Returns the last hidden states and, on request, those after the embeddings and every block."""
-        run = self._run_scanned if self.execution.scan_layers else self._run_unrolled
-        return run(hidden, segment_ids, packed, key, keep_hidden)
+        first_only: bool = False,
+    ) -> tuple[Float[Array, "batch tokens embed"], tuple[Float[Array, "batch length embed"], ...] | None]:
+        """Returns the last hidden states and, on request, those after the embeddings and every block.
 
-    def _step(self, graphdef: Any, packed: bool) -> Callable[..., Any]:
-        return _rematerialize(_applied(graphdef, packed), self.execution.remat)
+        With ``first_only``, an unrolled last block computes what comes after its attention for the first token alone, and
+        the last hidden states have length 1. Layers that are scanned are all alike and compute everything.
+        """
+        if self.execution.scan_layers:
+            return self._run_scanned(hidden, segment_ids, packed, key, keep_hidden)
+        return self._run_unrolled(hidden, segment_ids, packed, key, keep_hidden, first_only)
 
-    def _run_unrolled(self, hidden: Any, segment_ids: Any, packed: bool, key: Any, keep_hidden: bool) -> Any:
+    def _step(self, graphdef: Any, packed: bool, first_only: bool = False) -> Callable[..., Any]:
+        return _rematerialize(_applied(graphdef, packed, first_only), self.execution.remat)
+
+    def _run_unrolled(
+        self, hidden: Any, segment_ids: Any, packed: bool, key: Any, keep_hidden: bool, first_only: bool
+    ) -> Any:
         kept = [hidden]
         for index, layer in enumerate(self.layers):
+            first = first_only and index == len(self.layers) - 1
             if self.execution.remat in ("none", "attention"):
-                hidden = layer(hidden, segment_ids, packed, fold(key, index))
+                hidden = layer(hidden, segment_ids, packed, fold(key, index), first)
             else:
                 graphdef, state = nnx.split(layer)
-                hidden = self._step(graphdef, packed)(state, hidden, segment_ids, fold(key, index))
+                hidden = self._step(graphdef, packed, first)(state, hidden, segment_ids, fold(key, index))
             kept.append(hidden)
         return hidden, tuple(kept) if keep_hidden else None
 

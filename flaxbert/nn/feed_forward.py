@@ -28,7 +28,9 @@ class FeedForward(nnx.Module):
         self.down = Dense(config.intermediate_size, config.hidden_size, config.initializer_range, dtype, rngs)
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon, dtype)
 
-    def __call__(self, hidden: Float[Array, "batch length embed"], key: Any) -> Float[Array, "batch length embed"]:
-        """Returns the new hidden states."""
+    def __call__(
+        self, hidden: Float[Array, "batch length embed"], key: Any, num_rows: int = 0
+    ) -> Float[Array, "batch length embed"]:
+        """Returns the new hidden states; ``num_rows`` as for ``keep_mask``, where there are those of the first token only."""
         wide = get_activation(self.config.hidden_act)(self.up(hidden))
-        return self.norm(hidden + dropout(self.down(wide), fold(key, 2), self.config.hidden_dropout_rate))
+        return self.norm(hidden + dropout(self.down(wide), fold(key, 2), self.config.hidden_dropout_rate, num_rows))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int
 
-from flaxbert.architecture import TASK_HEADS, Execution, ModelConfig
+from flaxbert.architecture import FIRST_TOKEN_TASKS, TASK_HEADS, Execution, ModelConfig
 from flaxbert.core.precision import Precision
 from flaxbert.nn.dropout import dropout, fold, key_words
 from flaxbert.nn.embeddings import Embeddings
@@ -26,7 +26,8 @@ class ModelOutput:
 
     Attributes:
       logits: float32 scores of the task's head: ``[batch, labels]``, ``[batch, length, labels]`` or ``[batch, length, vocab]``.
-      last_hidden_state: Token vectors after the last block, ``[batch, length, embed]``.
+      last_hidden_state: Token vectors after the last block, ``[batch, length, embed]``; None for tasks that read the first
+        token only, unless hidden states were asked for.
       pooled: Vector of the whole input from the pooler, ``[batch, embed]``.
       next_sentence_logits: float32 scores of the next sentence head beside another head, ``[batch, 2]``.
       hidden_states: Token vectors after the embeddings and each block, where asked for.
@@ -91,8 +92,11 @@ class Network(nnx.Module):
         if segment_ids is None:
             segment_ids = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         embedded = self.embeddings(input_ids, position_ids, token_type_ids, fold(dropout_key, _EMBEDDINGS))
-        hidden, kept = self.encoder(embedded, segment_ids, packed, fold(dropout_key, _ENCODER), keep_hidden)
-        return self._apply_heads(hidden, kept, fold(dropout_key, _HEAD))
+        first_only = self.task in FIRST_TOKEN_TASKS and not keep_hidden
+        encoder_key = fold(dropout_key, _ENCODER)
+        hidden, kept = self.encoder(embedded, segment_ids, packed, encoder_key, keep_hidden, first_only)
+        output = self._apply_heads(hidden, kept, fold(dropout_key, _HEAD))
+        return dataclasses.replace(output, last_hidden_state=None) if first_only else output
 
     def _apply_heads(self, hidden: jax.Array, kept: Any, key: Any) -> ModelOutput:
         config, heads = self.config, TASK_HEADS[self.task]

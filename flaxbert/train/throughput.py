@@ -9,7 +9,9 @@ from flaxbert.architecture import ModelConfig
 from flaxbert.train.callbacks import Callback, CallbackBase, RunInfo
 
 
-def train_flops_per_token(config: ModelConfig, length: float, *, masked_rate: float = 0.0) -> float:
+def train_flops_per_token(
+    config: ModelConfig, length: float, *, masked_rate: float = 0.0, first_token_only: bool = False
+) -> float:
     """Returns the floating point operations of one training step per real token.
 
     With ``L`` layers, ``h`` hidden size, ``a`` width of all heads, ``f`` feed-forward size, ``n`` tokens, vocabulary ``V``
@@ -20,13 +22,17 @@ def train_flops_per_token(config: ModelConfig, length: float, *, masked_rate: fl
       config: Architecture.
       length: Real tokens of one input, or their mean.
       masked_rate: Share of the tokens that a masked language model head predicts; 0 without such a head.
+      first_token_only: Whether the last layer computes what comes after its attention for one token of each input.
 
     Example:
       >>> round(train_flops_per_token(ModelConfig(), 128, masked_rate=0.15) / 1e9, 3)
       0.545
     """
     hidden, attention = config.hidden_size, config.attention_size
-    weights = config.num_hidden_layers * (4 * hidden * attention + 2 * hidden * config.intermediate_size)
+    after_attention = hidden * attention + 2 * hidden * config.intermediate_size
+    weights = config.num_hidden_layers * (3 * hidden * attention + after_attention)
+    if first_token_only:
+        weights -= after_attention * (1.0 - 1.0 / length)
     scores = 4 * config.num_hidden_layers * attention * length
     head = 2 * masked_rate * (hidden * hidden + hidden * config.vocab_size)
     return 3.0 * (2 * weights + scores + head)
@@ -147,6 +153,7 @@ class MeasuredCallbacks(CallbackBase):
     Args:
       callbacks: Who is told, in this order.
       masked_rate: As for ``train_flops_per_token``.
+      first_token_only: As for ``train_flops_per_token``.
       peak: Returns the FLOP/s of all devices together, or None.
       memory: Returns the bytes in use and whose they are.
     """
@@ -155,11 +162,12 @@ class MeasuredCallbacks(CallbackBase):
         self,
         callbacks: Sequence[Callback],
         masked_rate: float = 0.0,
+        first_token_only: bool = False,
         peak: Callable[[], float | None] = all_devices_peak_flops,
         memory: Callable[[], tuple[int, str]] = memory_in_use_bytes,
     ) -> None:
         self.callbacks = tuple(callbacks)
-        self._masked_rate = masked_rate
+        self._masked_rate, self._first_token_only = masked_rate, first_token_only
         self._find_peak, self._memory = peak, memory
         self._peak: float | None = None
         self._config: ModelConfig | None = None
@@ -179,7 +187,9 @@ class MeasuredCallbacks(CallbackBase):
         rate, examples = metrics.get("tokens_per_second"), metrics.get("examples_per_second")
         if self._config is not None and rate and examples:
             added["tokens_per_example"] = rate / examples
-            work = train_flops_per_token(self._config, rate / examples, masked_rate=self._masked_rate)
+            work = train_flops_per_token(
+                self._config, rate / examples, masked_rate=self._masked_rate, first_token_only=self._first_token_only
+            )
             utilization = model_flops_utilization(rate, work, self._peak)
             if utilization is not None:
                 added["model_flops_utilization"] = utilization

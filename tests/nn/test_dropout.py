@@ -140,3 +140,15 @@ def test_without_key_or_rate_inputs_come_back_as_they_are():
 @pytest.mark.parametrize("shape", [(1,), (3,), (5, 7), (2, 3, 5)])
 def test_masks_have_any_shape(shape):
     assert keep_mask(jax.random.key(0), 0.5, shape).shape == shape
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 5), (2, 3, 7, 5)])
+def test_the_mask_of_a_part_is_that_part_of_the_mask(shape):
+    key = jax.random.key(4)
+    whole = np.asarray(keep_mask(key, 0.3, shape))
+    first = keep_mask(key, 0.3, (*shape[:-2], 1, shape[-1]), num_rows=shape[-2])
+    np.testing.assert_array_equal(first, whole[..., :1, :])
+    rows = int(np.prod(shape[1:-1]))
+    np.testing.assert_array_equal(keep_mask(key, 0.3, (shape[0] - 1, *shape[1:]), first_row=rows), whole[1:])
+    swapped = keep_mask(key, 0.3, (shape[0] - 1, *shape[1:-2], shape[-1], shape[-2]), transposed=True, first_row=rows)
+    np.testing.assert_array_equal(swapped, np.swapaxes(whole[1:], -1, -2))

@@ -1,9 +1,11 @@
 """Pooling modes and task heads."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxbert.architecture import FIRST_TOKEN_TASKS, Execution
 from flaxbert.core.trees import flatten_names
 from flaxbert.errors import ConfigError
 from flaxbert.nn.heads import pool
@@ -89,7 +91,10 @@ SHAPES = {
 def test_every_task_returns_what_it_says(task):
     shape, pooled, next_sentence = SHAPES[task]
     output = run(small_params(CONFIG, task), small_batch(CONFIG), config=CONFIG, task=task)
-    assert output.last_hidden_state.shape == (4, LENGTH, 24)
+    if task in FIRST_TOKEN_TASKS:
+        assert output.last_hidden_state is None
+    else:
+        assert output.last_hidden_state.shape == (4, LENGTH, 24)
     assert (output.logits is None) if shape is None else (output.logits.shape == shape)
     assert output.logits is None or output.logits.dtype == jnp.float32
     assert (output.pooled is not None) == pooled
@@ -113,9 +118,29 @@ def test_scores_of_words_are_products_with_the_word_embedding():
 def test_the_classifier_reads_the_pooled_first_token():
     params = small_params(CONFIG)
     leaves = {name: np.asarray(leaf, np.float64) for name, leaf in flatten_names(params).items()}
-    output = run(params, small_batch(CONFIG), config=CONFIG)
+    output = run(params, small_batch(CONFIG), config=CONFIG, keep_hidden=True)
     first = np.asarray(output.last_hidden_state, np.float64)[:, 0]
     pooled = np.tanh(first @ leaves["pooler.dense.kernel"] + leaves["pooler.dense.bias"])
     np.testing.assert_allclose(output.pooled, pooled, rtol=TOLERANCE, atol=TOLERANCE)
     logits = pooled @ leaves["classifier.kernel"] + leaves["classifier.bias"]
     np.testing.assert_allclose(output.logits, logits, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("remat", ["none", "attention", "full"])
+@pytest.mark.parametrize("dropout_key", [None, 3])
+@pytest.mark.parametrize("task", sorted(FIRST_TOKEN_TASKS))
+def test_finishing_the_first_token_alone_changes_nothing(task, dropout_key, remat):
+    config = CONFIG.replace(hidden_dropout_rate=0.2, attention_dropout_rate=0.2)
+    params, batch = small_params(config, task), small_batch(config)
+    key = None if dropout_key is None else jax.random.key(dropout_key)
+
+    def loss(params, **how):
+        output = run(params, batch, config=config, task=task, dropout_key=key, **how)
+        return jnp.sum(jnp.sin(output.logits)), output.logits
+
+    execution = Execution(remat=remat)
+    (_, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params, execution=execution)
+    (_, expected), wanted = jax.value_and_grad(loss, has_aux=True)(params, execution=execution, keep_hidden=True)
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE)
+    for gradient, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(gradient, other, atol=TOLERANCE)

@@ -46,6 +46,8 @@ def test_flops_count_products_one_by_one():
         products += 2 * length * length * 8  # scores and weighted sum
         products += 2 * length * 8 * 16  # feed-forward
     assert train_flops_per_token(config, length) * length == 3 * 2 * products
+    products -= (length - 1) * (8 * 8 + 2 * 8 * 16)  # output and feed-forward of the last layer, for one token
+    assert train_flops_per_token(config, length, first_token_only=True) * length == pytest.approx(3 * 2 * products)
 
 
 def test_meter_gives_rates_since_the_last_call():

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flaxbert.architecture import FIRST_TOKEN_TASKS
 from flaxbert.core.trees import count_parameters
 from flaxbert.data.load import TrainingData
 from flaxbert.data.tokenization import TokenizedExamples
@@ -105,7 +106,8 @@ def build_callbacks(prepared: Prepared, folder: pathlib.Path, extra: Sequence[Ca
     listeners: list[Any] = [JsonLinesWriter(folder / METRICS_FILE), ProgressReporter(output.progress, metric)]
     if output.tensorboard:
         listeners.append(TensorBoardWriter(folder / "tensorboard"))
-    return MeasuredCallbacks([*listeners, *extra])
+    first_token_only = model.task in FIRST_TOKEN_TASKS and not model.execution.scan_layers
+    return MeasuredCallbacks([*listeners, *extra], first_token_only=first_token_only)
 
 
 def run_info(prepared: Prepared, first_step: int) -> RunInfo:
