@@ -220,7 +220,9 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="", help="folder or hub id; default the installed MiniLM package")
     parser.add_argument("--loss-steps", type=int, default=100, help="steps that are compared loss by loss")
     parser.add_argument("--steps", type=int, default=500, help="steps of the runs whose accuracy is compared")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of these runs; none: only losses")
+    parser.add_argument(
+        "--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of these runs; none: only losses"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="examples of a step")
     parser.add_argument("--json", default="results/convergence.json", help="file of the results")
     arguments = parser.parse_args(options)
