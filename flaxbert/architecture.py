@@ -38,6 +38,7 @@ class ModelConfig:
       family: Name of the family, the ``model_type`` of the checkpoint.
       vocab_size: Rows of the word embedding.
       hidden_size: Width of the residual stream.
+      embedding_size: Width of the embedding tables, projected to hidden_size; 0 takes hidden_size, without projection.
       num_hidden_layers: Number of blocks.
       num_attention_heads: Heads per block.
       intermediate_size: Width of the feed-forward layer.
@@ -46,6 +47,8 @@ class ModelConfig:
       attention_dropout_rate: Dropout of attention weights, in [0, 1).
       classifier_dropout_rate: Dropout before the classifier; None takes hidden_dropout_rate.
       max_position_embeddings: Rows of the position embedding, the most tokens of one input.
+      position_offset: Rows of the position embedding before that of an input's first token. Where it is not 0, padding takes
+        the row before (RoBERTa: padding 1, tokens 2, 3, 4…).
       type_vocab_size: Rows of the token type embedding; 0 for none.
       layer_norm_epsilon: Added to the variance in every layer norm.
       initializer_range: Standard deviation of new weights.
@@ -60,6 +63,7 @@ class ModelConfig:
     family: str = "bert"
     vocab_size: int = 30522
     hidden_size: int = 768
+    embedding_size: int = 0
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
@@ -68,6 +72,7 @@ class ModelConfig:
     attention_dropout_rate: float = 0.1
     classifier_dropout_rate: float | None = None
     max_position_embeddings: int = 512
+    position_offset: int = 0
     type_vocab_size: int = 2
     layer_norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
@@ -92,6 +97,12 @@ class ModelConfig:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{field} of the model is {value!r}, but must be a whole number of at least 1.")
+        if self.embedding_size < 0:
+            raise ConfigError(f"embedding_size of the model is {self.embedding_size}, but must be at least 0.")
+        if not 0 <= self.position_offset < self.max_position_embeddings:
+            raise ConfigError(
+                f"position_offset {self.position_offset} leaves none of the {self.max_position_embeddings} positions."
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}."
@@ -101,6 +112,16 @@ class ModelConfig:
                 raise ConfigError(f"{field} of the model is {getattr(self, field)}, but a dropout lies in [0, 1).")
         if self.labels and len(self.labels) != self.num_labels:
             raise ConfigError(f"The model has {self.num_labels} labels, but {len(self.labels)} label names.")
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of one input."""
+        return self.max_position_embeddings - self.position_offset
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embedding tables."""
+        return self.embedding_size or self.hidden_size
 
     @property
     def head_dim(self) -> int:

@@ -96,14 +96,14 @@ class Model:
         array = np.asarray(value)
         if name in INPUT_NAMES and array.size:
             array = array.astype(np.int32)
-            limits = {"input_ids": self.config.vocab_size, "position_ids": self.config.max_position_embeddings}
+            limits = {"input_ids": self.config.vocab_size, "position_ids": self.config.max_length}
             limit = limits.get(name)
             if limit is not None and (array.min() < 0 or array.max() >= limit):
                 raise DataError(f"{name} holds {int(array.max())}, but the model knows 0 to {limit - 1}.")
-            if array.ndim == 2 and array.shape[1] > self.config.max_position_embeddings and name == "input_ids":
+            if array.ndim == 2 and array.shape[1] > self.config.max_length and name == "input_ids":
                 raise DataError(
                     f"input_ids has {array.shape[1]} tokens a row, but the model has "
-                    f"{self.config.max_position_embeddings} positions; truncate, or load a longer model."
+                    f"{self.config.max_length} positions; truncate, or load a longer model."
                 )
         return jnp.asarray(array)
 
@@ -118,7 +118,7 @@ class Model:
     @property
     def max_length(self) -> int:
         """Most tokens of one input, special tokens included."""
-        limit = self.config.max_position_embeddings
+        limit = self.config.max_length
         declared = getattr(self.tokenizer, "model_max_length", None)
         chosen = self.pooling.max_length if self.pooling is not None and self.pooling.max_length else declared
         return min(limit, int(chosen)) if chosen else limit

@@ -9,6 +9,7 @@ from typing import Any
 BATCH = "batch"
 LENGTH = "length"
 EMBED = "embed"
+EMBEDDING = "embedding"
 HEADS = "heads"
 HEAD_DIM = "head_dim"
 ATTENTION = "attention"
@@ -19,6 +20,7 @@ TOKEN_TYPES = "token_types"
 LAYERS = "layers"
 LABELS = "labels"
 POOLED = "pooled"
+PREDICTED = "predicted"
 NEXT_SENTENCE = "next_sentence"
 BLOCKS = "blocks"
 
@@ -30,6 +32,7 @@ ACTIVATION_AXES: dict[str, str] = {
 
 PARAMETER_AXES: dict[str, str] = {
     EMBED: "hidden_size",
+    EMBEDDING: "embedding_width",
     HEADS: "num_attention_heads",
     HEAD_DIM: "head_dim",
     ATTENTION: "attention_size",
@@ -40,11 +43,14 @@ PARAMETER_AXES: dict[str, str] = {
     LAYERS: "num_hidden_layers",
     LABELS: "num_labels",
     POOLED: "hidden_size",
+    PREDICTED: "embedding_width",
     NEXT_SENTENCE: "num_next_sentence_labels",
 }
 """Axes of parameters, with the configuration field (or property) that gives the size.
 
-``attention`` is ``heads`` and ``head_dim`` flattened, ``pooled`` is the output axis of the pooler.
+``attention`` is ``heads`` and ``head_dim`` flattened, ``pooled`` is the output axis of the pooler,
+``embedding`` the width of the tables (that of ``embed`` unless factorised), ``predicted`` the same width in the masked language
+head, kept whole.
 """
 
 

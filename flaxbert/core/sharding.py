@@ -26,6 +26,7 @@ MESH_AXES = (DATA, FSDP, TENSOR)
 
 LOGICAL_TO_PHYSICAL: dict[str, str | None] = {
     axes.EMBED: FSDP,
+    axes.EMBEDDING: FSDP,
     axes.ATTENTION: TENSOR,
     axes.HEADS: TENSOR,
     axes.HEAD_DIM: None,
@@ -36,6 +37,7 @@ LOGICAL_TO_PHYSICAL: dict[str, str | None] = {
     axes.LAYERS: None,
     axes.LABELS: None,
     axes.POOLED: None,
+    axes.PREDICTED: None,
     axes.NEXT_SENTENCE: None,
 }
 """The mesh axis over which each parameter axis is split; None keeps it whole on every device."""
@@ -96,6 +98,7 @@ def check_mesh_fits(mesh: Mesh, config: Any, batch_size: int) -> None:
         ("num_attention_heads", TENSOR),
         ("intermediate_size", TENSOR),
         ("hidden_size", FSDP),
+        ("embedding_width", FSDP),
     ):
         size = getattr(config, field)
         if size % shape[axis]:

@@ -3,8 +3,13 @@
 from flaxbert.errors import ConfigError, nearest
 from flaxbert.families.base import Family, TensorName, TiedTensor
 from flaxbert.families.bert import BERT
+from flaxbert.families.distilbert import DISTILBERT
+from flaxbert.families.electra import ELECTRA
+from flaxbert.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT,)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)
+}
 """All families by the ``model_type`` of their checkpoints."""
 
 

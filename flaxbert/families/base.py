@@ -21,12 +21,22 @@ class TensorName:
       tensor: The tensor's name in a checkpoint, without the base prefix where ``in_base``.
       transform: none, or transpose (their linear weights are ``[out, in]``, our kernels ``[in, out]``).
       in_base: Whether checkpoints with a task head put the base prefix (``bert.``) before the name.
+      by_task: The tensor's name in checkpoints of some tasks, where it differs.
     """
 
     leaf: str
     tensor: str
     transform: Transform = "none"
     in_base: bool = True
+    by_task: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def name_for(self, task: str) -> str:
+        """Returns the tensor's name in checkpoints of a task.
+
+        Args:
+          task: Canonical task name.
+        """
+        return self.by_task.get(task, self.tensor)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Task heads on top of the encoder, and pooling of token vectors into sentence vectors."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +13,29 @@ from flaxbert.core.precision import Precision
 from flaxbert.errors import ConfigError
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.layers import Dense, LayerNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadStyle:
+    """What families build differently in the same heads.
+
+    Attributes:
+      classifier_activation: Activation of a dense layer over the first token, before the classifier of whole inputs; empty:
+        BERT's pooler stands there.
+      drops_classifier_input: Whether dropout comes before that layer too.
+      tokens_drop_as_blocks: Whether dropout before the classifier of tokens has the rate of the blocks.
+      masked_lm_activation: Activation of the masked language head; empty: that of the blocks.
+      has_pooler: Whether the family's bare encoder can carry a pooler.
+    """
+
+    classifier_activation: str = ""
+    drops_classifier_input: bool = False
+    tokens_drop_as_blocks: bool = False
+    masked_lm_activation: str = ""
+    has_pooler: bool = True
+
+
+BERT_HEADS = HeadStyle()
 
 
 class Pooler(nnx.Module):
@@ -39,14 +63,16 @@ class MaskedLanguageHead(nnx.Module):
       config: Architecture.
       execution: Precision.
       rngs: Source of keys for new weights.
+      style: For the activation.
     """
 
-    def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs, style: HeadStyle) -> None:
         dtype = Precision(execution.precision).compute_dtype
-        self.activation_name = config.hidden_act
+        self.activation_name = style.masked_lm_activation or config.hidden_act
         self.compute_dtype = dtype
-        self.transform = Dense(config.hidden_size, config.hidden_size, config.initializer_range, dtype, rngs)
-        self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon, dtype)
+        width = config.embedding_width
+        self.transform = Dense(config.hidden_size, width, config.initializer_range, dtype, rngs)
+        self.norm = LayerNorm(width, config.layer_norm_epsilon, dtype)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
 
     def __call__(self, hidden: Float[Array, "*batch embed"], table: Any) -> Float[Array, "*batch vocab"]:

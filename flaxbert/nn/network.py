@@ -10,10 +10,11 @@ from jaxtyping import Array, Int
 
 from flaxbert.architecture import FIRST_TOKEN_TASKS, TASK_HEADS, Execution, ModelConfig
 from flaxbert.core.precision import Precision
+from flaxbert.nn.activations import get_activation
 from flaxbert.nn.dropout import dropout, fold, key_words
 from flaxbert.nn.embeddings import Embeddings
 from flaxbert.nn.encoder import Encoder
-from flaxbert.nn.heads import MaskedLanguageHead, Pooler
+from flaxbert.nn.heads import BERT_HEADS, HeadStyle, MaskedLanguageHead, Pooler
 from flaxbert.nn.layers import Dense
 
 _EMBEDDINGS, _ENCODER, _HEAD = range(3)
@@ -48,21 +49,28 @@ class Network(nnx.Module):
       task: A key of ``TASK_HEADS``.
       execution: How it is run.
       rngs: Source of keys for new weights.
+      style: What the family builds differently in the heads.
     """
 
-    def __init__(self, config: ModelConfig, task: str, execution: Execution, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: ModelConfig, task: str, execution: Execution, rngs: nnx.Rngs, style: HeadStyle = BERT_HEADS
+    ) -> None:
         dtype = Precision(execution.precision).compute_dtype
         heads = TASK_HEADS[task]
         self.config = config
         self.task = task
+        self.style = style
         self.embeddings = Embeddings(config, execution, rngs)
         self.encoder = Encoder(config, execution, rngs)
-        if "pooler" in heads or (not heads and config.has_pooler):
+        if "classifier" in heads and "pooler" in heads and style.classifier_activation:
+            width = config.hidden_size
+            self.classifier_dense = Dense(width, width, config.initializer_range, dtype, rngs)
+        elif "pooler" in heads or (not heads and config.has_pooler and style.has_pooler):
             self.pooler = Pooler(config, execution, rngs)
         if "classifier" in heads:
             self.classifier = Dense(config.hidden_size, config.num_labels, config.initializer_range, dtype, rngs)
         if "masked_lm" in heads:
-            self.masked_lm = MaskedLanguageHead(config, execution, rngs)
+            self.masked_lm = MaskedLanguageHead(config, execution, rngs, style)
         if "next_sentence" in heads:
             self.next_sentence = Dense(config.hidden_size, 2, config.initializer_range, dtype, rngs)
 
@@ -106,8 +114,11 @@ class Network(nnx.Module):
             logits = self.masked_lm(hidden, self.embeddings.word.embedding.get_value())
         if "classifier" in heads:
             rate = config.classifier_dropout_rate
-            rate = config.hidden_dropout_rate if rate is None else rate
+            if rate is None or (self.style.tokens_drop_as_blocks and "pooler" not in heads):
+                rate = config.hidden_dropout_rate
             features = hidden if pooled is None else pooled
+            if hasattr(self, "classifier_dense"):
+                features = self._classifier_features(hidden[:, 0], key, rate)
             logits = self.classifier(dropout(features, key, rate)).astype(jnp.float32)
         if "next_sentence" in heads and pooled is not None:
             next_sentence_logits = self.next_sentence(pooled).astype(jnp.float32)
@@ -120,3 +131,8 @@ class Network(nnx.Module):
             next_sentence_logits=next_sentence_logits,
             hidden_states=kept,
         )
+
+    def _classifier_features(self, first: jax.Array, key: Any, rate: float) -> jax.Array:
+        if self.style.drops_classifier_input:
+            first = dropout(first, fold(key, 0), rate)
+        return get_activation(self.style.classifier_activation)(self.classifier_dense(first))

@@ -188,7 +188,7 @@ def _introduction(content: ModelCardContent) -> str:
     lines = [
         f"# {markdown_cell(content.name)}\n",
         f"A {model.family} encoder for **{kind}**, {start} `{base}` with flaxbert: {size}{model.num_hidden_layers} layers of "
-        f"width {model.hidden_size}, inputs of up to {content.data.max_length or model.max_position_embeddings} tokens"
+        f"width {model.hidden_size}, inputs of up to {content.data.max_length or model.max_length} tokens"
         f"{', pairs of texts' if content.is_pair else ''}.\n",
     ]
     if content.primary in content.metrics_after:

@@ -102,11 +102,12 @@ def _read_config(root: pathlib.Path, names: Sequence[str]) -> tuple[Mapping[str,
         fitting = [
             f.model_type for f in FAMILIES.values() if not names or any(n.endswith(f.tensors[0].tensor) for n in names)
         ]
+        prefixed = [name for name in fitting if any(n.startswith(f"{get_family(name).prefix}.") for n in names)]
         if not fitting:
             raise WeightsError(
                 f"{file} has no model_type and the tensors' names fit no family ({', '.join(FAMILIES)})."
             )
-        model_type = fitting[0]
+        model_type = (prefixed or fitting)[0]
         notes.append(f"{file.name} has no model_type; taken for {model_type}, which its keys and tensor names fit.")
     try:
         family = get_family(str(model_type))
@@ -216,6 +217,10 @@ def load_checkpoint(
     source = _Source(root, family, json, tensors, typed, parts, named)
     pooling = read_pooling(folder)
     task, classifier_fits = _choose_task(task, source, pooling, notes)
+    if task not in family.architectures:
+        raise ConfigError(
+            f"A {family.model_type} has no head for {task}; it can be loaded for {', '.join(family.architectures)}."
+        )
     declares_labels = bool(json.get("id2label")) or "num_labels" in json
     stored_labels = _stored_labels(source) if classifier_fits else None
     plan = plan_labels(config, task, labels, problem_type, stored_labels, declares_labels)

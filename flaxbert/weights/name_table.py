@@ -8,7 +8,7 @@ from flaxbert.architecture import TASK_HEADS, ModelConfig
 from flaxbert.errors import WeightsError, nearest
 from flaxbert.families import Family
 
-HEADS = tuple(dict.fromkeys(head for heads in TASK_HEADS.values() for head in heads))
+HEADS = (*dict.fromkeys(head for heads in TASK_HEADS.values() for head in heads), "classifier_dense")
 """First words of leaf names that belong to heads; all others belong to the encoder."""
 
 
@@ -123,7 +123,11 @@ def name_tensors(names: Iterable[str], family: Family, config: ModelConfig) -> N
     base = f"{family.prefix}."
     found = _outer_prefix(names, family)
     outer = found.removesuffix(base) if found.endswith(base) else found
-    table = {entry.tensor: leaf for leaf, entry in family.tensor_table(config).items()}
+    table = {
+        name: leaf
+        for leaf, entry in family.tensor_table(config).items()
+        for name in (entry.tensor, *entry.by_task.values())
+    }
     leaves: dict[str, str] = {}
     tied: dict[str, str] = {}
     renamed: dict[str, str] = {}
@@ -187,5 +191,5 @@ def derive_task(leaves: Collection[str]) -> str:
     if "next_sentence" in heads:
         return "next-sentence-prediction"
     if "classifier" in heads:
-        return "sequence-classification" if "pooler" in heads else "token-classification"
+        return "token-classification" if heads.isdisjoint({"pooler", "classifier_dense"}) else "sequence-classification"
     return "feature-extraction"

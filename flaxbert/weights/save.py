@@ -40,7 +40,8 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 def _tensor_name(entry: TensorName, family: Family, task: str) -> str:
-    return f"{family.prefix}.{entry.tensor}" if entry.in_base and TASK_HEADS[task] else entry.tensor
+    name = entry.name_for(task)
+    return f"{family.prefix}.{name}" if entry.in_base and TASK_HEADS[task] else name
 
 
 def _check_leaves(leaves: Mapping[str, Any], config: ModelConfig, task: str) -> None:
@@ -80,9 +81,9 @@ def _collect(
         if not isinstance(value, TypedArray) or has_dense_form(value):
             array = np.asarray(value.materialize() if isinstance(value, TypedArray) else value)
             tensors[name] = array.T if transposed else array
-    if config.type_vocab_size == 0:
-        entry = next(entry for entry in family.tensors if entry.leaf == "embeddings.token_type.embedding")
-        tensors[_tensor_name(entry, family, task)] = np.zeros((1, config.hidden_size), np.float32)
+    types = table.get("embeddings.token_type.embedding")
+    if config.type_vocab_size == 0 and types is not None:
+        tensors[_tensor_name(types, family, task)] = np.zeros((1, config.embedding_width), np.float32)
     return tensors, parts, typed
 
 
@@ -185,7 +186,7 @@ def save_checkpoint(
         if quantization is not None:
             settings["quantization_config"] = quantization
         _write_json(folder / "config.json", settings)
-        max_length = config.max_position_embeddings
+        max_length = config.max_length
         if tokenizer is not None:
             _save_tokenizer(folder, tokenizer)
             max_length = min(max_length, int(tokenizer.model_max_length))

@@ -131,9 +131,7 @@ def load_tokenizer(folder: str | pathlib.Path, config: ModelConfig) -> Any:
     check_vocabulary(tokenizer, config, folder)
     limit = tokenizer.model_max_length
     known = isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT
-    tokenizer.model_max_length = (
-        min(int(limit), config.max_position_embeddings) if known else config.max_position_embeddings
-    )
+    tokenizer.model_max_length = min(int(limit), config.max_length) if known else config.max_length
     return tokenizer
 
 

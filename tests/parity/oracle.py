@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import pathlib
 import warnings
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from flaxbert.architecture import Execution, ModelConfig, resolve_task
+from flaxbert.families import get_family
 from flaxbert.families.graph import forward, graph_definition
 from flaxbert.weights.load import LoadedCheckpoint, load_checkpoint
 
@@ -18,15 +20,6 @@ TOLERANCE = 1e-5
 
 SHARE_OF_TORCH_ERROR = 3.0
 """Or this many times the distance that torch in float32 has from torch in float64, where that is more."""
-
-CLASSES = {
-    "sequence-classification": "BertForSequenceClassification",
-    "token-classification": "BertForTokenClassification",
-    "fill-mask": "BertForMaskedLM",
-    "next-sentence-prediction": "BertForNextSentencePrediction",
-    "pretraining": "BertForPreTraining",
-    "feature-extraction": "BertModel",
-}
 
 torch = pytest.importorskip("torch", reason="needs the test extra")
 
@@ -41,6 +34,17 @@ class Case:
     padding: str = "right"
     length: int = 13
     batch: int = 3
+    family: str = "bert"
+
+    @property
+    def architecture(self) -> str:
+        """Name of the stock class."""
+        return get_family(self.family).architectures[self.task]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keys of the stock config."""
+        return {**BASE, **FAMILY_BASE.get(self.family, {}), **self.config}
 
 
 BASE = {
@@ -55,18 +59,40 @@ BASE = {
 }
 
 
+_AFTER_PADDING = {"pad_token_id": 1, "max_position_embeddings": 22, "type_vocab_size": 1}
+FAMILY_BASE: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _AFTER_PADDING),
+    "electra": {"embedding_size": 10},
+    "distilbert": {"type_vocab_size": 1},
+}
+"""What differs from ``BASE`` in other families."""
+
+OWN_KEYS = {
+    "distilbert": {
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+    }
+}
+"""Keys of stock configs that are called otherwise than BERT's."""
+
+
 def make_torch_model(case: Case, seed: int = 0) -> Any:
     """Returns a stock model whose every parameter is random, biases and norms too."""
     import transformers
 
     torch.manual_seed(seed)
-    settings = transformers.BertConfig(**{**BASE, **case.config})
-    model = getattr(transformers, CLASSES[case.task])(settings).eval()
+    settings = transformers.AutoConfig.for_model(
+        case.family, **{OWN_KEYS.get(case.family, {}).get(key, key): value for key, value in case.settings.items()}
+    )
+    model = getattr(transformers, case.architecture)(settings).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            is_norm = "LayerNorm.weight" in name
+            is_norm = name.lower().replace("_", "").endswith("layernorm.weight")
             parameter.copy_(
                 1.0 + 0.3 * noise if is_norm else noise * (0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5)
             )
@@ -76,7 +102,7 @@ def make_torch_model(case: Case, seed: int = 0) -> Any:
 def make_batch(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns random ids of random lengths, padded on the side that the case says."""
     random = np.random.default_rng(seed)
-    settings = {**BASE, **case.config}
+    settings = case.settings
     ids = random.integers(5, settings["vocab_size"], (case.batch, case.length)).astype(np.int32)
     lengths = random.integers(min(2, case.length), case.length + 1, case.batch)
     lengths[0] = case.length
@@ -86,7 +112,7 @@ def make_batch(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     real = columns >= case.length - lengths[:, None] if case.padding == "left" else columns < lengths[:, None]
     types = random.integers(0, max(1, settings["type_vocab_size"]), ids.shape).astype(np.int32)
     return {
-        "input_ids": np.where(real, ids, 0),
+        "input_ids": np.where(real, ids, settings.get("pad_token_id", 0)),
         "attention_mask": real.astype(np.int32),
         "token_type_ids": types * real,
     }
@@ -96,13 +122,15 @@ def torch_outputs(model: Any, batch: dict[str, np.ndarray], dtype: Any) -> dict[
     """Returns a stock model's outputs by the names that flaxbert gives them."""
     model = copy.deepcopy(model).to(dtype)
     with torch.no_grad():
-        output = model(**{name: torch.tensor(array, dtype=torch.long) for name, array in batch.items()})
+        known = inspect.signature(model.forward).parameters
+        rows = {name: torch.tensor(array, dtype=torch.long) for name, array in batch.items() if name in known}
+        output = model(**rows)
     if hasattr(output, "prediction_logits"):
         found = {"logits": output.prediction_logits, "next_sentence_logits": output.seq_relationship_logits}
     elif hasattr(output, "logits"):
         found = {"logits": output.logits}
     else:
-        found = {"last_hidden_state": output.last_hidden_state, "pooled": output.pooler_output}
+        found = {"last_hidden_state": output.last_hidden_state, "pooled": getattr(output, "pooler_output", None)}
     return {name: value.double().numpy() for name, value in found.items() if value is not None}
 
 
@@ -114,13 +142,13 @@ def save_torch(model: Any, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def load_torch(folder: pathlib.Path, task: str) -> Any:
+def load_torch(folder: pathlib.Path, case: Case) -> Any:
     """Loads a folder with stock transformers and fails if any weight is missing or left over."""
     import transformers
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, info = getattr(transformers, CLASSES[task]).from_pretrained(folder, output_loading_info=True)
+        model, info = getattr(transformers, case.architecture).from_pretrained(folder, output_loading_info=True)
     problems = {key: sorted(value) for key, value in info.items() if value}
     assert not problems, problems
     return model.eval()

@@ -83,7 +83,7 @@ def test_export_loads_in_stock_transformers(case, tmp_path):
         tmp_path / "ours", config=loaded.config, task=loaded.task, params=loaded.params, max_shard_bytes=9000
     )
     assert (folder / "model.safetensors.index.json").is_file(), "small shards exercise the index"
-    theirs = load_torch(folder, case.task)
+    theirs = load_torch(folder, case)
     batch = make_batch(case)
     ours = our_outputs(loaded.config, loaded.task, loaded.params, batch)
     real = batch["attention_mask"] == 1
@@ -109,7 +109,7 @@ def test_model_without_token_types_exports_with_a_row_of_zeros(tmp_path):
     float32, float64 = (torch_outputs(model, batch, dtype) for dtype in (torch.float32, torch.float64))
     assert worst_excess(ours, float32, float64) <= 1.0
     folder = save_checkpoint(tmp_path / "ours", config=config, task=loaded.task, params=params)
-    exported = torch_outputs(load_torch(folder, case.task), batch, torch.float32)
+    exported = torch_outputs(load_torch(folder, case), batch, torch.float32)
     assert worst_excess(ours, exported, float64) <= 1.0
     again = load_ours(folder)
     assert again.config.type_vocab_size == 0

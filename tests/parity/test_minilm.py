@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 import flaxbert
-from tests.parity.oracle import load_torch
+from tests.parity.oracle import Case, load_torch
 
 pytestmark = [
     pytest.mark.parity,
@@ -60,7 +60,7 @@ def test_saved_folder_gives_the_same_in_sentence_transformers(minilm_path, tmp_p
         theirs = saved.encode(SENTENCES)
     assert _worst_cosine(reference, theirs) >= 0.99999
     np.testing.assert_array_equal(flaxbert.load(folder).encode(SENTENCES), reference)
-    load_torch(folder, "feature-extraction")
+    load_torch(folder, Case("MiniLM", task="feature-extraction"))
 
 
 @pytest.mark.parametrize("include_prompt", [True, False])

@@ -154,7 +154,7 @@ def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
         task=task,
         problem_type=config.model.problem_type,
         seed=config.train.seed,
-        model_max_length=stored.max_position_embeddings,
+        model_max_length=stored.max_length,
     )
     model = load_model(config, data, task, str(folder))
     if model.account is not None:

@@ -1,0 +1,58 @@
+"""ELECTRA (Clark et al., 2020), generator and discriminator: narrow embeddings projected to the width of the blocks."""
+
+import functools
+
+from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.config_json import FIELDS, ConfigMapping
+from flaxbert.families.layout import AXIS_RULES, IGNORED, LAYER_TENSORS, RENAMED, TABLE_TENSORS, dense, norm
+from flaxbert.nn.heads import HeadStyle
+from flaxbert.nn.network import Network
+
+TENSORS: tuple[TensorName, ...] = (
+    *TABLE_TENSORS,
+    *dense("embeddings.project", "embeddings_project"),
+    *LAYER_TENSORS,
+    *dense("classifier_dense", "classifier.dense", in_base=False),
+    *dense("classifier", "classifier", in_base=False, by_task={"sequence-classification": "classifier.out_proj"}),
+    *dense("masked_lm.transform", "generator_predictions.dense", in_base=False),
+    *norm("masked_lm.norm", "generator_predictions.LayerNorm", in_base=False),
+    TensorName("masked_lm.bias", "generator_lm_head.bias", in_base=False),
+)
+
+ARCHITECTURES: dict[str, str] = {
+    "sequence-classification": "ElectraForSequenceClassification",
+    "token-classification": "ElectraForTokenClassification",
+    "fill-mask": "ElectraForMaskedLM",
+    "sentence-similarity": "ElectraModel",
+    "feature-extraction": "ElectraModel",
+}
+
+CONFIG = ConfigMapping(
+    "electra",
+    ARCHITECTURES,
+    {"embedding_size": 128},
+    fields={**FIELDS, "embedding_size": ("embedding_size", int)},
+)
+
+STYLE = HeadStyle(
+    classifier_activation="gelu", drops_classifier_input=True, masked_lm_activation="gelu", has_pooler=False
+)
+
+ELECTRA = Family(
+    model_type="electra",
+    prefix="electra",
+    tensors=TENSORS,
+    tied={"generator_lm_head.weight": TiedTensor("embeddings.word.embedding", "masked_lm")},
+    ignored=IGNORED,
+    foreign=(
+        r"qa_outputs\.(weight|bias)",
+        r"discriminator_predictions\.(dense|dense_prediction)\.(weight|bias)",
+        r"sequence_summary\.summary\.(weight|bias)",
+    ),
+    renamed=RENAMED,
+    axis_rules=AXIS_RULES,
+    architectures=ARCHITECTURES,
+    config_from_json=CONFIG.read,
+    config_to_json=CONFIG.write,
+    network=functools.partial(Network, style=STYLE),
+)
