@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 from flaxbert.config import AttentionName, PrecisionName, RematPolicy
 from flaxbert.errors import ConfigError
@@ -10,22 +10,33 @@ from flaxbert.errors import ConfigError
 TASK_HEADS: dict[str, tuple[str, ...]] = {
     "sequence-classification": ("pooler", "classifier"),
     "token-classification": ("classifier",),
+    "question-answering": ("span",),
+    "multiple-choice": ("pooler", "classifier"),
+    "relation-classification": ("relation",),
     "fill-mask": ("masked_lm",),
     "next-sentence-prediction": ("pooler", "next_sentence"),
     "pretraining": ("pooler", "masked_lm", "next_sentence"),
+    "replaced-token-detection": ("replaced_token",),
+    "late-interaction": ("projection",),
     "sentence-similarity": (),
     "feature-extraction": (),
 }
-"""The heads that each task puts on the encoder."""
+"""The heads that each task puts on the encoder, unless a family says otherwise."""
 
-FIRST_TOKEN_TASKS = frozenset({"sequence-classification", "next-sentence-prediction"})
+FIRST_TOKEN_TASKS = frozenset({"sequence-classification", "next-sentence-prediction", "multiple-choice"})
 """Tasks whose heads read the vector of the first token only; the last block need not finish the others."""
+
+Options = TypeVar("Options")
+
+PositionEmbedding = Literal["learned", "sinusoidal", "none"]
 
 TASK_ALIASES: dict[str, str] = {
     "text-classification": "sequence-classification",
     "masked-language-modeling": "fill-mask",
     "sentence-embedding": "sentence-similarity",
     "ner": "token-classification",
+    "extractive-question-answering": "question-answering",
+    "relation-extraction": "relation-classification",
 }
 """Other names of the tasks."""
 
@@ -49,6 +60,7 @@ class ModelConfig:
       max_position_embeddings: Rows of the position embedding, the most tokens of one input.
       position_offset: Rows of the position embedding before that of an input's first token. Where it is not 0, padding takes
         the row before (RoBERTa: padding 1, tokens 2, 3, 4…).
+      position_embedding: learned; sinusoidal, which is computed and has no parameters (Vaswani et al., 2017, section 3.5); or none.
       type_vocab_size: Rows of the token type embedding; 0 for none.
       layer_norm_epsilon: Added to the variance in every layer norm.
       initializer_range: Standard deviation of new weights.
@@ -56,7 +68,9 @@ class ModelConfig:
       has_pooler: Whether a model without task head still carries the pooler.
       num_labels: Outputs of the classifier.
       labels: Names of the labels in order; empty where the checkpoint has none.
+      projection_size: Width of the token vectors of late interaction.
       problem_type: single_label_classification, multi_label_classification or regression; empty where not known.
+      options: What the family alone needs, a frozen dataclass of its own; None where it needs nothing.
       extra: Further keys of the checkpoint's config.json, written back on export.
     """
 
@@ -73,6 +87,7 @@ class ModelConfig:
     classifier_dropout_rate: float | None = None
     max_position_embeddings: int = 512
     position_offset: int = 0
+    position_embedding: PositionEmbedding = "learned"
     type_vocab_size: int = 2
     layer_norm_epsilon: float = 1e-12
     initializer_range: float = 0.02
@@ -80,7 +95,9 @@ class ModelConfig:
     has_pooler: bool = True
     num_labels: int = 2
     labels: tuple[str, ...] = ()
+    projection_size: int = 128
     problem_type: str = ""
+    options: Any = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +109,7 @@ class ModelConfig:
             "intermediate_size",
             "max_position_embeddings",
             "num_labels",
+            "projection_size",
         )
         for field in positive:
             value = getattr(self, field)
@@ -99,6 +117,10 @@ class ModelConfig:
                 raise ConfigError(f"{field} of the model is {value!r}, but must be a whole number of at least 1.")
         if self.embedding_size < 0:
             raise ConfigError(f"embedding_size of the model is {self.embedding_size}, but must be at least 0.")
+        if self.position_embedding not in get_args(PositionEmbedding):
+            raise ConfigError(
+                f"position_embedding of the model is {self.position_embedding!r}; choose learned, sinusoidal or none."
+            )
         if not 0 <= self.position_offset < self.max_position_embeddings:
             raise ConfigError(
                 f"position_offset {self.position_offset} leaves none of the {self.max_position_embeddings} positions."
@@ -139,9 +161,32 @@ class ModelConfig:
         return 2
 
     @property
+    def num_span_ends(self) -> int:
+        """Outputs of the question answering head for each token: starts the answer, ends it."""
+        return 2
+
+    @property
+    def num_scores(self) -> int:
+        """Outputs of a head that gives each token one score."""
+        return 1
+
+    @property
+    def relation_size(self) -> int:
+        """Width of what the relation head classifies: the whole input and two entities side by side."""
+        return 3 * self.hidden_size
+
+    @property
     def label_names(self) -> tuple[str, ...]:
         """Names of the labels, ``LABEL_0``… where the checkpoint has none."""
         return self.labels or tuple(f"LABEL_{index}" for index in range(self.num_labels))
+
+    def own(self, kind: type[Options]) -> Options:
+        """Returns the family's options, the usual ones where none are given.
+
+        Args:
+          kind: Class of the options.
+        """
+        return self.options if isinstance(self.options, kind) else kind()
 
     def replace(self, **changes: Any) -> "ModelConfig":
         """Returns a copy with some fields changed.

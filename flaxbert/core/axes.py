@@ -22,6 +22,10 @@ LABELS = "labels"
 POOLED = "pooled"
 PREDICTED = "predicted"
 NEXT_SENTENCE = "next_sentence"
+SPAN_ENDS = "span_ends"
+SCORES = "scores"
+RELATION = "relation"
+PROJECTED = "projected"
 BLOCKS = "blocks"
 
 ACTIVATION_AXES: dict[str, str] = {
@@ -45,6 +49,10 @@ PARAMETER_AXES: dict[str, str] = {
     POOLED: "hidden_size",
     PREDICTED: "embedding_width",
     NEXT_SENTENCE: "num_next_sentence_labels",
+    SPAN_ENDS: "num_span_ends",
+    SCORES: "num_scores",
+    RELATION: "relation_size",
+    PROJECTED: "projection_size",
 }
 """Axes of parameters, with the configuration field (or property) that gives the size.
 

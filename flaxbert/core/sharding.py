@@ -39,8 +39,12 @@ LOGICAL_TO_PHYSICAL: dict[str, str | None] = {
     axes.POOLED: None,
     axes.PREDICTED: None,
     axes.NEXT_SENTENCE: None,
+    axes.SPAN_ENDS: None,
+    axes.SCORES: None,
+    axes.RELATION: None,
+    axes.PROJECTED: None,
 }
-"""The mesh axis over which each parameter axis is split; None keeps it whole on every device."""
+"""The mesh axis over which each parameter axis is split; None, and an axis of one family alone, stays whole on every device."""
 
 REPLICATE_IF_UNEVEN = frozenset({axes.VOCAB})
 """Axes that stay whole where their size is not divisible; vocabularies have odd sizes that a user can not choose."""
@@ -109,7 +113,7 @@ def check_mesh_fits(mesh: Mesh, config: Any, batch_size: int) -> None:
 
 
 def _axis_spec(axis: str, size: int, mesh: Mesh, name: str) -> str | None:
-    physical = LOGICAL_TO_PHYSICAL[axis]
+    physical = LOGICAL_TO_PHYSICAL.get(axis)
     if physical is None or mesh.shape[physical] == 1:
         return None
     if size % mesh.shape[physical] == 0:

@@ -1,14 +1,19 @@
 """The families of encoders by ``model_type``."""
 
 from flaxbert.errors import ConfigError, nearest
+from flaxbert.families.albert import ALBERT
 from flaxbert.families.base import Family, TensorName, TiedTensor
 from flaxbert.families.bert import BERT
+from flaxbert.families.convbert import CONVBERT
 from flaxbert.families.distilbert import DISTILBERT
 from flaxbert.families.electra import ELECTRA
+from flaxbert.families.ernie import ERNIE
+from flaxbert.families.mpnet import MPNET
 from flaxbert.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)
+    family.model_type: family
+    for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, ERNIE, CONVBERT, MPNET)
 }
 """All families by the ``model_type`` of their checkpoints."""
 

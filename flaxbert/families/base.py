@@ -1,11 +1,15 @@
 """What a family is: a config mapping, a name table and axis names; its own blocks only where the mathematics differs."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.core.axes import axis_size
 from flaxbert.core.rules import Rule, match_rules
 from flaxbert.core.trees import STACKED
 
@@ -22,6 +26,7 @@ class TensorName:
       transform: none, or transpose (their linear weights are ``[out, in]``, our kernels ``[in, out]``).
       in_base: Whether checkpoints with a task head put the base prefix (``bert.``) before the name.
       by_task: The tensor's name in checkpoints of some tasks, where it differs.
+      applies: Whether a model of an architecture has the leaf; of entries with one tensor name, one at most applies.
     """
 
     leaf: str
@@ -29,6 +34,7 @@ class TensorName:
     transform: Transform = "none"
     in_base: bool = True
     by_task: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    applies: Callable[[ModelConfig], bool] = lambda config: True
 
     def name_for(self, task: str) -> str:
         """Returns the tensor's name in checkpoints of a task.
@@ -69,6 +75,10 @@ class Family:
       config_from_json: Reads a ``config.json``.
       config_to_json: Writes a ``config.json`` for a task.
       network: Builds the module of a task.
+      repeats: How often each number in braces occurs, by its word; ``{layer}`` once for each hidden layer.
+      own_axes: Size of parameter axes that only this family has, by name; they are kept whole on every device.
+      derived: Tensors that stock checkpoints store although the config gives them, by plain name: written on export, compared
+        on import.
     """
 
     model_type: str
@@ -83,6 +93,21 @@ class Family:
     config_from_json: Callable[[Mapping[str, Any]], ModelConfig]
     config_to_json: Callable[[ModelConfig, str], dict[str, Any]]
     network: Callable[[ModelConfig, str, Execution, Any], Any]
+    repeats: Callable[[ModelConfig], Mapping[str, int]] = lambda config: {"layer": config.num_hidden_layers}
+    own_axes: Mapping[str, Callable[[ModelConfig], int]] = dataclasses.field(default_factory=dict)
+    derived: Callable[[ModelConfig], Mapping[str, np.ndarray]] = lambda config: {}
+
+    def axis_size(self, axis: str, config: ModelConfig) -> int:
+        """Returns the size that a configuration gives to a parameter axis.
+
+        Args:
+          axis: One of ``core.axes.PARAMETER_AXES``, or of the family's own.
+          config: Architecture.
+
+        Raises:
+          KeyError: There is no such axis.
+        """
+        return self.own_axes[axis](config) if axis in self.own_axes else axis_size(axis, config)
 
     def parameter_axes(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Returns the axis names of leaves, with ``layers`` first for stacked ones.
@@ -107,9 +132,13 @@ class Family:
           config: Architecture, for the number of layers.
         """
         table: dict[str, TensorName] = {}
+        counts = self.repeats(config)
         for entry in self.tensors:
-            layers = range(config.num_hidden_layers) if "{layer}" in entry.leaf else (0,)
-            for layer in layers:
-                leaf, tensor = entry.leaf.format(layer=layer), entry.tensor.format(layer=layer)
+            if not entry.applies(config):
+                continue
+            words = [word for word in counts if f"{{{word}}}" in entry.leaf]
+            for numbers in itertools.product(*(range(counts[word]) for word in words)):
+                values = dict(zip(words, numbers, strict=True))
+                leaf, tensor = entry.leaf.format(**values), entry.tensor.format(**values)
                 table[leaf] = dataclasses.replace(entry, leaf=leaf, tensor=tensor)
         return table

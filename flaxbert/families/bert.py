@@ -2,7 +2,17 @@
 
 from flaxbert.families.base import Family, TensorName, TiedTensor
 from flaxbert.families.config_json import ConfigMapping
-from flaxbert.families.layout import AXIS_RULES, ENCODER_TENSORS, IGNORED, RENAMED, dense, norm
+from flaxbert.families.layout import (
+    AXIS_RULES,
+    ENCODER_TENSORS,
+    HEAD_TENSORS,
+    IGNORED,
+    RENAMED,
+    class_names,
+    dense,
+    derived_tables,
+    norm,
+)
 from flaxbert.nn.network import Network
 
 TENSORS: tuple[TensorName, ...] = (
@@ -12,19 +22,14 @@ TENSORS: tuple[TensorName, ...] = (
     *norm("masked_lm.norm", "cls.predictions.transform.LayerNorm", in_base=False),
     TensorName("masked_lm.bias", "cls.predictions.bias", in_base=False),
     *dense("next_sentence", "cls.seq_relationship", in_base=False),
+    *HEAD_TENSORS,
 )
 
-ARCHITECTURES: dict[str, str] = {
-    "sequence-classification": "BertForSequenceClassification",
-    "token-classification": "BertForTokenClassification",
-    "fill-mask": "BertForMaskedLM",
-    "next-sentence-prediction": "BertForNextSentencePrediction",
-    "pretraining": "BertForPreTraining",
-    "sentence-similarity": "BertModel",
-    "feature-extraction": "BertModel",
-}
+ARCHITECTURES = class_names(
+    "Bert", next_sentence_prediction="BertForNextSentencePrediction", pretraining="BertForPreTraining"
+)
 
-CONFIG = ConfigMapping("bert", ARCHITECTURES)
+CONFIG = ConfigMapping("bert", ARCHITECTURES, extend=lambda config, task: {"position_embedding_type": "absolute"})
 
 BERT = Family(
     model_type="bert",
@@ -35,11 +40,12 @@ BERT = Family(
         "cls.predictions.decoder.bias": TiedTensor("masked_lm.bias", "masked_lm"),
     },
     ignored=IGNORED,
-    foreign=(r"qa_outputs\.(weight|bias)", r"fit_denses?\.(\d+\.)?(weight|bias)"),
+    foreign=(r"fit_denses?\.(\d+\.)?(weight|bias)",),
     renamed=RENAMED,
     axis_rules=AXIS_RULES,
     architectures=ARCHITECTURES,
     config_from_json=CONFIG.read,
     config_to_json=CONFIG.write,
     network=Network,
+    derived=derived_tables,
 )

@@ -1,7 +1,7 @@
 """``config.json`` of families that use BERT's keys, read and written."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flaxbert.architecture import ModelConfig
@@ -27,7 +27,20 @@ FIELDS: dict[str, tuple[str, type]] = {
 }
 """Our field and its type by the key of the file."""
 
+LABELLED_TASKS = ("sequence-classification", "token-classification", "relation-classification")
+"""Tasks whose files name the labels."""
+
+_KINDS: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    bool: "true or false",
+    tuple: "a list",
+}
 _REQUIRED = frozenset({"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"})
+POSITIONS_KEY = "flaxbert_position_embedding"
+"""Our own key of a file whose positions are not learned."""
+
 _WITHOUT_TYPES = "flaxbert_no_token_types"
 _DERIVED = (
     "id2label",
@@ -40,6 +53,7 @@ _DERIVED = (
     "torch_dtype",
     "quantization_config",
     _WITHOUT_TYPES,
+    POSITIONS_KEY,
 )
 
 
@@ -58,11 +72,14 @@ def _labels(json: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _value(json: Mapping[str, Any], key: str, kind: type) -> Any:
     value = json[key]
-    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    if not fits:
-        expected = {int: "a whole number", float: "a number", str: "a word"}[kind]
-        raise ConfigError(f"{key} of config.json is {value!r}, but must be {expected}.")
+    wanted = {float: (int, float), tuple: (list, tuple)}.get(kind, kind)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{key} of config.json is {value!r}, but must be {_KINDS[kind]}.")
     return kind(value)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_encoder(json: Mapping[str, Any], model_type: str, fields: Mapping[str, tuple[str, type]]) -> None:
@@ -86,15 +103,25 @@ class ConfigMapping:
       model_type: Name of the family in the file.
       architectures: Class name in the file by task.
       defaults: Our fields that differ from ``ModelConfig``'s where the file is silent.
+      type_row_needed: Whether stock classes always look up a token type, so that a model without is written with one zero row.
       starts_after_padding: Whether the first token takes the position after that of padding.
       fields: Our field and its type by the key of the file.
+      options: Class of the family's own settings.
+      option_fields: Field of ``options`` and its type by the key of the file.
+      normalize: Brings the keys of older releases into today's form before anything is read.
+      extend: Adds what older releases or stock classes need beside the fields, from config and task.
     """
 
     model_type: str
     architectures: Mapping[str, str]
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    type_row_needed: bool = True
     starts_after_padding: bool = False
     fields: Mapping[str, tuple[str, type]] = dataclasses.field(default_factory=lambda: FIELDS)
+    options: type | None = None
+    option_fields: Mapping[str, tuple[str, type]] = dataclasses.field(default_factory=dict)
+    normalize: Callable[[dict[str, Any]], dict[str, Any]] = lambda json: json
+    extend: Callable[[ModelConfig, str], dict[str, Any]] = lambda config, task: {}
 
     def read(self, json: Mapping[str, Any]) -> ModelConfig:
         """Reads a ``config.json`` of transformers 4 or 5, or of the original release.
@@ -108,6 +135,7 @@ class ConfigMapping:
         Raises:
           ConfigError: A required key is missing, a value is unusable, or the position embedding is not absolute.
         """
+        json = self.normalize(dict(json))
         _check_encoder(json, self.model_type, self.fields)
         stored = {
             ours: _value(json, theirs, kind)
@@ -118,10 +146,19 @@ class ConfigMapping:
         get_activation(values.get("hidden_act", "gelu"))
         if json.get(_WITHOUT_TYPES):
             values["type_vocab_size"] = 0
+        if json.get(POSITIONS_KEY):
+            values["position_embedding"] = _value(json, POSITIONS_KEY, str)
         if self.starts_after_padding:
             values["position_offset"] = values.get("pad_token_id", ModelConfig.pad_token_id) + 1
+        if self.options is not None:
+            own = {
+                ours: _value(json, theirs, kind)
+                for theirs, (ours, kind) in self.option_fields.items()
+                if json.get(theirs) is not None
+            }
+            values["options"] = self.options(**own)
         labels = _labels(json)
-        known = {*self.fields, *_DERIVED}
+        known = {*self.fields, *self.option_fields, *_DERIVED}
         return ModelConfig(
             family=self.model_type,
             labels=labels,
@@ -151,12 +188,15 @@ class ConfigMapping:
             if theirs == "problem_type" and not value:
                 continue
             json[theirs] = value
-        if config.type_vocab_size == 0 and "type_vocab_size" in self.fields:
+        for theirs, (ours, _) in self.option_fields.items():
+            json[theirs] = _plain(getattr(config.own(self.options or object), ours))
+        if config.position_embedding != self.defaults.get("position_embedding", "learned"):
+            json[POSITIONS_KEY] = config.position_embedding
+        if config.type_vocab_size == 0 and self.type_row_needed and "type_vocab_size" in self.fields:
             json |= {"type_vocab_size": 1, _WITHOUT_TYPES: True}
-        if config.labels or task in ("sequence-classification", "token-classification"):
+        if config.labels or task in LABELLED_TASKS:
             json["id2label"] = {str(number): name for number, name in enumerate(config.label_names)}
             json["label2id"] = {name: number for number, name in enumerate(config.label_names)}
         json["dtype"] = json["torch_dtype"] = "float32"
         json["tie_word_embeddings"] = True
-        json.setdefault("position_embedding_type", "absolute")
-        return json
+        return json | self.extend(config, task)

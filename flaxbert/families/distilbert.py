@@ -1,10 +1,20 @@
 """DistilBERT (Sanh et al., 2019): BERT's blocks without token types and pooler, under names of its own."""
 
 import functools
+from typing import Any
 
 from flaxbert.families.base import Family, TensorName, TiedTensor
-from flaxbert.families.config_json import ConfigMapping
-from flaxbert.families.layout import AXIS_RULES, IGNORED, RENAMED, dense, norm
+from flaxbert.families.config_json import POSITIONS_KEY, ConfigMapping
+from flaxbert.families.layout import (
+    AXIS_RULES,
+    HEAD_TENSORS,
+    IGNORED,
+    RENAMED,
+    class_names,
+    dense,
+    derived_tables,
+    norm,
+)
 from flaxbert.nn.heads import HeadStyle
 from flaxbert.nn.network import Network
 
@@ -28,15 +38,10 @@ TENSORS: tuple[TensorName, ...] = (
     *dense("masked_lm.transform", "vocab_transform", in_base=False),
     *norm("masked_lm.norm", "vocab_layer_norm", in_base=False),
     TensorName("masked_lm.bias", "vocab_projector.bias", in_base=False),
+    *HEAD_TENSORS,
 )
 
-ARCHITECTURES: dict[str, str] = {
-    "sequence-classification": "DistilBertForSequenceClassification",
-    "token-classification": "DistilBertForTokenClassification",
-    "fill-mask": "DistilBertForMaskedLM",
-    "sentence-similarity": "DistilBertModel",
-    "feature-extraction": "DistilBertModel",
-}
+ARCHITECTURES = class_names("DistilBert")
 
 FIELDS: dict[str, tuple[str, type]] = {
     "vocab_size": ("vocab_size", int),
@@ -54,11 +59,31 @@ FIELDS: dict[str, tuple[str, type]] = {
     "problem_type": ("problem_type", str),
 }
 
+
+def _name_positions(json: dict[str, Any]) -> dict[str, Any]:
+    if json.pop("sinusoidal_pos_embds", False):
+        json[POSITIONS_KEY] = "sinusoidal"
+    return json
+
+
 CONFIG = ConfigMapping(
-    "distilbert", ARCHITECTURES, {"type_vocab_size": 0, "classifier_dropout_rate": 0.2}, fields=FIELDS
+    "distilbert",
+    ARCHITECTURES,
+    {"type_vocab_size": 0, "classifier_dropout_rate": 0.2},
+    type_row_needed=False,
+    fields=FIELDS,
+    normalize=_name_positions,
+    extend=lambda config, task: {"sinusoidal_pos_embds": config.position_embedding == "sinusoidal"},
 )
 
-STYLE = HeadStyle(classifier_activation="relu", tokens_drop_as_blocks=True, has_pooler=False)
+STYLE = HeadStyle(
+    classifier_activation="relu",
+    choice_activation="relu",
+    tokens_drop_as_blocks=True,
+    drops_span_input=True,
+    has_pooler=False,
+)
+
 
 DISTILBERT = Family(
     model_type="distilbert",
@@ -66,11 +91,12 @@ DISTILBERT = Family(
     tensors=TENSORS,
     tied={"vocab_projector.weight": TiedTensor("embeddings.word.embedding", "masked_lm")},
     ignored=IGNORED,
-    foreign=(r"qa_outputs\.(weight|bias)",),
+    foreign=(),
     renamed=RENAMED,
     axis_rules=AXIS_RULES,
     architectures=ARCHITECTURES,
     config_from_json=CONFIG.read,
     config_to_json=CONFIG.write,
     network=functools.partial(Network, style=STYLE),
+    derived=functools.partial(derived_tables, has_types=False),
 )

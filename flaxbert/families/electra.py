@@ -4,7 +4,18 @@ import functools
 
 from flaxbert.families.base import Family, TensorName, TiedTensor
 from flaxbert.families.config_json import FIELDS, ConfigMapping
-from flaxbert.families.layout import AXIS_RULES, IGNORED, LAYER_TENSORS, RENAMED, TABLE_TENSORS, dense, norm
+from flaxbert.families.layout import (
+    AXIS_RULES,
+    HEAD_TENSORS,
+    IGNORED,
+    LAYER_TENSORS,
+    RENAMED,
+    TABLE_TENSORS,
+    class_names,
+    dense,
+    derived_tables,
+    norm,
+)
 from flaxbert.nn.heads import HeadStyle
 from flaxbert.nn.network import Network
 
@@ -12,20 +23,22 @@ TENSORS: tuple[TensorName, ...] = (
     *TABLE_TENSORS,
     *dense("embeddings.project", "embeddings_project"),
     *LAYER_TENSORS,
-    *dense("classifier_dense", "classifier.dense", in_base=False),
+    *dense(
+        "classifier_dense",
+        "classifier.dense",
+        in_base=False,
+        by_task={"multiple-choice": "sequence_summary.summary"},
+    ),
     *dense("classifier", "classifier", in_base=False, by_task={"sequence-classification": "classifier.out_proj"}),
     *dense("masked_lm.transform", "generator_predictions.dense", in_base=False),
     *norm("masked_lm.norm", "generator_predictions.LayerNorm", in_base=False),
     TensorName("masked_lm.bias", "generator_lm_head.bias", in_base=False),
+    *dense("replaced_token.dense", "discriminator_predictions.dense", in_base=False),
+    *dense("replaced_token.score", "discriminator_predictions.dense_prediction", in_base=False),
+    *HEAD_TENSORS,
 )
 
-ARCHITECTURES: dict[str, str] = {
-    "sequence-classification": "ElectraForSequenceClassification",
-    "token-classification": "ElectraForTokenClassification",
-    "fill-mask": "ElectraForMaskedLM",
-    "sentence-similarity": "ElectraModel",
-    "feature-extraction": "ElectraModel",
-}
+ARCHITECTURES = class_names("Electra", replaced_token_detection="ElectraForPreTraining")
 
 CONFIG = ConfigMapping(
     "electra",
@@ -35,7 +48,11 @@ CONFIG = ConfigMapping(
 )
 
 STYLE = HeadStyle(
-    classifier_activation="gelu", drops_classifier_input=True, masked_lm_activation="gelu", has_pooler=False
+    classifier_activation="gelu",
+    choice_activation="gelu",
+    drops_classifier_input=True,
+    masked_lm_activation="gelu",
+    has_pooler=False,
 )
 
 ELECTRA = Family(
@@ -44,15 +61,12 @@ ELECTRA = Family(
     tensors=TENSORS,
     tied={"generator_lm_head.weight": TiedTensor("embeddings.word.embedding", "masked_lm")},
     ignored=IGNORED,
-    foreign=(
-        r"qa_outputs\.(weight|bias)",
-        r"discriminator_predictions\.(dense|dense_prediction)\.(weight|bias)",
-        r"sequence_summary\.summary\.(weight|bias)",
-    ),
+    foreign=(),
     renamed=RENAMED,
     axis_rules=AXIS_RULES,
     architectures=ARCHITECTURES,
     config_from_json=CONFIG.read,
     config_to_json=CONFIG.write,
     network=functools.partial(Network, style=STYLE),
+    derived=derived_tables,
 )

@@ -15,7 +15,15 @@ from flaxbert.errors import ShapeError
 from flaxbert.families import get_family
 from flaxbert.nn.network import ModelOutput
 
-INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segment_ids")
+INPUT_NAMES = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "position_ids",
+    "segment_ids",
+    "task_type_ids",
+    "entity_mask",
+)
 """The entries of a batch that a network reads; others (labels, weights) are for the loss."""
 
 
@@ -116,7 +124,8 @@ def forward(
     Args:
       graphdef: From ``graph_definition``.
       params: Parameter tree, layers stacked or not as the graph definition asks.
-      batch: ``input_ids`` and, optionally, ``attention_mask``, ``token_type_ids``, ``position_ids``, ``segment_ids``, all int32 ``[batch, length]``.
+      batch: ``input_ids`` and, optionally, ``attention_mask``, ``token_type_ids``, ``position_ids``, ``segment_ids``, ``task_type_ids``,
+        ``entity_mask``, all int32 ``[batch, length]`` (multiple choice: ``[batch, choices, length]``).
       dropout_key: A JAX key, or None for no dropout.
       keep_hidden: Whether to return the hidden states after every block.
 

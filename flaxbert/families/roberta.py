@@ -4,7 +4,17 @@ import functools
 
 from flaxbert.families.base import Family, TensorName, TiedTensor
 from flaxbert.families.config_json import ConfigMapping
-from flaxbert.families.layout import AXIS_RULES, ENCODER_TENSORS, IGNORED, RENAMED, dense, norm
+from flaxbert.families.layout import (
+    AXIS_RULES,
+    ENCODER_TENSORS,
+    HEAD_TENSORS,
+    IGNORED,
+    RENAMED,
+    class_names,
+    dense,
+    derived_tables,
+    norm,
+)
 from flaxbert.nn.heads import HeadStyle
 from flaxbert.nn.network import Network
 
@@ -15,6 +25,7 @@ TENSORS: tuple[TensorName, ...] = (
     *dense("masked_lm.transform", "lm_head.dense", in_base=False),
     *norm("masked_lm.norm", "lm_head.layer_norm", in_base=False),
     TensorName("masked_lm.bias", "lm_head.bias", in_base=False),
+    *HEAD_TENSORS,
 )
 
 STYLE = HeadStyle(classifier_activation="tanh", drops_classifier_input=True, masked_lm_activation="gelu")
@@ -27,13 +38,7 @@ def roberta_family(model_type: str, class_prefix: str) -> Family:
       model_type: Its name in ``config.json``.
       class_prefix: What the names of its classes begin with.
     """
-    architectures = {
-        "sequence-classification": f"{class_prefix}ForSequenceClassification",
-        "token-classification": f"{class_prefix}ForTokenClassification",
-        "fill-mask": f"{class_prefix}ForMaskedLM",
-        "sentence-similarity": f"{class_prefix}Model",
-        "feature-extraction": f"{class_prefix}Model",
-    }
+    architectures = class_names(class_prefix)
     config = ConfigMapping(model_type, architectures, {"pad_token_id": 1}, starts_after_padding=True)
     return Family(
         model_type=model_type,
@@ -44,13 +49,14 @@ def roberta_family(model_type: str, class_prefix: str) -> Family:
             "lm_head.decoder.bias": TiedTensor("masked_lm.bias", "masked_lm"),
         },
         ignored=IGNORED,
-        foreign=(r"qa_outputs\.(weight|bias)",),
+        foreign=(),
         renamed=RENAMED,
         axis_rules=AXIS_RULES,
         architectures=architectures,
         config_from_json=config.read,
         config_to_json=config.write,
         network=functools.partial(Network, style=STYLE),
+        derived=derived_tables,
     )
 
 

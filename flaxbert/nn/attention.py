@@ -19,6 +19,7 @@ from flaxbert.errors import ConfigError
 from flaxbert.nn.dropout import dropout, fold, key_words
 from flaxbert.nn.layers import Dense, LayerNorm
 from flaxbert.nn.softmax_attention import softmax_attention
+from flaxbert.nn.tokens import Tokens
 
 HIDDEN_BIAS = -1e30
 """Added to scores of hidden keys; finite, so that a row without any visible key gives no NaN."""
@@ -54,6 +55,8 @@ def cudnn_attention(
     value: Float[Array, "batch heads length head_dim"],
     segment_ids: Int[Array, "batch length"],
     packed: bool,
+    position_scores: Float[Array, "scored heads length length"] | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "batch heads length head_dim"]:
     """Fused attention by cuDNN on NVIDIA GPUs; half precision only, without dropout of attention weights.
 
@@ -63,16 +66,21 @@ def cudnn_attention(
       value: Values.
       segment_ids: As for ``attention_bias``.
       packed: As for ``attention_bias``.
+      position_scores: As for ``softmax_attention``.
+      scale: As for ``softmax_attention``.
 
     Returns:
       The mixed values.
     """
     smallest = float(jnp.finfo(query.dtype).min) / 2  # float16 has no -1e30; infinities would turn padded rows into NaN
-    bias = jnp.maximum(attention_bias(segment_ids, packed), jnp.float32(smallest)).astype(query.dtype)
+    bias = jnp.maximum(attention_bias(segment_ids, packed), jnp.float32(smallest))
+    if position_scores is not None:
+        bias = jnp.maximum(bias + position_scores.astype(jnp.float32), jnp.float32(smallest))
+    bias = bias.astype(query.dtype)
     length = query.shape[2]
-    bias = jnp.broadcast_to(bias, (bias.shape[0], 1, length, length))
+    bias = jnp.broadcast_to(bias, (*bias.shape[:2], length, length))
     query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query, key, value))
-    mixed = jax.nn.dot_product_attention(query, key, value, bias=bias, implementation="cudnn")
+    mixed = jax.nn.dot_product_attention(query, key, value, bias=bias, scale=scale, implementation="cudnn")
     return jnp.swapaxes(mixed, 1, 2)
 
 
@@ -117,7 +125,9 @@ def splash_attention(
     return jax.vmap(one)(query * scale, key, value, segment_ids).astype(query.dtype)
 
 
-def choose_attention(name: str, compute_dtype: Any, length: int, drops_weights: bool, platform: str) -> str:
+def choose_attention(
+    name: str, compute_dtype: Any, length: int, drops_weights: bool, platform: str, scores_positions: bool = False
+) -> str:
     """Resolves ``auto`` and checks an explicit choice.
 
     Args:
@@ -126,6 +136,7 @@ def choose_attention(name: str, compute_dtype: Any, length: int, drops_weights: 
       length: Tokens per row.
       drops_weights: Whether attention weights are dropped out in this call.
       platform: Platform of the default device: cpu, gpu or tpu.
+      scores_positions: Whether scores of positions are added, which splash does not take.
 
     Returns:
       xla, cudnn or splash.
@@ -139,7 +150,8 @@ def choose_attention(name: str, compute_dtype: Any, length: int, drops_weights: 
             return "xla"
         if platform in ("gpu", "cuda") and half:
             return "cudnn"
-        return "splash" if platform == "tpu" and length >= SPLASH_LENGTH and length % SPLASH_BLOCK == 0 else "xla"
+        fits = length >= SPLASH_LENGTH and length % SPLASH_BLOCK == 0 and not scores_positions
+        return "splash" if platform == "tpu" and fits else "xla"
     if name != "xla" and drops_weights:
         raise ConfigError(
             f"Attention '{name}' can not drop attention weights; set model.attention_dropout_rate 0 or use 'xla'."
@@ -150,6 +162,8 @@ def choose_attention(name: str, compute_dtype: Any, length: int, drops_weights: 
         )
     if name == "splash" and platform != "tpu":
         raise ConfigError(f"Attention 'splash' needs a TPU, not {platform}; use 'auto' or 'xla'.")
+    if name == "splash" and scores_positions:
+        raise ConfigError("Attention 'splash' can not add scores of positions, which this family has; use 'auto'.")
     return name
 
 
@@ -175,6 +189,49 @@ def num_attention_parts(batch: int, platform: str, trains: bool) -> int:
     return min(batch, threads, MOST_ATTENTION_PARTS)
 
 
+def attend(
+    query: Float[Array, "batch heads length head_dim"],
+    key: Float[Array, "batch heads length head_dim"],
+    value: Float[Array, "batch heads length head_dim"],
+    tokens: Tokens,
+    execution: Execution,
+    rate: float,
+    dropout_key: Any,
+    *,
+    position_scores: Float[Array, "scored heads length length"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "batch heads length head_dim"]:
+    """Mixes values by the implementation that fits.
+
+    Args:
+      query: Queries in the compute type.
+      key: Keys.
+      value: Values.
+      tokens: Which tokens see each other.
+      execution: The implementation asked for.
+      rate: Share of dropped weights where there is a dropout key.
+      dropout_key: Dropout key, or None.
+      position_scores: As for ``softmax_attention``.
+      scale: As for ``softmax_attention``.
+
+    Returns:
+      The mixed values.
+    """
+    rate = rate if dropout_key is not None else 0.0
+    scored = position_scores is not None
+    name = choose_attention(execution.attention, query.dtype, query.shape[2], rate > 0.0, _platform(), scored)
+    if name == "cudnn":
+        return cudnn_attention(query, key, value, tokens.segment_ids, tokens.packed, position_scores, scale)
+    if name == "splash":
+        if scale is not None:
+            query = query * jnp.asarray(scale * query.shape[-1] ** 0.5, query.dtype)
+        return splash_attention(query, key, value, tokens.segment_ids)
+    words = key_words(dropout_key) if rate > 0.0 else None
+    bias = attention_bias(tokens.segment_ids, tokens.packed)
+    parts = num_attention_parts(query.shape[0], _platform(), dropout_key is not None)
+    return softmax_attention(query, key, value, bias, words, rate, parts, position_scores=position_scores, scale=scale)
+
+
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with output projection, residual and norm.
 
@@ -196,18 +253,14 @@ class SelfAttention(nnx.Module):
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon, dtype)
 
     def mix(
-        self,
-        hidden: Float[Array, "batch length embed"],
-        segment_ids: Int[Array, "batch length"],
-        packed: bool,
-        key: Any,
+        self, hidden: Float[Array, "batch length embed"], tokens: Tokens, shared: Any, key: Any
     ) -> Float[Array, "batch length attention"]:
         """Returns what each token gathers from the tokens that it sees, all heads side by side.
 
         Args:
           hidden: Hidden states.
-          segment_ids: 0 for padding, else the number of each token's segment.
-          packed: Whether rows hold several segments.
+          tokens: Which tokens see each other.
+          shared: What the encoder computed once for all blocks; here scores of positions, or None.
           key: Dropout key, or None.
         """
         batch, length, _ = hidden.shape
@@ -215,29 +268,20 @@ class SelfAttention(nnx.Module):
         query, keys, value = (
             layer.by_heads(hidden, config.num_attention_heads) for layer in (self.query, self.key, self.value)
         )
-        rate = config.attention_dropout_rate if key is not None else 0.0
-        name = choose_attention(self.execution.attention, query.dtype, length, rate > 0.0, _platform())
-        if name == "cudnn":
-            mixed = cudnn_attention(query, keys, value, segment_ids, packed)
-        elif name == "splash":
-            mixed = splash_attention(query, keys, value, segment_ids)
-        else:
-            words = key_words(key) if rate > 0.0 else None
-            bias = attention_bias(segment_ids, packed)
-            parts = num_attention_parts(batch, _platform(), key is not None)
-            mixed = softmax_attention(query, keys, value, bias, words, rate, parts)
+        rate = config.attention_dropout_rate
+        mixed = attend(query, keys, value, tokens, self.execution, rate, key, position_scores=shared)
         return jnp.swapaxes(jnp.asarray(mixed), 1, 2).reshape(batch, length, config.attention_size)
 
     def __call__(
         self,
         hidden: Float[Array, "batch length embed"],
-        segment_ids: Int[Array, "batch length"],
-        packed: bool,
+        tokens: Tokens,
+        shared: Any,
         key: Any,
         first_only: bool = False,
     ) -> Float[Array, "batch tokens embed"]:
         """Returns ``norm(hidden + dropout(output(mix(hidden))))``, of the first token only where asked for."""
-        mixed, length = self.mix(hidden, segment_ids, packed, fold(key, 0)), hidden.shape[1]
+        mixed, length = self.mix(hidden, tokens, shared, fold(key, 0)), hidden.shape[1]
         if first_only:
             mixed, hidden = mixed[:, :1], hidden[:, :1]
         dropped = dropout(self.output(mixed), fold(key, 1), self.config.hidden_dropout_rate, length)

@@ -6,19 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.nn.attention import SelfAttention
 from flaxbert.nn.dropout import fold
 from flaxbert.nn.feed_forward import FeedForward
+from flaxbert.nn.tokens import Tokens
 
 
-def _applied(graphdef: Any, packed: bool, first_only: bool) -> Callable[..., Any]:
+def _applied(graphdef: Any, first_only: bool) -> Callable[..., Any]:
     """Returns a block, or a part of one, as a function of its state and inputs."""
 
-    def apply(state: Any, hidden: jax.Array, segment_ids: jax.Array, key: Any) -> jax.Array:
-        return nnx.merge(graphdef, state)(hidden, segment_ids, packed, key, first_only)
+    def apply(state: Any, hidden: jax.Array, tokens: Tokens, shared: Any, key: Any) -> jax.Array:
+        return nnx.merge(graphdef, state)(hidden, tokens, shared, key, first_only)
 
     return apply
 
@@ -34,39 +35,57 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
         self.recompute_attention = execution.remat == "attention"
-        self.attention = SelfAttention(config, execution, rngs)
-        self.feed_forward = FeedForward(config, execution, rngs)
+        self.attention = self.make_attention(config, execution, rngs)
+        self.feed_forward = self.make_feed_forward(config, execution, rngs)
+
+    def make_attention(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> Any:
+        """Returns the attention half; families with their own replace it.
+
+        Args:
+          config: Architecture.
+          execution: Precision and attention implementation.
+          rngs: Source of keys for new weights.
+        """
+        return SelfAttention(config, execution, rngs)
+
+    def make_feed_forward(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> Any:
+        """Returns the feed-forward half; families with their own replace it.
+
+        Args:
+          config: Architecture.
+          execution: Precision and attention implementation.
+          rngs: Source of keys for new weights.
+        """
+        return FeedForward(config, execution, rngs)
 
     def __call__(
         self,
         hidden: Float[Array, "batch length embed"],
-        segment_ids: Int[Array, "batch length"],
-        packed: bool,
+        tokens: Tokens,
+        shared: Any,
         key: Any,
         first_only: bool = False,
     ) -> Float[Array, "batch tokens embed"]:
         """Returns the hidden states after this block, or that of the first token alone."""
-        attended = self._attend(hidden, segment_ids, packed, key, first_only)
+        attended = self._attend(hidden, tokens, shared, key, first_only)
         return self.feed_forward(attended, key, hidden.shape[1])
 
-    def _attend(self, hidden: jax.Array, segment_ids: jax.Array, packed: bool, key: Any, first_only: bool) -> jax.Array:
+    def _attend(self, hidden: jax.Array, tokens: Tokens, shared: Any, key: Any, first_only: bool) -> jax.Array:
         if not self.recompute_attention:
-            return self.attention(hidden, segment_ids, packed, key, first_only)
+            return self.attention(hidden, tokens, shared, key, first_only)
         graphdef, state = nnx.split(self.attention)
-        return jax.checkpoint(_applied(graphdef, packed, first_only))(state, hidden, segment_ids, key)
+        return jax.checkpoint(_applied(graphdef, first_only))(state, hidden, tokens, shared, key)
 
 
 class StackedBlock(nnx.Module):
     """One block whose leaves carry a first ``layers`` axis, as ``core.trees.stack_layers`` makes them.
 
     Args:
-      config: Architecture.
-      execution: Precision and attention implementation.
-      rngs: Source of keys for new weights.
+      block: The block.
     """
 
-    def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
-        self.stacked = Block(config, execution, rngs)
+    def __init__(self, block: nnx.Module) -> None:
+        self.stacked = block
 
 
 def _rematerialize(function: Callable[..., Any], policy: str) -> Callable[..., Any]:
@@ -80,6 +99,9 @@ def _rematerialize(function: Callable[..., Any], policy: str) -> Callable[..., A
 class Encoder(nnx.Module):
     """A stack of blocks.
 
+    A family whose mathematics differs extends it: ``make_block``, what all blocks share (``share``), what happens between
+    them (``after_block``) and at the end (``finish``).
+
     Args:
       config: Architecture.
       execution: How it is run.
@@ -87,18 +109,57 @@ class Encoder(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
+        self.config = config
         self.execution = execution
         self.layers: Any
         if execution.scan_layers:
-            self.layers = StackedBlock(config, execution, rngs)
+            self.layers = StackedBlock(self.make_block(0, rngs))
         else:
-            self.layers = nnx.List([Block(config, execution, rngs) for _ in range(config.num_hidden_layers)])
+            self.layers = nnx.List([self.make_block(index, rngs) for index in range(config.num_hidden_layers)])
+
+    def make_block(self, index: int, rngs: nnx.Rngs) -> Any:
+        """Returns a new block.
+
+        Args:
+          index: Its number, from 0.
+          rngs: Source of keys for new weights.
+        """
+        return Block(self.config, self.execution, rngs)
+
+    def share(self, hidden: Float[Array, "batch length embed"], tokens: Tokens, key: Any) -> Any:
+        """Returns what is computed once for all blocks: a tree of arrays, or None.
+
+        Args:
+          hidden: Embedded tokens.
+          tokens: The tokens.
+          key: Dropout key, or None.
+        """
+        return None
+
+    def after_block(self, index: Any, before: jax.Array, after: jax.Array, tokens: Tokens, key: Any) -> jax.Array:
+        """Returns the hidden states that the next block gets.
+
+        Args:
+          index: Number of the block, from 0; an array where layers are scanned.
+          before: Hidden states before the block.
+          after: Hidden states after it.
+          tokens: The tokens.
+          key: Dropout key of the block, or None.
+        """
+        return after
+
+    def finish(self, hidden: jax.Array) -> jax.Array:
+        """Returns the last hidden states from those after the last block.
+
+        Args:
+          hidden: Hidden states.
+        """
+        return hidden
 
     def __call__(
         self,
         hidden: Float[Array, "batch length embed"],
-        segment_ids: Int[Array, "batch length"],
-        packed: bool,
+        tokens: Tokens,
         key: Any,
         keep_hidden: bool = False,
         first_only: bool = False,
@@ -108,39 +169,44 @@ class Encoder(nnx.Module):
         With ``first_only``, an unrolled last block computes what comes after its attention for the first token alone, and
         the last hidden states have length 1. Layers that are scanned are all alike and compute everything.
         """
+        shared = self.share(hidden, tokens, key)
         if self.execution.scan_layers:
-            return self._run_scanned(hidden, segment_ids, packed, key, keep_hidden)
-        return self._run_unrolled(hidden, segment_ids, packed, key, keep_hidden, first_only)
+            return self._run_scanned(hidden, tokens, shared, key, keep_hidden)
+        return self._run_unrolled(hidden, tokens, shared, key, keep_hidden, first_only)
 
-    def _step(self, graphdef: Any, packed: bool, first_only: bool = False) -> Callable[..., Any]:
-        return _rematerialize(_applied(graphdef, packed, first_only), self.execution.remat)
+    def _step(self, graphdef: Any, first_only: bool = False) -> Callable[..., Any]:
+        return _rematerialize(_applied(graphdef, first_only), self.execution.remat)
 
     def _run_unrolled(
-        self, hidden: Any, segment_ids: Any, packed: bool, key: Any, keep_hidden: bool, first_only: bool
+        self, hidden: Any, tokens: Tokens, shared: Any, key: Any, keep_hidden: bool, first_only: bool
     ) -> Any:
         kept = [hidden]
         for index, layer in enumerate(self.layers):
-            first = first_only and index == len(self.layers) - 1
+            first, layer_key = first_only and index == len(self.layers) - 1, fold(key, index)
             if self.execution.remat in ("none", "attention"):
-                hidden = layer(hidden, segment_ids, packed, fold(key, index), first)
+                after = layer(hidden, tokens, shared, layer_key, first)
             else:
                 graphdef, state = nnx.split(layer)
-                hidden = self._step(graphdef, packed, first)(state, hidden, segment_ids, fold(key, index))
+                after = self._step(graphdef, first)(state, hidden, tokens, shared, layer_key)
+            hidden = self.after_block(index, hidden, after, tokens, layer_key)
             kept.append(hidden)
-        return hidden, tuple(kept) if keep_hidden else None
+        kept[-1] = last = self.finish(hidden)
+        return last, tuple(kept) if keep_hidden else None
 
-    def _run_scanned(self, hidden: Any, segment_ids: Any, packed: bool, key: Any, keep_hidden: bool) -> Any:
+    def _run_scanned(self, hidden: Any, tokens: Tokens, shared: Any, key: Any, keep_hidden: bool) -> Any:
         graphdef, state = nnx.split(self.layers.stacked)
-        step = self._step(graphdef, packed)
+        step = self._step(graphdef)
         num_layers = jax.tree.leaves(state)[0].shape[0]
 
         def body(carry: jax.Array, inputs: tuple[Any, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
             layer_state, index = inputs
             layer_key = fold(key, index)
-            after = step(layer_state, carry, segment_ids, layer_key)
+            after = step(layer_state, carry, tokens, shared, layer_key)
+            after = self.after_block(index, carry, after, tokens, layer_key)
             return after, after if keep_hidden else None
 
         last, after = jax.lax.scan(body, hidden, (state, jnp.arange(num_layers, dtype=jnp.int32)))
+        last = self.finish(last)
         if not keep_hidden or after is None:
             return last, None
-        return last, (hidden, *(after[index] for index in range(num_layers)))
+        return last, (hidden, *(after[index] for index in range(num_layers - 1)), last)

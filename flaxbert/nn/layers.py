@@ -35,16 +35,29 @@ class Dense(nnx.Module):
       deviation: Standard deviation of new weights.
       compute_dtype: Type of operands and result.
       rngs: Source of keys for new weights.
+      use_bias: Whether there is a bias.
     """
 
-    def __init__(self, in_size: int, out_size: int, deviation: float, compute_dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        deviation: float,
+        compute_dtype: Any,
+        rngs: nnx.Rngs,
+        use_bias: bool = True,
+    ) -> None:
         self.compute_dtype = compute_dtype
         self.kernel = nnx.Param(truncated_normal(rngs.params(), (in_size, out_size), deviation))
-        self.bias = nnx.Param(jnp.zeros((out_size,), jnp.float32))
+        if use_bias:
+            self.bias = nnx.Param(jnp.zeros((out_size,), jnp.float32))
+
+    def _leaves(self) -> tuple[Any, Any]:
+        return self.kernel.get_value(), self.bias.get_value() if hasattr(self, "bias") else None
 
     def __call__(self, inputs: Float[Array, "*batch in_axis"]) -> Float[Array, "*batch out_axis"]:
         """Returns the products plus bias in the compute type."""
-        kernel, bias = self.kernel.get_value(), self.bias.get_value()
+        kernel, bias = self._leaves()
         return contract(inputs, kernel, bias, compute_dtype=self.compute_dtype).astype(self.compute_dtype)
 
     def by_heads(
@@ -56,7 +69,7 @@ class Dense(nnx.Module):
           inputs: Activations.
           num_heads: Heads to split the result into.
         """
-        kernel, bias = self.kernel.get_value(), self.bias.get_value()
+        kernel, bias = self._leaves()
         products = contract(inputs, kernel, bias, compute_dtype=self.compute_dtype, num_heads=num_heads)
         return products.astype(self.compute_dtype)
 
@@ -132,15 +145,18 @@ class LayerNorm(nnx.Module):
       width: Entries of the normalised axis.
       epsilon: Added to the variance.
       compute_dtype: Type of the result.
+      use_bias: Whether there is a bias.
     """
 
-    def __init__(self, width: int, epsilon: float, compute_dtype: Any) -> None:
+    def __init__(self, width: int, epsilon: float, compute_dtype: Any, use_bias: bool = True) -> None:
         self.epsilon = epsilon
         self.compute_dtype = compute_dtype
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        if use_bias:
+            self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
 
     def __call__(self, inputs: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
         """Returns the normalised inputs in the compute type."""
-        scale, bias = self.scale.get_value(), self.bias.get_value()
+        scale = self.scale.get_value()
+        bias = self.bias.get_value() if hasattr(self, "bias") else jnp.zeros_like(scale)
         return jnp.asarray(layer_norm(inputs, scale, bias, self.epsilon)).astype(self.compute_dtype)

@@ -1,6 +1,7 @@
 """The whole network of an encoder with the heads of one task."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,12 +11,22 @@ from jaxtyping import Array, Int
 
 from flaxbert.architecture import FIRST_TOKEN_TASKS, TASK_HEADS, Execution, ModelConfig
 from flaxbert.core.precision import Precision
+from flaxbert.errors import ConfigError, ShapeError
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.dropout import dropout, fold, key_words
 from flaxbert.nn.embeddings import Embeddings
 from flaxbert.nn.encoder import Encoder
-from flaxbert.nn.heads import BERT_HEADS, HeadStyle, MaskedLanguageHead, Pooler
+from flaxbert.nn.heads import (
+    BERT_HEADS,
+    HeadStyle,
+    MaskedLanguageHead,
+    Pooler,
+    ProjectionHead,
+    RelationHead,
+    ReplacedTokenHead,
+)
 from flaxbert.nn.layers import Dense
+from flaxbert.nn.tokens import Tokens
 
 _EMBEDDINGS, _ENCODER, _HEAD = range(3)
 
@@ -26,11 +37,13 @@ class ModelOutput:
     """What a forward pass returns; fields that the task does not have are None.
 
     Attributes:
-      logits: float32 scores of the task's head: ``[batch, labels]``, ``[batch, length, labels]`` or ``[batch, length, vocab]``.
+      logits: float32 scores of the task's head: ``[batch, labels]``, ``[batch, choices]``, ``[batch, length]`` (replaced
+        tokens), ``[batch, length, labels]``, ``[batch, length, 2]`` (start and end of an answer), ``[batch, length, vocab]``;
+        for late interaction the token vectors ``[batch, length, projected]``.
       last_hidden_state: Token vectors after the last block, ``[batch, length, embed]``; None for tasks that read the first
         token only, unless hidden states were asked for.
       pooled: Vector of the whole input from the pooler, ``[batch, embed]``.
-      next_sentence_logits: float32 scores of the next sentence head beside another head, ``[batch, 2]``.
+      next_sentence_logits: float32 scores of the next sentence head, or of sentence order, beside another head, ``[batch, 2]``.
       hidden_states: Token vectors after the embeddings and each block, where asked for.
     """
 
@@ -44,95 +57,190 @@ class ModelOutput:
 class Network(nnx.Module):
     """Embeddings, encoder and the heads of one task.
 
+    A family whose mathematics differs hands in an encoder or embeddings of its own, or extends ``make_heads`` and ``apply_heads``.
+
     Args:
       config: Architecture.
       task: A key of ``TASK_HEADS``.
       execution: How it is run.
       rngs: Source of keys for new weights.
       style: What the family builds differently in the heads.
+      embeddings: Builds the embeddings.
+      encoder: Builds the encoder.
     """
 
     def __init__(
-        self, config: ModelConfig, task: str, execution: Execution, rngs: nnx.Rngs, style: HeadStyle = BERT_HEADS
+        self,
+        config: ModelConfig,
+        task: str,
+        execution: Execution,
+        rngs: nnx.Rngs,
+        *,
+        style: HeadStyle = BERT_HEADS,
+        embeddings: Callable[..., Any] = Embeddings,
+        encoder: Callable[..., Any] = Encoder,
     ) -> None:
-        dtype = Precision(execution.precision).compute_dtype
-        heads = TASK_HEADS[task]
         self.config = config
         self.task = task
+        self.execution = execution
         self.style = style
-        self.embeddings = Embeddings(config, execution, rngs)
-        self.encoder = Encoder(config, execution, rngs)
-        if "classifier" in heads and "pooler" in heads and style.classifier_activation:
-            width = config.hidden_size
-            self.classifier_dense = Dense(width, width, config.initializer_range, dtype, rngs)
+        self.embeddings = embeddings(config, execution, rngs)
+        self.encoder = encoder(config, execution, rngs)
+        self.make_heads(TASK_HEADS[task], rngs)
+
+    def dense(self, in_size: int, out_size: int, rngs: nnx.Rngs, use_bias: bool = True) -> Dense:
+        """Returns a new dense layer of a head.
+
+        Args:
+          in_size: Entries of the contracted axis.
+          out_size: Entries of the new axis.
+          rngs: Source of keys for new weights.
+          use_bias: Whether there is a bias.
+        """
+        dtype = Precision(self.execution.precision).compute_dtype
+        return Dense(in_size, out_size, self.config.initializer_range, dtype, rngs, use_bias)
+
+    def make_heads(self, heads: tuple[str, ...], rngs: nnx.Rngs) -> None:
+        """Builds the heads of the task.
+
+        Args:
+          heads: Their names.
+          rngs: Source of keys for new weights.
+
+        Raises:
+          ConfigError: A multiple choice head is to have more than one output.
+        """
+        config, style, width = self.config, self.style, self.config.hidden_size
+        if self.task == "multiple-choice" and config.num_labels != 1:
+            raise ConfigError(f"A multiple choice head has one output, but num_labels is {config.num_labels}.")
+        if "classifier" in heads and "pooler" in heads and style.dense_activation(self.task):
+            self.classifier_dense = self.dense(width, width, rngs)
         elif "pooler" in heads or (not heads and config.has_pooler and style.has_pooler):
-            self.pooler = Pooler(config, execution, rngs)
+            self.pooler = Pooler(config, self.execution, rngs)
         if "classifier" in heads:
-            self.classifier = Dense(config.hidden_size, config.num_labels, config.initializer_range, dtype, rngs)
+            self.classifier = self.dense(width, config.num_labels, rngs)
         if "masked_lm" in heads:
-            self.masked_lm = MaskedLanguageHead(config, execution, rngs, style)
-        if "next_sentence" in heads:
-            self.next_sentence = Dense(config.hidden_size, 2, config.initializer_range, dtype, rngs)
+            self.masked_lm = MaskedLanguageHead(config, self.execution, rngs, style)
+        if "next_sentence" in heads and style.orders_sentences:
+            self.sentence_order = self.dense(width, config.num_next_sentence_labels, rngs)
+        elif "next_sentence" in heads:
+            self.next_sentence = self.dense(width, config.num_next_sentence_labels, rngs)
+        if "span" in heads:
+            self.span = self.dense(width, config.num_span_ends, rngs)
+        if "relation" in heads:
+            self.relation = RelationHead(config, self.execution, rngs)
+        for name, build in _TOKEN_HEADS.items():
+            if name in heads:
+                setattr(self, name, build(config, self.execution, rngs))
 
     def __call__(
         self,
-        input_ids: Int[Array, "batch length"],
-        attention_mask: Int[Array, "batch length"] | None = None,
-        token_type_ids: Int[Array, "batch length"] | None = None,
-        position_ids: Int[Array, "batch length"] | None = None,
-        segment_ids: Int[Array, "batch length"] | None = None,
+        input_ids: Int[Array, "batch *choices length"],
+        attention_mask: Int[Array, "batch *choices length"] | None = None,
+        token_type_ids: Int[Array, "batch *choices length"] | None = None,
+        position_ids: Int[Array, "batch *choices length"] | None = None,
+        segment_ids: Int[Array, "batch *choices length"] | None = None,
+        task_type_ids: Int[Array, "batch *choices length"] | None = None,
+        entity_mask: Int[Array, "batch *choices length"] | None = None,
         dropout_key: Any = None,
         keep_hidden: bool = False,
     ) -> ModelOutput:
         """Runs the network.
 
         Args:
-          input_ids: Token ids.
+          input_ids: Token ids; for multiple choice ``[batch, choices, length]``, as the other inputs are then.
           attention_mask: 1 for real tokens, 0 for padding; None: all real.
           token_type_ids: 0 for the first text, 1 for the second; None: all 0.
-          position_ids: Positions; None: 0, 1, 2…
+          position_ids: Positions from 0; None: in order.
           segment_ids: For packed rows: number of each token's segment from 1, 0 for padding; replaces attention_mask.
+          task_type_ids: Numbers of tasks for families that embed them; None: all 0.
+          entity_mask: For relation classification: 1 for tokens of the first entity, 2 for those of the second, else 0.
           dropout_key: A JAX key, or None for no dropout.
           keep_hidden: Whether to return the hidden states after every block.
-        """
-        packed = segment_ids is not None
-        dropout_key = None if dropout_key is None else key_words(dropout_key)
-        if segment_ids is None:
-            segment_ids = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
-        embedded = self.embeddings(input_ids, position_ids, token_type_ids, fold(dropout_key, _EMBEDDINGS))
-        first_only = self.task in FIRST_TOKEN_TASKS and not keep_hidden
-        encoder_key = fold(dropout_key, _ENCODER)
-        hidden, kept = self.encoder(embedded, segment_ids, packed, encoder_key, keep_hidden, first_only)
-        output = self._apply_heads(hidden, kept, fold(dropout_key, _HEAD))
-        return dataclasses.replace(output, last_hidden_state=None) if first_only else output
 
-    def _apply_heads(self, hidden: jax.Array, kept: Any, key: Any) -> ModelOutput:
-        config, heads = self.config, TASK_HEADS[self.task]
-        pooled = self.pooler(hidden) if hasattr(self, "pooler") else None
-        logits, next_sentence_logits = None, None
-        if "masked_lm" in heads:
-            logits = self.masked_lm(hidden, self.embeddings.word.embedding.get_value())
-        if "classifier" in heads:
-            rate = config.classifier_dropout_rate
-            if rate is None or (self.style.tokens_drop_as_blocks and "pooler" not in heads):
-                rate = config.hidden_dropout_rate
-            features = hidden if pooled is None else pooled
-            if hasattr(self, "classifier_dense"):
-                features = self._classifier_features(hidden[:, 0], key, rate)
-            logits = self.classifier(dropout(features, key, rate)).astype(jnp.float32)
-        if "next_sentence" in heads and pooled is not None:
-            next_sentence_logits = self.next_sentence(pooled).astype(jnp.float32)
-        if self.task == "next-sentence-prediction":
-            logits, next_sentence_logits = next_sentence_logits, None
-        return ModelOutput(
-            logits=logits,
-            last_hidden_state=hidden,
-            pooled=pooled,
-            next_sentence_logits=next_sentence_logits,
-            hidden_states=kept,
+        Raises:
+          ShapeError: Multiple choice without an axis of choices or another task with one, or a relation without entities.
+        """
+        shape = input_ids.shape
+        if len(shape) != (3 if self.task == "multiple-choice" else 2):
+            expected = "[batch, choices, length]" if self.task == "multiple-choice" else "[batch, length]"
+            raise ShapeError(f"input_ids has shape {list(shape)}, but {self.task} takes {expected}.")
+        if self.task == "relation-classification" and entity_mask is None:
+            raise ShapeError("The batch has no 'entity_mask', which says what tokens the two entities have.")
+        rows = lambda array: None if array is None else array.reshape(-1, shape[-1])
+        dropout_key = None if dropout_key is None else key_words(dropout_key)
+        visible = attention_mask if segment_ids is None else segment_ids
+        tokens = Tokens(
+            input_ids=rows(input_ids),
+            segment_ids=rows(jnp.ones_like(input_ids) if visible is None else visible),
+            token_type_ids=rows(token_type_ids),
+            position_ids=rows(position_ids),
+            task_type_ids=rows(task_type_ids),
+            packed=segment_ids is not None,
         )
+        embedded = self.embeddings(tokens, fold(dropout_key, _EMBEDDINGS))
+        first_only = self.task in FIRST_TOKEN_TASKS and not keep_hidden
+        hidden, kept = self.encoder(embedded, tokens, fold(dropout_key, _ENCODER), keep_hidden, first_only)
+        output = self.apply_heads(hidden, tokens, entity_mask, fold(dropout_key, _HEAD))
+        if self.task == "multiple-choice":
+            output = dataclasses.replace(output, logits=output.logits.reshape(shape[:2]))
+        return dataclasses.replace(output, hidden_states=kept, last_hidden_state=None if first_only else hidden)
+
+    def apply_heads(self, hidden: jax.Array, tokens: Tokens, entity_mask: Any, key: Any) -> ModelOutput:
+        """Returns what the heads make of the last hidden states.
+
+        Args:
+          hidden: ``[batch, length, embed]``; of the first token alone where the task reads no other.
+          tokens: The tokens.
+          entity_mask: As for a call.
+          key: Dropout key, or None.
+        """
+        pooled = self.pooler(hidden) if hasattr(self, "pooler") else None
+        next_sentence = None
+        for name in ("next_sentence", "sentence_order"):
+            if hasattr(self, name):
+                next_sentence = self._score_pair(getattr(self, name), pooled, key)
+        if self.task == "next-sentence-prediction":
+            return ModelOutput(logits=next_sentence, pooled=pooled)
+        logits = self._logits(hidden, pooled, entity_mask, key)
+        return ModelOutput(logits=logits, pooled=pooled, next_sentence_logits=next_sentence)
+
+    def _score_pair(self, head: Dense, pooled: Any, key: Any) -> jax.Array:
+        rate = self._classifier_rate() if self.style.orders_sentences else 0.0
+        return head(dropout(pooled, fold(key, 1), rate)).astype(jnp.float32)
+
+    def _classifier_rate(self) -> float:
+        config = self.config
+        per_token = "pooler" not in TASK_HEADS[self.task] and self.style.tokens_drop_as_blocks
+        rate = config.classifier_dropout_rate
+        return config.hidden_dropout_rate if rate is None or per_token else rate
+
+    def _logits(self, hidden: jax.Array, pooled: Any, entity_mask: Any, key: Any) -> Any:
+        if hasattr(self, "masked_lm"):
+            return self.masked_lm(hidden, self.embeddings.word.embedding.get_value())
+        if hasattr(self, "relation"):
+            return self.relation(hidden, entity_mask, key, self._classifier_rate())
+        if hasattr(self, "span"):
+            rate = self.config.hidden_dropout_rate if self.style.drops_span_input else 0.0
+            return self.span(dropout(hidden, key, rate)).astype(jnp.float32)
+        for name in _TOKEN_HEADS:
+            if hasattr(self, name):
+                return getattr(self, name)(hidden)
+        if not hasattr(self, "classifier"):
+            return None
+        rate, features = self._classifier_rate(), hidden if pooled is None else pooled
+        if hasattr(self, "classifier_dense"):
+            features = self._classifier_features(hidden[:, 0], key, rate)
+        return self.classifier(dropout(features, key, rate)).astype(jnp.float32)
 
     def _classifier_features(self, first: jax.Array, key: Any, rate: float) -> jax.Array:
-        if self.style.drops_classifier_input:
+        if self.style.drops_classifier_input and self.task != "multiple-choice":
             first = dropout(first, fold(key, 0), rate)
-        return get_activation(self.style.classifier_activation)(self.classifier_dense(first))
+        name = self.style.dense_activation(self.task)
+        return get_activation(self.config.hidden_act if name == "hidden_act" else name)(self.classifier_dense(first))
+
+
+_TOKEN_HEADS: dict[str, Callable[..., Any]] = {
+    "replaced_token": ReplacedTokenHead,
+    "projection": ProjectionHead,
+}

@@ -39,19 +39,22 @@ def _key_columns(key: jax.Array) -> jax.Array:
 
 
 def softmax_attention(
-    query: Float[Array, "batch heads length head_dim"],
+    query: Float[Array, "batch heads queries head_dim"],
     key: Float[Array, "batch heads length head_dim"],
     value: Float[Array, "batch heads length head_dim"],
-    bias: Float[Array, "batch 1 queries length"],
+    bias: Float[Array, "batch 1 masked_queries length"],
     words: Any,
     rate: float,
     num_parts: int = 1,
-) -> Float[Array, "batch heads length head_dim"]:
-    """Returns ``dropout(softmax(query @ key^T / sqrt(head_dim) + bias)) @ value`` (Vaswani et al., 2017, section 3.2.1).
+    *,
+    position_scores: Float[Array, "scored heads queries length"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "batch heads queries head_dim"]:
+    """Returns ``dropout(softmax(scale * query @ key^T + position_scores + bias)) @ value`` (Vaswani et al., 2017, section 3.2.1).
 
     The backward pass computes the scores again, keys by queries, from the saved row maxima and sums, as in FlashAttention
-    (Dao et al., 2022, appendix B): every product contracts the left operand's last axis, no large array is transposed, and
-    no weights are kept from the forward pass.
+    (Dao et al., 2022, appendix B): every product contracts the left operand's last axis, no large array is transposed unless
+    there are position scores, and no weights are kept from the forward pass.
 
     Args:
       query: Queries in the compute type.
@@ -62,32 +65,55 @@ def softmax_attention(
       rate: Share of dropped weights.
       num_parts: Parts that the batch is computed in, with the same result; XLA:CPU runs a batched product on one thread, but
         several of them side by side.
+      position_scores: Added to the scores, for the whole batch or alike for all of it; gets a gradient.
+      scale: Factor of the products; None: ``1 / sqrt(head_dim)``.
 
     Returns:
       The mixed values in the compute type.
     """
-    batch, heads, length, _ = query.shape
+    batch, heads, length, width = query.shape
+    factor = width**-0.5 if scale is None else scale
     bounds = [batch * part // num_parts for part in range(num_parts + 1)]
     parts = []
     for first, last in itertools.pairwise(bounds):
         arrays = [array[first:last] for array in (query, key, value, bias)]
-        parts.append(_attend(*arrays, words, rate, first * heads * length))
+        scores = position_scores
+        if scores is not None and scores.shape[0] > 1:
+            scores = scores[first:last]
+        parts.append(_attend(*arrays, scores, words, rate, first * heads * length, factor))
     return parts[0] if num_parts == 1 else jnp.concatenate(parts)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
 def _attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, words: Any, rate: float, first_row: int
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array,
+    position_scores: jax.Array | None,
+    words: Any,
+    rate: float,
+    first_row: int,
+    scale: float,
 ) -> jax.Array:
-    return _forward(query, key, value, bias, words, rate, first_row)[0]
+    return _forward(query, key, value, bias, position_scores, words, rate, first_row, scale)[0]
 
 
 def _forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, words: Any, rate: float, first_row: int
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array,
+    position_scores: jax.Array | None,
+    words: Any,
+    rate: float,
+    first_row: int,
+    scale: float,
 ) -> tuple[jax.Array, Any]:
     dtype = query.dtype
-    root = jnp.asarray(query.shape[-1] ** -0.5, dtype)
-    scores = _batched_dot(query * root, key, 3) + bias
+    scores = _batched_dot(query * jnp.asarray(scale, dtype), key, 3) + bias
+    if position_scores is not None:
+        scores = scores + position_scores.astype(jnp.float32)
     maximum = row_max(scores)
     weights = jnp.exp(scores - maximum).astype(dtype)
     inverse = 1.0 / row_sum(weights)
@@ -95,20 +121,22 @@ def _forward(
         inverse = inverse * (1.0 / (1.0 - rate))
         weights = jnp.where(keep_mask(words, rate, weights.shape, first_row=first_row), weights, jnp.zeros((), dtype))
     mixed = (_batched_dot(weights, value, 2) * inverse).astype(dtype)
-    return mixed, (query, key, value, bias, words, maximum, inverse, mixed)
+    return mixed, (query, key, value, bias, position_scores, words, maximum, inverse, mixed)
 
 
 def _backward(
-    rate: float, first_row: int, residuals: Any, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
-    query, key, value, bias, words, maximum, inverse, mixed = residuals
+    rate: float, first_row: int, scale: float, residuals: Any, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None, None]:
+    query, key, value, bias, position_scores, words, maximum, inverse, mixed = residuals
     dtype = query.dtype
-    root = query.shape[-1] ** -0.5
-    query = query * jnp.asarray(root, dtype)
+    query = query * jnp.asarray(scale, dtype)
     cotangent = inverse * cotangent.astype(jnp.float32)
     delta = row_sum(cotangent * mixed.astype(jnp.float32)) * (1.0 if words is None else 1.0 - rate)
     cotangent = cotangent.astype(dtype)
-    weights = jnp.exp(_batched_dot(key, query, 3) + _swap(bias) - _swap(maximum))
+    scores = _batched_dot(key, query, 3) + _swap(bias)
+    if position_scores is not None:
+        scores = scores + _swap(position_scores).astype(jnp.float32)
+    weights = jnp.exp(scores - _swap(maximum))
     weights_gradient = _batched_dot(value, cotangent, 3)
     dropped = weights
     if words is not None:
@@ -118,8 +146,14 @@ def _backward(
     scores_gradient = (weights * (weights_gradient - _swap(delta))).astype(dtype)
     value_gradient = _batched_dot(dropped.astype(dtype), cotangent, 2).astype(dtype)
     key_gradient = _batched_dot(scores_gradient, query, 2).astype(dtype)
-    query_gradient = _swap((_batched_dot(_key_columns(key), scores_gradient, 2) * jnp.float32(root)).astype(dtype))
-    return query_gradient, key_gradient, value_gradient, None, None
+    query_gradient = _swap((_batched_dot(_key_columns(key), scores_gradient, 2) * jnp.float32(scale)).astype(dtype))
+    position_gradient = None
+    if position_scores is not None:
+        summed = scores_gradient.astype(jnp.float32)
+        if position_scores.shape[0] == 1:
+            summed = jnp.sum(summed, axis=0, keepdims=True)
+        position_gradient = _swap(summed).astype(position_scores.dtype)
+    return query_gradient, key_gradient, value_gradient, None, position_gradient, None
 
 
 _attend.defvjp(_forward, _backward)

@@ -41,7 +41,7 @@ QuantizationRule = Rule[QuantizationSpec | None]
 """What matching leaves get: a specification, or None to keep them."""
 
 DEFAULT_QUANTIZATION_RULES: tuple[QuantizationRule, ...] = (
-    Rule(r"encoder\.layers\..*\.kernel", QuantizationSpec()),
+    Rule(r"encoder\.(layers|groups)\..*\.kernel", QuantizationSpec()),
     Rule(r"embeddings\.word\.embedding", QuantizationSpec(), optional=True),
     Rule(r"pooler\.dense\.kernel", QuantizationSpec(), optional=True),
     Rule(r"masked_lm\.transform\.kernel", QuantizationSpec(), optional=True),

@@ -67,7 +67,7 @@ def default_sparsity_rules(spec: SparsitySpec = GroupSparsity()) -> tuple[Sparsi
     Args:
       spec: How they are pruned.
     """
-    return (Rule(r"encoder\.layers\..*\.kernel", spec), Rule(r".*", None))
+    return (Rule(r"encoder\.(layers|groups)\..*\.kernel", spec), Rule(r".*", None))
 
 
 def smallest_mask(magnitudes: np.ndarray, num_pruned: int) -> np.ndarray:

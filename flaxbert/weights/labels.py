@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from flaxbert.architecture import ModelConfig
 from flaxbert.errors import ConfigError, nearest
 
-CLASSIFIER_TASKS = ("sequence-classification", "token-classification")
+CLASSIFIER_TASKS = ("sequence-classification", "token-classification", "relation-classification")
 """Tasks with labels."""
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")

@@ -33,6 +33,9 @@ from flaxbert.weights.sentence_transformers import SentencePooling, read_pooling
 from flaxbert.weights.tokenizer import load_tokenizer
 from flaxbert.weights.typed_leaves import CODES_FILE, StoredLeaf, open_parts, read_leaf, read_leaves
 
+DERIVED_TOLERANCE = 1e-4
+"""Absolute; sines computed in float32 and float64 differ by about 3e-5 at position 512."""
+
 _CONFIG_FILES = ("config.json", "bert_config.json")
 _POOLER = "pooler.dense.kernel"
 
@@ -173,12 +176,24 @@ def _choose_task(
     return task, True
 
 
-def _stored_labels(source: _Source) -> int | None:
-    leaf = "classifier.kernel"
+def _classifier_of(task: str) -> str:
+    return "relation.classifier" if task == "relation-classification" else "classifier"
+
+
+def _num_outputs(source: _Source, leaf: str) -> int | None:
     if leaf in source.typed:
         return next(iter(source.typed[leaf].parts.values())).shape[-1]
     name = source.named.leaves.get(leaf)
     return source.tensors[name].shape[0] if name and source.tensors[name].shape else None
+
+
+def _fit_head(config: ModelConfig, task: str, source: _Source) -> ModelConfig:
+    """Returns the config with the outputs that the task's head has whatever the file says."""
+    if task == "multiple-choice":
+        return config.replace(num_labels=1, labels=())
+    if task == "late-interaction":
+        return config.replace(projection_size=_num_outputs(source, "projection.dense.kernel") or config.projection_size)
+    return config
 
 
 def load_checkpoint(
@@ -222,7 +237,8 @@ def load_checkpoint(
             f"A {family.model_type} has no head for {task}; it can be loaded for {', '.join(family.architectures)}."
         )
     declares_labels = bool(json.get("id2label")) or "num_labels" in json
-    stored_labels = _stored_labels(source) if classifier_fits else None
+    stored_labels = _num_outputs(source, f"{_classifier_of(task)}.kernel") if classifier_fits else None
+    config = _fit_head(config, task, source)
     plan = plan_labels(config, task, labels, problem_type, stored_labels, declares_labels)
     notes.extend(plan.notes)
     config = plan.config
@@ -249,7 +265,11 @@ class _Assembly:
 
     def __init__(self, source: _Source, config: ModelConfig, task: str, plan: LabelPlan, classifier_fits: bool) -> None:
         self.source, self.config, self.task, self.plan = source, config, task, plan
-        self.skips_classifier = task in CLASSIFIER_TASKS and not (classifier_fits and plan.keeps_classifier)
+        self.skipped: tuple[str, ...] = ()
+        if task in CLASSIFIER_TASKS and not (classifier_fits and plan.keeps_classifier):
+            self.skipped = (f"{_classifier_of(task)}.",)
+        if not classifier_fits:
+            self.skipped = (*self.skipped, "classifier.", "classifier_dense.")
         self.table = source.family.tensor_table(config)
         needed = flatten_names(abstract_params(config, task))
         self.expected = {name: tuple(needed[name].shape) for name in self.table if name in needed}
@@ -260,6 +280,7 @@ class _Assembly:
     def run(self, seed: int, notes: list[str]) -> tuple[dict[str, Any], TensorAccount]:
         """Returns the leaves by name, and the account."""
         self._settle_tied(notes)
+        self._check_derived()
         missing = [name for name in self.expected if not self._has(name)]
         self._check_missing(missing)
         leaves = {name: self._read(name) for name in self.expected if name not in missing}
@@ -267,7 +288,7 @@ class _Assembly:
             drawn = flatten_names(initialize_params(self.config, self.task, seed, missing))
             leaves |= {name: np.asarray(leaf) for name, leaf in drawn.items()}
         if self.plan.order is not None:
-            for name in ("classifier.kernel", "classifier.bias"):
+            for name in (f"{_classifier_of(self.task)}.{part}" for part in ("kernel", "bias")):
                 leaves[name] = jax.tree.map(
                     lambda array: np.ascontiguousarray(array[..., self.plan.order]), leaves[name]
                 )
@@ -291,7 +312,7 @@ class _Assembly:
         return {name: leaves[name] for name in self.expected}, account
 
     def _has(self, leaf: str) -> bool:
-        if head_of(leaf) == "classifier" and self.skips_classifier:
+        if leaf.startswith(self.skipped):
             return False
         return leaf in self.chosen or leaf in self.source.typed
 
@@ -316,6 +337,19 @@ class _Assembly:
                 "flaxbert ties the decoder to the word embedding; a model with an untied decoder can only be loaded for "
                 "tasks without that head."
             )
+
+    def _check_derived(self) -> None:
+        leaves = {entry.tensor: leaf for leaf, entry in self.table.items()}
+        for plain, expected in self.source.family.derived(self.config).items():
+            name = self.chosen.get(leaves.get(plain, ""))
+            if name is None:
+                continue
+            tensor = self.source.tensors[name]
+            if tensor.shape != expected.shape or not np.allclose(tensor.read(), expected, atol=DERIVED_TOLERANCE):
+                raise WeightsError(
+                    f"Tensor '{name}' of {tensor.file} {tensor.shape} should be what the config says (sinusoids, or zeros), "
+                    "but differs. Is config.json that of these weights?"
+                )
 
     def _check_missing(self, missing: Sequence[str]) -> None:
         lost = [self.table[name].tensor for name in missing if not head_of(name)]

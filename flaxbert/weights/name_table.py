@@ -8,7 +8,11 @@ from flaxbert.architecture import TASK_HEADS, ModelConfig
 from flaxbert.errors import WeightsError, nearest
 from flaxbert.families import Family
 
-HEADS = (*dict.fromkeys(head for heads in TASK_HEADS.values() for head in heads), "classifier_dense")
+HEADS = (
+    *dict.fromkeys(head for heads in TASK_HEADS.values() for head in heads),
+    "classifier_dense",
+    "sentence_order",
+)
 """First words of leaf names that belong to heads; all others belong to the encoder."""
 
 
@@ -179,6 +183,14 @@ def check_unexpected(named: NamedTensors, family: Family, config: ModelConfig) -
     )
 
 
+_TASK_OF_HEAD: dict[str, str] = {
+    "span": "question-answering",
+    "relation": "relation-classification",
+    "replaced_token": "replaced-token-detection",
+    "projection": "late-interaction",
+}
+
+
 def derive_task(leaves: Collection[str]) -> str:
     """Returns the task that a checkpoint without ``architectures`` was made for, from the leaves it has.
 
@@ -187,7 +199,10 @@ def derive_task(leaves: Collection[str]) -> str:
     """
     heads = {head_of(leaf) for leaf in leaves} - {""}
     if "masked_lm" in heads:
-        return "pretraining" if "next_sentence" in heads else "fill-mask"
+        return "fill-mask" if heads.isdisjoint({"next_sentence", "sentence_order"}) else "pretraining"
+    for head, task in _TASK_OF_HEAD.items():
+        if head in heads:
+            return task
     if "next_sentence" in heads:
         return "next-sentence-prediction"
     if "classifier" in heads:

@@ -81,9 +81,8 @@ def _collect(
         if not isinstance(value, TypedArray) or has_dense_form(value):
             array = np.asarray(value.materialize() if isinstance(value, TypedArray) else value)
             tensors[name] = array.T if transposed else array
-    types = table.get("embeddings.token_type.embedding")
-    if config.type_vocab_size == 0 and types is not None:
-        tensors[_tensor_name(types, family, task)] = np.zeros((1, config.embedding_width), np.float32)
+    for plain, array in family.derived(config).items():
+        tensors[f"{family.prefix}.{plain}" if TASK_HEADS[task] else plain] = array
     return tensors, parts, typed
 
 

@@ -1,5 +1,6 @@
 """What RoBERTa has of its own: positions after padding, heads, names that depend on the task."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_the_position_after_padding_is_the_first():
 
 
 def test_positions_count_tokens_that_are_no_padding_on_either_side():
-    params = random_params(CONFIG, "token-classification")
+    params = jax.tree.map(jnp.asarray, random_params(CONFIG, "token-classification"))
     ids, mask = [7, 8, 9], [1, 1, 1]
     alone = run(CONFIG, params, input_ids=[ids])
     right = run(CONFIG, params, input_ids=[[*ids, 1, 1]], attention_mask=[[*mask, 0, 0]])

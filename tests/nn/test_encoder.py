@@ -115,9 +115,9 @@ def test_no_two_dropout_masks_come_from_one_key(monkeypatch):
     keys = []
 
     def recorder(function, place):
-        def record(*arguments):
+        def record(*arguments, **options):
             keys.append(tuple(np.asarray(key_words(arguments[place])).tolist()))
-            return function(*arguments)
+            return function(*arguments, **options)
 
         return record
 

@@ -131,7 +131,11 @@ def test_the_classifier_reads_the_pooled_first_token():
 @pytest.mark.parametrize("task", sorted(FIRST_TOKEN_TASKS))
 def test_finishing_the_first_token_alone_changes_nothing(task, dropout_key, remat):
     config = CONFIG.replace(hidden_dropout_rate=0.2, attention_dropout_rate=0.2)
-    params, batch = small_params(config, task), small_batch(config)
+    batch = small_batch(config)
+    if task == "multiple-choice":
+        config = config.replace(num_labels=1)
+        batch = {name: rows.reshape(2, 2, -1) for name, rows in batch.items()}
+    params = small_params(config, task)
     key = None if dropout_key is None else jax.random.key(dropout_key)
 
     def loss(params, **how):

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import pathlib
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ class Case:
 
     @property
     def architecture(self) -> str:
-        """Name of the stock class."""
-        return get_family(self.family).architectures[self.task]
+        """Name of the stock class; of heads that transformers has not, that of the encoder below them."""
+        name = get_family(self.family).architectures[self.task]
+        return get_family(self.family).architectures["feature-extraction"] if self.task in OWN_HEADS else name
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -60,10 +62,15 @@ BASE = {
 
 
 _AFTER_PADDING = {"pad_token_id": 1, "max_position_embeddings": 22, "type_vocab_size": 1}
+_SUMMARY = {"summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu"}
 FAMILY_BASE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _AFTER_PADDING),
+    "mpnet": {**_AFTER_PADDING, "type_vocab_size": 0},
     "electra": {"embedding_size": 10},
-    "distilbert": {"type_vocab_size": 1},
+    "distilbert": {"type_vocab_size": 0},
+    "albert": {"embedding_size": 10},
+    "convbert": {"embedding_size": 10, "num_attention_heads": 4, "conv_kernel_size": 3, "pad_token_id": 0, **_SUMMARY},
+    "ernie": {"use_task_id": True},
 }
 """What differs from ``BASE`` in other families."""
 
@@ -78,6 +85,59 @@ OWN_KEYS = {
 }
 """Keys of stock configs that are called otherwise than BERT's."""
 
+READS_PADDING = frozenset({"convbert"})
+"""Families whose stock classes let padding change the results of a text; they are asked for one text at a time."""
+
+OWN_HEADS = frozenset({"relation-classification", "late-interaction"})
+"""Tasks that transformers has no class for; their oracle is the encoder with the head built on it."""
+
+
+class RelationModel(torch.nn.Module):
+    """Entity vectors of R-BERT over a stock encoder."""
+
+    def __init__(self, encoder: Any, prefix: str, num_labels: int) -> None:
+        super().__init__()
+        width = encoder.config.hidden_size
+        self.prefix, self.config = prefix, encoder.config
+        setattr(self, prefix, encoder)
+        for name, sizes in {
+            "cls_fc_layer": (width, width),
+            "entity_fc_layer": (width, width),
+            "label_classifier": (3 * width, num_labels),
+        }.items():
+            setattr(self, name, torch.nn.ModuleDict({"linear": torch.nn.Linear(*sizes)}))
+
+    def forward(self, entity_mask: Any, **inputs: Any) -> Any:
+        hidden = getattr(self, self.prefix)(**inputs).last_hidden_state
+        means = []
+        for number in (1, 2):
+            mask = (entity_mask == number).to(hidden.dtype)[..., None]
+            means.append((hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9))
+        first = self.cls_fc_layer["linear"](torch.tanh(hidden[:, 0]))
+        entities = [self.entity_fc_layer["linear"](torch.tanh(mean)) for mean in means]
+        return Outputs(logits=self.label_classifier["linear"](torch.cat([first, *entities], dim=-1)))
+
+
+class LateInteractionModel(torch.nn.Module):
+    """Projected, normalised token vectors of ColBERT over a stock encoder."""
+
+    def __init__(self, encoder: Any, prefix: str, width: int) -> None:
+        super().__init__()
+        self.prefix, self.config = prefix, encoder.config
+        setattr(self, prefix, encoder)
+        self.linear = torch.nn.Linear(encoder.config.hidden_size, width, bias=False)
+
+    def forward(self, **inputs: Any) -> Any:
+        hidden = getattr(self, self.prefix)(**inputs).last_hidden_state
+        return Outputs(logits=torch.nn.functional.normalize(self.linear(hidden), dim=-1))
+
+
+@dataclasses.dataclass
+class Outputs:
+    """What the models above return."""
+
+    logits: Any
+
 
 def make_torch_model(case: Case, seed: int = 0) -> Any:
     """Returns a stock model whose every parameter is random, biases and norms too."""
@@ -87,12 +147,21 @@ def make_torch_model(case: Case, seed: int = 0) -> Any:
     settings = transformers.AutoConfig.for_model(
         case.family, **{OWN_KEYS.get(case.family, {}).get(key, key): value for key, value in case.settings.items()}
     )
-    model = getattr(transformers, case.architecture)(settings).eval()
+    model = getattr(transformers, case.architecture)(settings)
+    prefix = get_family(case.family).prefix
+    if case.task == "relation-classification":
+        model = RelationModel(model, prefix, case.settings["num_labels"])
+    elif case.task == "late-interaction":
+        model = LateInteractionModel(model, prefix, 5)
+    model = model.eval()
     generator = torch.Generator().manual_seed(seed)
+    fixed = {"distilbert": ("position_embeddings",)} if case.settings.get("sinusoidal_pos_embds") else {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if any(part in name for part in fixed.get(case.family, ())):
+                continue
             noise = torch.randn(parameter.shape, generator=generator)
-            is_norm = name.lower().replace("_", "").endswith("layernorm.weight")
+            is_norm = parameter.ndim == 1 and name.lower().replace("_", "").endswith("norm.weight")
             parameter.copy_(
                 1.0 + 0.3 * noise if is_norm else noise * (0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5)
             )
@@ -103,42 +172,91 @@ def make_batch(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns random ids of random lengths, padded on the side that the case says."""
     random = np.random.default_rng(seed)
     settings = case.settings
-    ids = random.integers(5, settings["vocab_size"], (case.batch, case.length)).astype(np.int32)
-    lengths = random.integers(min(2, case.length), case.length + 1, case.batch)
+    choices = 2 if case.task == "multiple-choice" else 1
+    rows = case.batch * choices
+    ids = random.integers(5, settings["vocab_size"], (rows, case.length)).astype(np.int32)
+    lengths = random.integers(min(5, case.length), case.length + 1, rows)
     lengths[0] = case.length
     if case.padding == "none":
         lengths[:] = case.length
     columns = np.arange(case.length)[None]
     real = columns >= case.length - lengths[:, None] if case.padding == "left" else columns < lengths[:, None]
-    types = random.integers(0, max(1, settings["type_vocab_size"]), ids.shape).astype(np.int32)
-    return {
+    batch = {
         "input_ids": np.where(real, ids, settings.get("pad_token_id", 0)),
         "attention_mask": real.astype(np.int32),
-        "token_type_ids": types * real,
     }
+    if settings["type_vocab_size"]:
+        batch["token_type_ids"] = random.integers(0, settings["type_vocab_size"], ids.shape).astype(np.int32) * real
+    if case.family == "ernie":
+        batch["task_type_ids"] = random.integers(0, 3, ids.shape).astype(np.int32) * real
+    if case.task == "relation-classification":
+        place = np.cumsum(real, axis=1) * real
+        batch["entity_mask"] = np.select([(place >= 2) & (place <= 3), place == 4], [1, 2], 0).astype(np.int32)
+    if case.task == "multiple-choice":
+        batch = {name: array.reshape(case.batch, choices, -1) for name, array in batch.items()}
+    return batch
 
 
-def torch_outputs(model: Any, batch: dict[str, np.ndarray], dtype: Any) -> dict[str, np.ndarray]:
-    """Returns a stock model's outputs by the names that flaxbert gives them."""
+def to_torch(model: Any, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns what of a batch the model takes."""
+    stock = getattr(model, getattr(model, "prefix", ""), model)
+    known = set(inspect.signature(stock.forward).parameters) | ({"entity_mask"} if stock is not model else set())
+    return {name: torch.tensor(array, dtype=torch.long) for name, array in batch.items() if name in known}
+
+
+def _named_outputs(output: Any) -> dict[str, Any]:
+    if hasattr(output, "prediction_logits"):
+        pair = output.sop_logits if hasattr(output, "sop_logits") else output.seq_relationship_logits
+        return {"logits": output.prediction_logits, "next_sentence_logits": pair}
+    if hasattr(output, "start_logits"):
+        return {"logits": torch.stack([output.start_logits, output.end_logits], dim=-1)}
+    if hasattr(output, "logits"):
+        return {"logits": output.logits}
+    found = {"last_hidden_state": output.last_hidden_state, "pooled": getattr(output, "pooler_output", None)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def torch_outputs(model: Any, batch: dict[str, np.ndarray], dtype: Any, alone: bool = False) -> dict[str, np.ndarray]:
+    """Returns a stock model's outputs by the names that flaxbert gives them; row by row without padding where asked for."""
     model = copy.deepcopy(model).to(dtype)
     with torch.no_grad():
-        known = inspect.signature(model.forward).parameters
-        rows = {name: torch.tensor(array, dtype=torch.long) for name, array in batch.items() if name in known}
-        output = model(**rows)
-    if hasattr(output, "prediction_logits"):
-        found = {"logits": output.prediction_logits, "next_sentence_logits": output.seq_relationship_logits}
-    elif hasattr(output, "logits"):
-        found = {"logits": output.logits}
-    else:
-        found = {"last_hidden_state": output.last_hidden_state, "pooled": getattr(output, "pooler_output", None)}
-    return {name: value.double().numpy() for name, value in found.items() if value is not None}
+        found = one_by_one(model, batch) if alone else _named_outputs(model(**to_torch(model, batch)))
+    return {name: value.double().numpy() for name, value in found.items()}
+
+
+def one_by_one(model: Any, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Runs every text of a batch without its padding; what stands at padding in the results is 0."""
+    shape = batch["input_ids"].shape
+    flat = {name: array.reshape(-1, shape[-1]) for name, array in batch.items()}
+    collected: dict[str, list[Any]] = {}
+    for row, mask in enumerate(flat["attention_mask"] == 1):
+        single = {name: array[row : row + 1, mask] for name, array in flat.items()}
+        if len(shape) == 3:
+            single = {name: array[:, None] for name, array in single.items()}
+        for name, value in _named_outputs(model(**to_torch(model, single))).items():
+            if value.ndim > 1 and value.shape[1] == mask.sum() and len(shape) == 2 and name != "pooled":
+                whole = torch.zeros(1, shape[-1], *value.shape[2:], dtype=value.dtype)
+                whole[:, torch.tensor(mask)] = value
+                value = whole
+            collected.setdefault(name, []).append(value)
+    joined = {name: torch.cat(values) for name, values in collected.items()}
+    return {name: value.reshape(shape[:2]) for name, value in joined.items()} if len(shape) == 3 else joined
 
 
 def save_torch(model: Any, folder: pathlib.Path) -> pathlib.Path:
-    """Saves a stock model."""
+    """Saves a stock model, or one of the models above with the tensors and class names of the published ones."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save_pretrained(folder)
+        if not hasattr(model, "prefix"):
+            model.save_pretrained(folder)
+            return folder
+        from safetensors.torch import save_file
+
+        model.config.architectures = ["RBERT" if isinstance(model, RelationModel) else "HF_ColBERT"]
+        model.config.save_pretrained(folder)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors"
+        )
     return folder
 
 
@@ -146,6 +264,12 @@ def load_torch(folder: pathlib.Path, case: Case) -> Any:
     """Loads a folder with stock transformers and fails if any weight is missing or left over."""
     import transformers
 
+    if case.task in OWN_HEADS:
+        from safetensors.torch import load_file
+
+        model = make_torch_model(case, seed=99)
+        model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        return model.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, info = getattr(transformers, case.architecture).from_pretrained(folder, output_loading_info=True)
@@ -171,22 +295,74 @@ def load_ours(folder: pathlib.Path, task: str | None = None) -> LoadedCheckpoint
     return load_checkpoint(folder, task)
 
 
+def only_real(array: np.ndarray, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns outputs per token at real tokens only: what stands at padding means nothing."""
+    mask = batch["attention_mask"] == 1
+    return array[mask] if mask.ndim == 2 and array.shape[:2] == mask.shape else array
+
+
 def worst_excess(
     ours: dict[str, np.ndarray],
     float32: dict[str, np.ndarray],
     float64: dict[str, np.ndarray],
-    real: np.ndarray | None = None,
+    batch: dict[str, np.ndarray] | None = None,
 ) -> float:
-    """Returns the largest difference from torch as a share of what is allowed; at most 1 passes.
-
-    Outputs per token are compared at real tokens only: what stands at padding means nothing.
-    """
+    """Returns the largest difference from torch as a share of what is allowed; at most 1 passes."""
     worst = 0.0
     for name, reference in float32.items():
         mine, exact = ours[name], float64[name]
-        if real is not None and reference.ndim == 3:
-            mine, reference, exact = (array[real] for array in (mine, reference, exact))
+        if batch is not None:
+            mine, reference, exact = (only_real(array, batch) for array in (mine, reference, exact))
         own = np.abs(reference - exact).max()
         allowed = max(TOLERANCE * max(1.0, np.abs(reference).max()), SHARE_OF_TORCH_ERROR * own)
         worst = max(worst, float(np.abs(mine - reference).max() / allowed))
     return worst
+
+
+def both_outputs(model: Any, batch: dict[str, np.ndarray], family: str = "bert") -> list[dict[str, np.ndarray]]:
+    """Returns a stock model's outputs in float32 and float64."""
+    alone = family in READS_PADDING
+    return [torch_outputs(model, batch, dtype, alone) for dtype in (torch.float32, torch.float64)]
+
+
+def random_weights(
+    outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Returns random factors of the outputs, 0 at padding, whose weighted sum has a gradient everywhere."""
+    random = np.random.default_rng(seed)
+    weights = {}
+    mask = batch["attention_mask"] == 1
+    for name, array in outputs.items():
+        factors = random.standard_normal(array.shape)
+        if mask.ndim == 2 and array.shape[:2] == mask.shape:
+            factors = factors * mask.reshape(*mask.shape, *(1,) * (array.ndim - 2))
+        weights[name] = factors.astype(np.float32)
+    return weights
+
+
+def torch_gradients(
+    model: Any, batch: dict[str, np.ndarray], weights: dict[str, np.ndarray], alone: bool = False
+) -> dict[str, np.ndarray]:
+    """Returns the gradients of the weighted sum of outputs by tensor name, in float64."""
+    model = copy.deepcopy(model).double()
+    outputs = one_by_one(model, batch) if alone else _named_outputs(model(**to_torch(model, batch)))
+    total = sum((outputs[name] * torch.tensor(factors).double()).sum() for name, factors in weights.items())
+    total.backward()
+    return {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def our_gradients(loaded: LoadedCheckpoint, batch: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> Any:
+    """Returns the same gradients as a parameter tree."""
+    import jax
+    import jax.numpy as jnp
+
+    graphdef = graph_definition(loaded.config, loaded.task, Execution())
+
+    def total(params: Any) -> Any:
+        output = forward(graphdef, params, batch)
+        return sum(jnp.sum(getattr(output, name) * factors) for name, factors in weights.items())
+
+    return jax.jit(jax.grad(total))(jax.tree.map(jnp.asarray, loaded.params))
+
+
+MakeCases = Callable[[str], list[Case]]

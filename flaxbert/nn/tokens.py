@@ -1,0 +1,41 @@
+"""The tokens of a batch as embeddings and blocks see them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """What is known of tokens beside their vectors.
+
+    Attributes:
+      input_ids: Token ids, int ``[batch, length]``.
+      segment_ids: 0 for padding, else the number of the token's segment, int ``[batch, length]``; an attention mask is the
+        case of one segment.
+      token_type_ids: 0 for the first text, 1 for the second, int ``[batch, length]``; None: all 0.
+      position_ids: Positions from 0, int ``[batch, length]``; None: in order.
+      task_type_ids: Numbers of tasks, int ``[batch, length]``, for families that embed them; None: all 0.
+      packed: Whether rows hold several segments, so that a token sees its own segment only.
+    """
+
+    input_ids: Any
+    segment_ids: Any
+    token_type_ids: Any = None
+    position_ids: Any = None
+    task_type_ids: Any = None
+    packed: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row, padding included."""
+        return self.input_ids.shape[1]
+
+    def positions(self) -> jax.Array:
+        """Returns positions from 0, int32 ``[batch or 1, length]``."""
+        if self.position_ids is None:
+            return jnp.arange(self.length, dtype=jnp.int32)[None]
+        return self.position_ids.astype(jnp.int32)
