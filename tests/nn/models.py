@@ -8,6 +8,7 @@ import numpy as np
 
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core.trees import map_leaves, stack_layers
+from flaxbert.families import get_family
 from flaxbert.families.graph import forward, graph_definition, initialize_params
 
 SMALL = {
@@ -22,8 +23,18 @@ SMALL = {
 }
 
 
-def small_config(**changes):
-    return ModelConfig(**{**SMALL, **changes})
+def small_config(family="bert", task="sequence-classification", **changes):
+    """A small architecture of a family, read from the family's own file so that its own defaults hold."""
+    entry = get_family(family)
+    sizes = {name: value for name, value in {**SMALL, **changes}.items() if name != "num_labels"}
+    read = entry.config_from_json(entry.config_to_json(ModelConfig(family=family, **sizes), task))
+    offset = read.position_offset and {"max_position_embeddings": read.max_position_embeddings + read.position_offset}
+    return read.replace(
+        labels=(),
+        num_labels=1 if task == "multiple-choice" else {**SMALL, **changes}["num_labels"],
+        type_vocab_size=changes.get("type_vocab_size", read.type_vocab_size),
+        **(offset or {}),
+    )
 
 
 @functools.lru_cache(maxsize=32)
@@ -39,14 +50,23 @@ def small_params(config, task="sequence-classification", scanned=False):
     return stack_layers(_params(config, task)) if scanned else _params(config, task)
 
 
-def small_batch(config, lengths=(7, 12, 3, 12), seed=0):
-    """Rows of the given numbers of real tokens, padded on the right."""
+def small_batch(config, lengths=(7, 12, 3, 12), seed=0, task=""):
+    """Rows of the given numbers of real tokens, padded on the right, with what the task needs beside them."""
     generator = np.random.default_rng(seed)
     length = max(*lengths, 4)
     mask = (np.arange(length) < np.asarray(lengths)[:, None]).astype(np.int32)
-    ids = generator.integers(1, config.vocab_size, mask.shape).astype(np.int32)
+    ids = generator.integers(2, config.vocab_size, mask.shape).astype(np.int32)
     types = generator.integers(0, max(config.type_vocab_size, 1), mask.shape).astype(np.int32)
-    return {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": types}
+    batch = {
+        "input_ids": np.where(mask == 1, ids, config.pad_token_id).astype(np.int32),
+        "attention_mask": mask,
+        "token_type_ids": types,
+    }
+    if task == "relation-classification":
+        batch["entity_mask"] = np.tile([0, 1, 2, *[0] * (length - 3)], (len(lengths), 1)).astype(np.int32)
+    if task == "multiple-choice":
+        batch = {name: rows.reshape(-1, 2, length) for name, rows in batch.items()}
+    return batch
 
 
 @functools.partial(jax.jit, static_argnames=("config", "task", "execution", "keep_hidden"))
