@@ -115,6 +115,8 @@ class ModelConfig:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{field} of the model is {value!r}, but must be a whole number of at least 1.")
+        if self.embedding_size == self.hidden_size:
+            object.__setattr__(self, "embedding_size", 0)
         if self.embedding_size < 0:
             raise ConfigError(f"embedding_size of the model is {self.embedding_size}, but must be at least 0.")
         if self.position_embedding not in get_args(PositionEmbedding):

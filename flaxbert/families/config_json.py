@@ -184,7 +184,7 @@ class ConfigMapping:
             **config.extra, "model_type": self.model_type, "architectures": [self.architectures[task]]
         }  # fmt: skip
         for theirs, (ours, _) in self.fields.items():
-            value = getattr(config, ours)
+            value = config.embedding_width if ours == "embedding_size" else getattr(config, ours)
             if theirs == "problem_type" and not value:
                 continue
             json[theirs] = value

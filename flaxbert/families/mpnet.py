@@ -38,6 +38,9 @@ NUM_BUCKETS = 32
 FARTHEST_DISTANCE = 128
 """Distances from here on share the last bucket of their side."""
 
+PADDING = 1
+"""Id of padding that stock MPNet counts positions without, whatever its config says."""
+
 _LAYER, _THEIR_LAYER = "encoder.layers.{layer}", "encoder.layer.{layer}"
 
 
@@ -73,6 +76,14 @@ def distance_buckets(distances: Int[Array, "..."]) -> Int[Array, "..."]:
     table = jnp.asarray(np.where(far < exact, far, logarithmic).astype(np.int32))
     buckets = jnp.take(table, jnp.minimum(jnp.abs(distances), FARTHEST_DISTANCE))
     return buckets + half * (distances > 0).astype(jnp.int32)
+
+
+def _check_padding(json: dict[str, Any]) -> dict[str, Any]:
+    if json.get("pad_token_id", PADDING) != PADDING:
+        raise ConfigError(
+            f"pad_token_id is {json['pad_token_id']}, but MPNet counts positions over tokens that are not {PADDING}."
+        )
+    return json
 
 
 class MPNetEncoder(Encoder):
@@ -126,6 +137,7 @@ CONFIG = ConfigMapping(
     starts_after_padding=True,
     fields={key: field for key, field in FIELDS.items() if key != "type_vocab_size"},
     options=MPNetOptions,
+    normalize=_check_padding,
     option_fields={"relative_attention_num_buckets": ("num_buckets", int)},
 )
 

@@ -91,6 +91,9 @@ def plan_upload(
       private: Whether a repository that does not exist yet is made private.
       message: Commit message; empty for a usual one.
 
+    Returns:
+      The plan.
+
     Raises:
       ConfigError: The id is no ``owner/name``.
       WeightsError: The folder is no model.

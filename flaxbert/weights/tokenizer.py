@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flaxbert.architecture import ModelConfig
@@ -14,7 +14,27 @@ from flaxbert.errors import WeightsError
 from flaxbert.weights.readers import read_json_object
 from flaxbert.weights.sentence_transformers import transformer_folder
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_CLASS_OF_FILE: dict[str, str] = {
+    "bpe.codes": "BertweetTokenizer",
+    "spiece.model": "AlbertTokenizer",
+    "sentencepiece.bpe.model": "XLMRobertaTokenizer",
+    "spm.model": "DebertaV2Tokenizer",
+    "vocab.json": "RobertaTokenizer",
+    "vocab.txt": "BertTokenizer",
+}
+"""The tokenizer that a file belongs to where nothing else says it; the first file that is there decides."""
+
+_CLASS_OF_FAMILY: dict[tuple[str, str], str] = {
+    ("camembert", "sentencepiece.bpe.model"): "CamembertTokenizer",
+    ("deberta", "vocab.json"): "DebertaTokenizer",
+    ("mpnet", "vocab.txt"): "MPNetTokenizer",
+}
+"""The same where a family has a tokenizer of its own."""
+
+_WORDPIECE = frozenset({"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "ConvBertTokenizer"})
+_KNOWN = frozenset({*_CLASS_OF_FILE.values(), *_CLASS_OF_FAMILY.values(), *_WORDPIECE})
+
+TOKENIZER_FILES = ("tokenizer.json", *_CLASS_OF_FILE)
 """A folder has a tokenizer if it has one of these."""
 
 _NO_LIMIT = 100_000
@@ -65,29 +85,50 @@ def _from_vocabulary(folder: pathlib.Path, settings: dict[str, Any]) -> Any:
     return BertTokenizer(vocab=str(file), do_lower_case=lower_case, **kept)
 
 
-def _load(folder: pathlib.Path) -> Any:
-    from transformers import AutoTokenizer
+def _class_name(folder: pathlib.Path, settings: Mapping[str, Any], config: ModelConfig) -> str:
+    declared = str(settings.get("tokenizer_class") or config.extra.get("tokenizer_class") or "").removesuffix("Fast")
+    file = next(name for name in _CLASS_OF_FILE if (folder / name).is_file())
+    by_file = _CLASS_OF_FAMILY.get((config.family, file), _CLASS_OF_FILE[file])
+    return declared if declared in _KNOWN else by_file
 
+
+def _from_files(folder: pathlib.Path, settings: Mapping[str, Any], config: ModelConfig) -> Any:
+    """Builds the tokenizer of a folder without tokenizer.json."""
+    import transformers
+
+    name = _class_name(folder, settings, config)
+    if name in _WORDPIECE:
+        return _from_vocabulary(folder, dict(settings))
+    options: dict[str, Any] = {}
+    if name == "BertweetTokenizer" and "normalization" not in settings:
+        options["normalization"] = True
+    return getattr(transformers, name).from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False, **options
+    )
+
+
+def _from_json(folder: pathlib.Path, settings: Mapping[str, Any]) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if settings and (folder / "config.json").is_file():
+        return AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False, local_files_only=True)
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **_special_tokens(folder))
+
+
+def _load(folder: pathlib.Path, config: ModelConfig) -> Any:
     settings_file = folder / "tokenizer_config.json"
     settings = read_json_object(settings_file) if settings_file.is_file() else {}
-    if not (folder / "tokenizer.json").is_file():
-        return _from_vocabulary(folder, dict(settings))
     if "auto_map" in settings:
         warnings.warn(f"{settings_file} asks for code of its own (auto_map), which flaxbert never runs.", stacklevel=3)
+    whole = (folder / "tokenizer.json").is_file()
     try:
-        if settings and (folder / "config.json").is_file():
-            return AutoTokenizer.from_pretrained(
-                str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
-            )
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **_special_tokens(folder))
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        return _from_json(folder, settings) if whole else _from_files(folder, settings, config)
+    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError) as error:
         raise WeightsError(f"The tokenizer of {folder} can not be loaded: {error}") from error
-    except Exception as error:  # tokenizers raises bare Exception for a malformed tokenizer.json
-        if type(error) is not Exception:
+    except Exception as error:  # tokenizers and protobuf raise exceptions of no common kind for malformed files
+        if type(error) is not Exception and type(error).__module__.split(".")[0] not in ("google", "sentencepiece"):
             raise
-        raise WeightsError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}") from error
+        raise WeightsError(f"The tokenizer files of {folder} are malformed: {error}") from error
 
 
 def _special_tokens(folder: pathlib.Path) -> dict[str, str]:
@@ -110,7 +151,8 @@ def load_tokenizer(folder: str | pathlib.Path, config: ModelConfig) -> Any:
       config: Architecture, for the size of the vocabulary and the longest input.
 
     Returns:
-      A fast tokenizer of transformers whose ``model_max_length`` the model can take; None where the folder has none.
+      A tokenizer of transformers whose ``model_max_length`` the model can take, fast where there is a fast one (BERTweet has
+      none); None where the folder has none.
 
     Raises:
       WeightsError: The tokenizer can not be loaded, or knows more tokens than the model.
@@ -120,14 +162,11 @@ def load_tokenizer(folder: str | pathlib.Path, config: ModelConfig) -> Any:
         return None
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     with _quiet():
-        tokenizer = _load(folder)
+        tokenizer = _load(folder, config)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise WeightsError(
-            f"The tokenizer of {folder} has no fast form (tokenizer.json); save one with transformers first."
-        )
-    backend.no_padding()
-    backend.no_truncation()
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
     check_vocabulary(tokenizer, config, folder)
     limit = tokenizer.model_max_length
     known = isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT

@@ -95,13 +95,16 @@ def verify_folder(
     """
     folder = pathlib.Path(folder)
     loaded = load_checkpoint(folder, task, seed=seed)
-    problems = [*_not_finite(loaded), *_tokenizer_problems(folder, loaded)]
+    not_finite = _not_finite(loaded)
+    problems = [*not_finite, *_tokenizer_problems(folder, loaded)]
     if (folder / MANIFEST_FILE).is_file():
         problems.extend(verify_checkpoint(folder))
     leaves = flatten_names(loaded.params)
     typed = [name for name, leaf in leaves.items() if not isinstance(leaf, np.ndarray)]
     differences: tuple[Difference, ...] = ()
     reason = "its weights are stored in a compressed form" if typed else missing_reference(loaded)
+    if not reason and not_finite:
+        reason = "it holds values that are not finite"
     if not reason and loaded.account.initialized:
         reason = f"{', '.join(loaded.account.initialized[:3])} are newly drawn"
     if reason:

@@ -34,6 +34,8 @@ BROUGHT_ALONG = {
 
 READ_BY_OTHERS = {
     "pyyaml": "jsonargparse reads configuration files with it",
+    "emoji": "transformers' tokenizer of BERTweet writes emojis as words with it",
+    "sentencepiece": "transformers reads the vocabularies of ALBERT, XLM-R and DeBERTa with it",
     "safetensors": "transformers writes and reads the files that we write and read",
     "tokenizers": "the fast tokenizers inside transformers",
 }

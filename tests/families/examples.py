@@ -20,5 +20,6 @@ OWN_SIZES = {"convbert": {"hidden_size": 20}}
 def odd_config(family: Family, task: str, **changes) -> ModelConfig:
     """An architecture of odd sizes with what the family's own files say where they are silent."""
     written = ModelConfig(family=family.model_type, **{**SIZES, **OWN_SIZES.get(family.model_type, {}), **changes})
-    read = family.config_from_json(family.config_to_json(written, task))
+    json = {key: value for key, value in family.config_to_json(written, task).items() if key != "pad_token_id"}
+    read = family.config_from_json(json)
     return read.replace(num_labels=1, labels=()) if task == "multiple-choice" else read.replace(num_labels=4, labels=())

@@ -27,7 +27,8 @@ def small_config(family="bert", task="sequence-classification", **changes):
     """A small architecture of a family, read from the family's own file so that its own defaults hold."""
     entry = get_family(family)
     sizes = {name: value for name, value in {**SMALL, **changes}.items() if name != "num_labels"}
-    read = entry.config_from_json(entry.config_to_json(ModelConfig(family=family, **sizes), task))
+    written = entry.config_to_json(ModelConfig(family=family, **sizes), task)
+    read = entry.config_from_json({key: value for key, value in written.items() if key != "pad_token_id"})
     offset = read.position_offset and {"max_position_embeddings": read.max_position_embeddings + read.position_offset}
     return read.replace(
         labels=(),
