@@ -123,7 +123,7 @@ def test_bertweet_normalises_tweets(tmp_path):
     ids = tokenizer("@someone a fine film")["input_ids"]
     words = tokenizer.convert_ids_to_tokens(ids)
     assert words[:4] == ["<s>", "@USER", "a", "fine"]
-    examples = tokenize(tokenizer, ["@someone a fine film", "a fine"], max_length=6)
+    examples = tokenize(tokenizer, ["@someone a fine film", "a fine"], max_length=6, warn=False)
     assert examples.truncated.tolist() == [True, False]
     assert examples.input_ids[:4].tolist() == ids[:4]
     assert examples.pad_token_id == 1
