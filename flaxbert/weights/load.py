@@ -353,7 +353,7 @@ class _Assembly:
             raise WeightsError(
                 f"Tensor '{tensor.name}' of {tensor.file} holds {array.dtype}, but weights are floating point."
             )
-        return np.ascontiguousarray(array.T) if entry.transform == "transpose" else array
+        return np.ascontiguousarray(array.T if entry.transform == "transpose" else array)
 
     def _used_and_unused(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         used, unused = [], list(self.unused)
