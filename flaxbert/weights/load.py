@@ -14,6 +14,7 @@ from flaxbert.core.trees import flatten_names, unflatten_names
 from flaxbert.errors import ConfigError, WeightsError, nearest
 from flaxbert.families import FAMILIES, Family, TensorName, get_family
 from flaxbert.families.graph import abstract_params, initialize_params
+from flaxbert.weights.finite import note_not_finite
 from flaxbert.weights.labels import CLASSIFIER_TASKS, LabelPlan, plan_labels
 from flaxbert.weights.name_table import (
     NamedTensors,
@@ -263,6 +264,9 @@ class _Assembly:
         missing = [name for name in self.expected if not self._has(name)]
         self._check_missing(missing)
         leaves = {name: self._read(name) for name in self.expected if name not in missing}
+        notes.extend(
+            note_not_finite({self.chosen.get(name, name): leaf for name, leaf in leaves.items()}, self.source.folder)
+        )
         if missing:
             drawn = flatten_names(initialize_params(self.config, self.task, seed, missing))
             leaves |= {name: np.asarray(leaf) for name, leaf in drawn.items()}

@@ -12,7 +12,7 @@ from flaxbert.weights.formats.tensorflow_names import OPTIMIZER_STATE, SECOND_NE
 HEADS = (*dict.fromkeys(head for heads in TASK_HEADS.values() for head in heads), "classifier_dense")
 """First words of leaf names that belong to heads; all others belong to the encoder."""
 
-_MOST_NAMES_SHOWN = 40
+_MOST_NAMES_SHOWN = 16
 
 
 @dataclasses.dataclass(frozen=True)

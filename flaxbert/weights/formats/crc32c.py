@@ -24,10 +24,11 @@ def _tables() -> np.ndarray:
     values = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         values = np.where(values & 1, (values >> 1) ^ np.uint32(_POLYNOMIAL), values >> 1).astype(np.uint32)
-    tables = [values]
-    for _ in range(3):
-        tables.append(values[tables[-1] & 0xFF] ^ (tables[-1] >> 8))
-    return np.stack(tables)
+    tables = np.empty((4, 256), np.uint32)
+    tables[0] = values
+    for place in range(1, 4):
+        tables[place] = values[tables[place - 1] & 0xFF] ^ (tables[place - 1] >> 8)
+    return tables
 
 
 def _apply(operator: np.ndarray, values: np.ndarray) -> np.ndarray:

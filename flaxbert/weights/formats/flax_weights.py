@@ -99,11 +99,15 @@ def _tensor(stream: BinaryIO, file: pathlib.Path, name: str, path: str, leaf: An
         raise broken(file, KIND, f"array '{path}' is not shape, type and bytes")
     shape, kind, data = value
     if isinstance(kind, Payload) and kind.num_bytes <= 32:
-        kind = Window(stream, file, KIND, kind.offset, kind.offset + kind.num_bytes).take(kind.num_bytes).decode("latin-1")
+        kind = (
+            Window(stream, file, KIND, kind.offset, kind.offset + kind.num_bytes).take(kind.num_bytes).decode("latin-1")
+        )
     if not isinstance(data, Payload) or data.kind is not None or not isinstance(kind, str):
         raise broken(file, KIND, f"array '{path}' is not shape, type and bytes")
     if kind not in DTYPES_BY_NAME:
-        raise WeightsError(f"Array '{path}' of {file} has type {kind[:40]}; flaxbert reads {', '.join(DTYPES_BY_NAME)}.")
+        raise WeightsError(
+            f"Array '{path}' of {file} has type {kind[:40]}; flaxbert reads {', '.join(DTYPES_BY_NAME)}."
+        )
     dtype: np.dtype = DTYPES_BY_NAME[kind]
     if problem := shape_problem(shape, data.num_bytes, dtype.itemsize):
         raise broken(file, KIND, f"array '{path}' {problem}")
@@ -134,5 +138,7 @@ def _chunked(stream: BinaryIO, file: pathlib.Path, name: str, path: str, leaf: M
         parts[0], shape=tuple(shape or ()), pieces=tuple((part.offset, part.num_bytes) for part in parts)
     )
     if any(part.dtype != tensor.dtype for part in parts) or tensor.num_bytes != num_bytes:
-        raise broken(file, KIND, f"the {len(parts)} chunks of array '{path}' do not make {math.prod(tensor.shape)} values")
+        raise broken(
+            file, KIND, f"the {len(parts)} chunks of array '{path}' do not make {math.prod(tensor.shape)} values"
+        )
     return tensor

@@ -121,7 +121,9 @@ def read_safetensors_header(file: pathlib.Path) -> tuple[dict[str, StoredTensor]
     position = data_start
     for begin, end, name in sorted(ranges):
         if begin != position:
-            raise broken(file, _KIND, f"tensor '{name}' starts at byte {begin} where {position} is due (overlap or hole)")
+            raise broken(
+                file, _KIND, f"tensor '{name}' starts at byte {begin} where {position} is due (overlap or hole)"
+            )
         position = end
     if position != size:
         raise broken(file, _KIND, f"{size - position} bytes follow the last tensor")

@@ -55,7 +55,9 @@ def read_sorted_table(file: pathlib.Path, kind: str) -> list[tuple[bytes, bytes]
             raise broken(file, kind, str(error)) from error
 
 
-def _read_blocks(stream: BinaryIO, file: pathlib.Path, kind: str, footer: bytes, size: int) -> list[tuple[bytes, bytes]]:
+def _read_blocks(
+    stream: BinaryIO, file: pathlib.Path, kind: str, footer: bytes, size: int
+) -> list[tuple[bytes, bytes]]:
     _, position = read_varint(footer, 0)  # the place and the size of the block of filters, which no checkpoint has
     _, position = read_varint(footer, position)
     entries: list[tuple[bytes, bytes]] = []

@@ -171,7 +171,9 @@ def _tensor(
         raise broken(index, KIND, f"'{variable}' {problem}")
     tensor = StoredTensor(name, file, dtype, tuple(entry.shape), entry.offset, checksum=unmask(entry.checksum))
     if tensor.num_bytes != entry.size:
-        raise broken(index, KIND, f"'{variable}' of shape {tensor.shape} has {entry.size} bytes, not {tensor.num_bytes}")
+        raise broken(
+            index, KIND, f"'{variable}' of shape {tensor.shape} has {entry.size} bytes, not {tensor.num_bytes}"
+        )
     if entry.offset + entry.size > sizes[entry.shard]:
         raise broken(
             file,

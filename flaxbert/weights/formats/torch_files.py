@@ -66,7 +66,9 @@ def _read_archive(stream: BinaryIO, file: pathlib.Path, size: int) -> dict[str, 
         place, length = entries[f"{folder}byteorder"]
         order = Window(stream, file, KIND, place, place + length).take(min(length, 16))
         if order != b"little":
-            raise WeightsError(f"{file} has the byte order {order!r}; flaxbert reads little. Save it on such a machine.")
+            raise WeightsError(
+                f"{file} has the byte order {order!r}; flaxbert reads little. Save it on such a machine."
+            )
     storages = Storages()
     content = PickleMachine(Window(stream, file, KIND, start, start + num_bytes), NAMES, storages.find).run()
     places: dict[str, tuple[int, int]] = {}
@@ -149,7 +151,9 @@ def _read_old_layout(stream: BinaryIO, file: pathlib.Path, size: int) -> dict[st
         storage = storages.by_key[key]
         num_elements = window.take_number(8)
         if num_elements != storage.num_elements:
-            raise broken(file, KIND, f"storage '{key}' has {num_elements} elements, where {storage.num_elements} are due")
+            raise broken(
+                file, KIND, f"storage '{key}' has {num_elements} elements, where {storage.num_elements} are due"
+            )
         num_bytes = num_elements * storage.dtype.itemsize
         places[key] = (window.skip(num_bytes), num_bytes)
     if window.position != size:

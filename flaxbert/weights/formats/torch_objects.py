@@ -100,11 +100,13 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any = No
 
 
 def _rebuild_tensor(arguments: tuple[Any, ...]) -> Stateful:
-    return _tensor(*arguments[:4])
+    storage, offset, shape, strides = arguments[:4]
+    return _tensor(storage, offset, shape, strides)
 
 
 def _rebuild_tensor_v3(arguments: tuple[Any, ...]) -> Stateful:
-    return _tensor(*arguments[:4], arguments[6] if len(arguments) > 6 else None)
+    storage, offset, shape, strides, _, _, dtype = arguments[:7]
+    return _tensor(storage, offset, shape, strides, dtype)
 
 
 def _rebuild_parameter(arguments: tuple[Any, ...]) -> Any:
