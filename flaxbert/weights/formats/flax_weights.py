@@ -6,10 +6,11 @@ more than a gigabyte are dictionaries of flat chunks. The names are torch's but 
 """
 
 import dataclasses
+import io
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def _leaves(file: pathlib.Path, tree: Mapping[str, Any], prefix: str = "") -> It
             yield path, value
 
 
-def _tensor(stream: BinaryIO, file: pathlib.Path, name: str, path: str, leaf: Any) -> StoredTensor:
+def _tensor(stream: io.BufferedReader, file: pathlib.Path, name: str, path: str, leaf: Any) -> StoredTensor:
     if isinstance(leaf, dict):
         return _chunked(stream, file, name, path, leaf)
     if not isinstance(leaf, Payload) or leaf.kind not in (_ARRAY, _SCALAR):
@@ -126,7 +127,9 @@ def _numbered(value: Any) -> list[Any] | None:
     return [value[str(number)] for number in range(len(value))]
 
 
-def _chunked(stream: BinaryIO, file: pathlib.Path, name: str, path: str, leaf: Mapping[str, Any]) -> StoredTensor:
+def _chunked(
+    stream: io.BufferedReader, file: pathlib.Path, name: str, path: str, leaf: Mapping[str, Any]
+) -> StoredTensor:
     shape, chunks = _numbered(leaf.get("shape")), _numbered(leaf.get("chunks"))
     if not are_sizes(shape) or not chunks or any(isinstance(chunk, dict) for chunk in chunks):
         raise broken(file, KIND, f"array '{path}' in chunks lacks its shape or its chunks")

@@ -14,7 +14,7 @@ from typing import Any
 from flaxbert.errors import WeightsError
 from flaxbert.weights.formats.stored import Window
 
-MOST_STEPS = 2_000_000
+MOST_STEPS = 500_000
 """Pickles of more instructions are refused; a model of a thousand tensors takes some thirty thousand."""
 
 _LONGEST_NAME_BYTES = 256

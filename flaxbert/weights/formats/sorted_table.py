@@ -5,9 +5,9 @@ entries whose keys leave out what they share with the one before, a list of rest
 four for the checksum of all of it.
 """
 
+import io
 import pathlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from flaxbert.errors import WeightsError
 from flaxbert.weights.formats.crc32c import crc32c, unmask
@@ -56,7 +56,7 @@ def read_sorted_table(file: pathlib.Path, kind: str) -> list[tuple[bytes, bytes]
 
 
 def _read_blocks(
-    stream: BinaryIO, file: pathlib.Path, kind: str, footer: bytes, size: int
+    stream: io.BufferedReader, file: pathlib.Path, kind: str, footer: bytes, size: int
 ) -> list[tuple[bytes, bytes]]:
     _, position = read_varint(footer, 0)  # the place and the size of the block of filters, which no checkpoint has
     _, position = read_varint(footer, position)
@@ -78,7 +78,7 @@ def _read_blocks(
     return entries
 
 
-def _block(stream: BinaryIO, file: pathlib.Path, kind: str, handle: bytes, position: int, size: int) -> bytes:
+def _block(stream: io.BufferedReader, file: pathlib.Path, kind: str, handle: bytes, position: int, size: int) -> bytes:
     begin, position = read_varint(handle, position)
     num_bytes, _ = read_varint(handle, position)
     if begin + num_bytes + _TRAILER_BYTES > size - _FOOTER_BYTES:

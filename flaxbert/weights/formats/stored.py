@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import io
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -166,7 +167,7 @@ def shape_problem(shape: Any, available_bytes: int, itemsize: int) -> str:
 
 
 @contextlib.contextmanager
-def open_file(file: pathlib.Path) -> Iterator[tuple[BinaryIO, int]]:
+def open_file(file: pathlib.Path) -> Iterator[tuple[io.BufferedReader, int]]:
     """Opens a file of weights.
 
     Args:
@@ -193,9 +194,10 @@ class Window:
     """A part of an open file that is read in order and never beyond its end.
 
     Sizes that the file claims are compared with what is left before anything is read, so that no claim costs memory.
+    Several windows of one stream are read one after the other, not in turns.
     """
 
-    def __init__(self, stream: BinaryIO, file: pathlib.Path, kind: str, start: int, end: int) -> None:
+    def __init__(self, stream: io.BufferedIOBase, file: pathlib.Path, kind: str, start: int, end: int) -> None:
         self.file, self.kind, self.position, self.end = file, kind, start, end
         self._stream = stream
         stream.seek(start)

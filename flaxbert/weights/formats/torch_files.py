@@ -6,11 +6,12 @@ facts about the machine, the object, the keys of the storages) and then each sto
 its bytes. Either way the tensors lie in the file as they are, so they can be read from their place.
 """
 
+import io
 import pathlib
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 from flaxbert.errors import WeightsError
 from flaxbert.weights.formats.pickle_machine import PickledMap, PickleMachine
@@ -51,14 +52,12 @@ def read_torch_file(file: pathlib.Path) -> dict[str, StoredTensor]:
     raise broken(file, KIND, f"it starts with {start!r}, so it is neither a zip archive nor a pickle of torch")
 
 
-def _read_archive(stream: BinaryIO, file: pathlib.Path, size: int) -> dict[str, StoredTensor]:
+def _read_archive(stream: io.BufferedReader, file: pathlib.Path, size: int) -> dict[str, StoredTensor]:
     entries = _entries(stream, file, size)
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise broken(file, KIND, f"the archive has {len(pickles)} entries data.pkl, where one is due")
     folder = pickles[0].removesuffix("data.pkl")
-    if f"{folder}constants.pkl" in entries:
-        raise WeightsError(f"{file} is a TorchScript program, not a state dictionary; save model.state_dict() instead.")
     start, num_bytes = entries[pickles[0]]
     if num_bytes > LARGEST_PICKLE_BYTES:
         raise broken(file, KIND, f"its pickle has {num_bytes} bytes, more than {LARGEST_PICKLE_BYTES}")
@@ -89,13 +88,15 @@ def _place_all(
     return {name: place_tensor(file, name, tensor, places, size) for name, tensor in tensors.items()}
 
 
-def _entries(stream: BinaryIO, file: pathlib.Path, size: int) -> dict[str, tuple[int, int]]:
+def _entries(stream: io.BufferedReader, file: pathlib.Path, size: int) -> dict[str, tuple[int, int]]:
     """Returns first byte and number of bytes of every entry of a zip archive."""
     try:
         with zipfile.ZipFile(stream) as archive:
             listing = archive.infolist()
     except _ZIP_ERRORS as error:
         raise broken(file, KIND, f"its zip directory can not be read ({error})") from error
+    if any(info.filename.endswith("/constants.pkl") for info in listing):
+        raise WeightsError(f"{file} is a TorchScript program, not a state dictionary; save model.state_dict() instead.")
     entries: dict[str, tuple[int, int]] = {}
     for info in listing:
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
@@ -114,7 +115,7 @@ def _entries(stream: BinaryIO, file: pathlib.Path, size: int) -> dict[str, tuple
     return entries
 
 
-def _data_start(stream: BinaryIO, file: pathlib.Path, info: zipfile.ZipInfo, size: int) -> int:
+def _data_start(stream: io.BufferedReader, file: pathlib.Path, info: zipfile.ZipInfo, size: int) -> int:
     """Returns where an entry's bytes start: its local header says how long itself is."""
     if not 0 <= info.header_offset <= size - _LOCAL_HEADER_BYTES:
         raise broken(file, KIND, f"the entry '{info.filename[:80]}' of the archive lies outside of the file")
@@ -128,7 +129,7 @@ def _data_start(stream: BinaryIO, file: pathlib.Path, info: zipfile.ZipInfo, siz
     return start
 
 
-def _read_old_layout(stream: BinaryIO, file: pathlib.Path, size: int) -> dict[str, StoredTensor]:
+def _read_old_layout(stream: io.BufferedReader, file: pathlib.Path, size: int) -> dict[str, StoredTensor]:
     window = Window(stream, file, KIND, 0, size)
     if (magic := PickleMachine(window, NAMES).run()) != MAGIC_NUMBER or type(magic) is not int:
         raise broken(file, KIND, "it is a pickle, but not one of torch.save")
