@@ -56,7 +56,8 @@ def _shard_names(index: pathlib.Path) -> dict[str, str]:
     for name in names:
         if name != pathlib.PurePath(name).name or "\\" in name or "\0" in name or name in ("", ".", ".."):
             raise WeightsError(f"{index} names the shard '{name}', which is no plain file name inside the folder.")
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    present = {path.name for path in index.parent.iterdir() if path.is_file()}
+    missing = [name for name in names if name not in present]
     if missing:
         more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         raise WeightsError(

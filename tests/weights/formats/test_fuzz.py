@@ -266,3 +266,54 @@ def test_programs_end_in_an_error_of_ours(folder, beginning, program):
 @given(program=PROGRAMS)
 def test_many_programs_end_in_an_error_of_ours(folder, beginning, program):
     _check(folder, "program", program[:2] + beginning + program[2:])
+
+
+ODD_NUMBERS = st.sampled_from([-1, 0, 1, 2, 3, 4, 8, 16, 2**31, 2**62, 2**63, 10**400, 1.5, True, None, "2", [2]])
+HEADERS = st.dictionaries(
+    st.sampled_from(["a", "b", "", "__metadata__", "\ud800", "x" * 300]),
+    st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from(["F32", "BF16", "F64", "BOOL", "I8", "F8_E4M3", "", None, 3, ["F32"]]),
+            "shape": st.lists(ODD_NUMBERS, max_size=3) | st.just([1] * 40) | ODD_NUMBERS,
+            "data_offsets": st.sampled_from([[0, 4], [0, 8], [4, 8], [0, 16], [8, 16]])
+            | st.lists(ODD_NUMBERS, max_size=3),
+        }
+    )
+    | ODD_NUMBERS,
+    max_size=3,
+)
+SHARDS = st.dictionaries(
+    st.sampled_from(["a", "b", "c", ""]),
+    st.sampled_from(
+        ["x.safetensors", "y.safetensors", "", ".", "..", "../x", "/etc/passwd", "a\0b", "a\\b", "\ud800", "z" * 999]
+    )
+    | ODD_NUMBERS,
+    max_size=3,
+)
+
+
+def _check_json(folder, kind, value):
+    text = json.dumps(value).encode()
+    _check(folder, kind, len(text).to_bytes(8, "little") + text + bytes(16) if kind == "safetensors" else text)
+
+
+@QUICK
+@given(header=HEADERS)
+def test_headers_that_make_no_sense(folder, header):
+    _check_json(folder, "safetensors", header)
+
+
+@QUICK
+@given(shards=SHARDS)
+def test_lists_of_shards_that_make_no_sense(folder, shards):
+    _check_json(folder, "index", {"weight_map": shards})
+
+
+@pytest.mark.slow
+@THOROUGH
+@given(header=HEADERS, shards=SHARDS)
+def test_many_headers_and_lists_that_make_no_sense(folder, header, shards):
+    _check_json(folder, "safetensors", header)
+    (folder / FILES["safetensors"]).unlink()
+    _check_json(folder, "index", {"weight_map": shards})
+    (folder / FILES["index"]).unlink()
