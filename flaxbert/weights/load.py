@@ -84,7 +84,7 @@ def check_folder(folder: pathlib.Path) -> None:
     if not folder.exists():
         raise WeightsError(f"The folder {folder} does not exist.")
     if not folder.is_dir():
-        raise WeightsError(f"{folder} is a file; a model is a folder with config.json and model.safetensors.")
+        raise WeightsError(f"{folder} is a file; a model is a folder with config.json and weights (model.safetensors).")
     root = transformer_folder(folder)
     if not any((root / name).is_file() for name in _CONFIG_FILES):
         names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
@@ -231,9 +231,7 @@ def load_checkpoint(
         config = config.replace(has_pooler=from_scratch or _POOLER in named.leaves or _POOLER in typed)
         if pooling is None and task == "sentence-similarity":
             pooling = SentencePooling()
-            notes.append(
-                "The folder does not say how sentence vectors are pooled; the mean of the token vectors is taken."
-            )
+            notes.append("The folder does not say how sentence vectors are pooled: by the mean of the token vectors.")
     else:
         pooling = None
     if from_scratch:

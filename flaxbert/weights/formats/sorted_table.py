@@ -9,8 +9,8 @@ import io
 import pathlib
 from collections.abc import Iterator
 
+from flaxbert.core.crc32c import crc32c, unmask
 from flaxbert.errors import WeightsError
-from flaxbert.weights.formats.crc32c import crc32c, unmask
 from flaxbert.weights.formats.protobuf import read_varint
 from flaxbert.weights.formats.stored import Window, broken, open_file
 

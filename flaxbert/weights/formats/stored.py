@@ -11,8 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from flaxbert.core.crc32c import crc32c
 from flaxbert.errors import WeightsError
-from flaxbert.weights.formats.crc32c import crc32c
 
 MOST_AXES = 32
 """Tensors of more axes are refused."""

@@ -9,8 +9,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from flaxbert.core.crc32c import unmask
 from flaxbert.errors import WeightsError
-from flaxbert.weights.formats.crc32c import unmask
 from flaxbert.weights.formats.protobuf import read_fields
 from flaxbert.weights.formats.sorted_table import read_sorted_table
 from flaxbert.weights.formats.stored import DTYPES_BY_NAME, StoredTensor, broken, open_file, shape_problem

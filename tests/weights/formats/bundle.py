@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
-from flaxbert.weights.formats.crc32c import crc32c
+from flaxbert.core.crc32c import crc32c
 
 TYPES = {
     np.dtype(dtype): number

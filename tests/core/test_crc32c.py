@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flaxbert.weights.formats.crc32c import crc32c, unmask
+from flaxbert.core.crc32c import crc32c, unmask
 
 
 def _plain(data):
