@@ -31,6 +31,7 @@ KIND = "Flax msgpack"
 
 _ARRAY, _SCALAR = 1, 3
 _LONGEST_PATH = 1000
+_MOST_CHUNKS = 1000
 _CHUNKED = "__msgpack_chunked_array__"
 _LAST_WORDS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
@@ -131,7 +132,12 @@ def _chunked(
     stream: io.BufferedReader, file: pathlib.Path, name: str, path: str, leaf: Mapping[str, Any]
 ) -> StoredTensor:
     shape, chunks = _numbered(leaf.get("shape")), _numbered(leaf.get("chunks"))
-    if not are_sizes(shape) or not chunks or any(isinstance(chunk, dict) for chunk in chunks):
+    if (
+        not are_sizes(shape)
+        or not chunks
+        or len(chunks) > _MOST_CHUNKS
+        or any(isinstance(chunk, dict) for chunk in chunks)
+    ):
         raise broken(file, KIND, f"array '{path}' in chunks lacks its shape or its chunks")
     parts = [_tensor(stream, file, name, f"{path}/chunks", chunk) for chunk in chunks]
     num_bytes = sum(part.num_bytes for part in parts)

@@ -8,8 +8,6 @@ its bytes. Either way the tensors lie in the file as they are, so they can be re
 
 import io
 import pathlib
-import struct
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +15,7 @@ from flaxbert.errors import WeightsError
 from flaxbert.weights.formats.pickle_machine import PickledMap, PickleMachine
 from flaxbert.weights.formats.stored import StoredTensor, Window, broken, open_file
 from flaxbert.weights.formats.torch_objects import KIND, NAMES, Storages, find_tensors, place_tensor
+from flaxbert.weights.formats.zip_directory import LOCAL_HEADER, read_zip_directory
 
 LARGEST_PICKLE_BYTES = 1 << 26
 """Archives whose pickle is larger are refused; that of a model of a thousand tensors has about 100 kB."""
@@ -25,9 +24,6 @@ MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 """The first object of a file in the old layout."""
 
 _PROTOCOL_VERSION = 1001
-_ZIP_START = b"PK\x03\x04"
-_LOCAL_HEADER_BYTES = 30
-_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, EOFError, IndexError, OverflowError)
 
 
 def read_torch_file(file: pathlib.Path) -> dict[str, StoredTensor]:
@@ -45,7 +41,7 @@ def read_torch_file(file: pathlib.Path) -> dict[str, StoredTensor]:
     """
     with open_file(file) as (stream, size):
         start = stream.read(4)
-        if start == _ZIP_START:
+        if start == LOCAL_HEADER:
             return _read_archive(stream, file, size)
         if start[:1] == b"\x80":
             return _read_old_layout(stream, file, size)
@@ -53,7 +49,7 @@ def read_torch_file(file: pathlib.Path) -> dict[str, StoredTensor]:
 
 
 def _read_archive(stream: io.BufferedReader, file: pathlib.Path, size: int) -> dict[str, StoredTensor]:
-    entries = _entries(stream, file, size)
+    entries = read_zip_directory(stream, file, KIND, size)
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise broken(file, KIND, f"the archive has {len(pickles)} entries data.pkl, where one is due")
@@ -86,47 +82,6 @@ def _place_all(
 ) -> dict[str, StoredTensor]:
     tensors = find_tensors(file, content)
     return {name: place_tensor(file, name, tensor, places, size) for name, tensor in tensors.items()}
-
-
-def _entries(stream: io.BufferedReader, file: pathlib.Path, size: int) -> dict[str, tuple[int, int]]:
-    """Returns first byte and number of bytes of every entry of a zip archive."""
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            listing = archive.infolist()
-    except _ZIP_ERRORS as error:
-        raise broken(file, KIND, f"its zip directory can not be read ({error})") from error
-    if any(info.filename.endswith("/constants.pkl") for info in listing):
-        raise WeightsError(f"{file} is a TorchScript program, not a state dictionary; save model.state_dict() instead.")
-    entries: dict[str, tuple[int, int]] = {}
-    for info in listing:
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
-            raise WeightsError(
-                f"{file} has the compressed or encrypted entry '{info.filename[:80]}', but torch stores entries as they "
-                "are. Unpack the archive and pack it again without compression (zip -0)."
-            )
-        if info.filename in entries:
-            raise broken(file, KIND, f"the archive has the entry '{info.filename[:80]}' twice")
-        entries[info.filename] = (_data_start(stream, file, info, size), info.file_size)
-    position, before = 0, ""
-    for (start, num_bytes), name in sorted((place, name) for name, place in entries.items()):
-        if start < position:
-            raise broken(file, KIND, f"the entries '{before[:80]}' and '{name[:80]}' of the archive overlap")
-        position, before = start + num_bytes, name
-    return entries
-
-
-def _data_start(stream: io.BufferedReader, file: pathlib.Path, info: zipfile.ZipInfo, size: int) -> int:
-    """Returns where an entry's bytes start: its local header says how long itself is."""
-    if not 0 <= info.header_offset <= size - _LOCAL_HEADER_BYTES:
-        raise broken(file, KIND, f"the entry '{info.filename[:80]}' of the archive lies outside of the file")
-    header = Window(stream, file, KIND, info.header_offset, size).take(_LOCAL_HEADER_BYTES)
-    if not header.startswith(_ZIP_START):
-        raise broken(file, KIND, f"the entry '{info.filename[:80]}' of the archive has no header")
-    name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
-    start = info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
-    if start + info.file_size > size:
-        raise broken(file, KIND, f"the entry '{info.filename[:80]}' of the archive is truncated")
-    return start
 
 
 def _read_old_layout(stream: io.BufferedReader, file: pathlib.Path, size: int) -> dict[str, StoredTensor]:

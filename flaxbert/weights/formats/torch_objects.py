@@ -12,6 +12,7 @@ from flaxbert.weights.formats.pickle_machine import Callee, PickledMap, Stateful
 from flaxbert.weights.formats.stored import (
     DTYPES_BY_NAME,
     LARGEST_NUMBER,
+    MOST_AXES,
     StoredTensor,
     are_sizes,
     broken,
@@ -89,12 +90,16 @@ class TorchTensor:
     strides: tuple[int, ...]
 
 
+def _are_axes(values: Any) -> bool:
+    return isinstance(values, list | tuple) and len(values) <= MOST_AXES and are_sizes(values)
+
+
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any = None) -> Stateful:
     if not isinstance(storage, Storage):
         raise ValueError("a tensor has no storage")
     if dtype is not None and not isinstance(dtype, np.dtype):
         raise ValueError("a tensor has no type")
-    if not are_sizes([offset]) or not are_sizes(shape) or not are_sizes(strides) or len(shape) != len(strides):
+    if not are_sizes([offset]) or not _are_axes(shape) or not _are_axes(strides) or len(shape) != len(strides):
         raise ValueError("offset, shape or strides of a tensor are malformed")
     return Stateful(TorchTensor(storage, dtype or storage.dtype, offset, tuple(shape), tuple(strides)))
 
@@ -116,7 +121,7 @@ def _rebuild_parameter(arguments: tuple[Any, ...]) -> Any:
 
 
 def _rebuild_from_type(arguments: tuple[Any, ...]) -> Any:
-    function, _, values, *_ = arguments
+    function, _, values = arguments[:3]
     if not isinstance(function, Callee) or function.name.endswith("_type_v2") or not isinstance(values, tuple):
         raise ValueError("a tensor of a class of its own holds no tensor")
     return function.function(values)
@@ -128,12 +133,14 @@ def _ordered_dict(arguments: tuple[Any, ...]) -> Stateful:
     pairs = arguments[0] if arguments else []
     if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         raise ValueError("it takes a list of pairs")
-    return Stateful(PickledMap([(pair[0], pair[1]) for pair in pairs]))
+    found = PickledMap([(pair[0], pair[1]) for pair in pairs])
+    pairs.clear()  # a file that makes dictionaries of one list again and again gets empty ones, and no copies
+    return Stateful(found)
 
 
 def _size(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     (shape,) = arguments
-    if not are_sizes(shape):
+    if not _are_axes(shape):
         raise ValueError("sizes are malformed")
     return tuple(shape)
 
@@ -225,16 +232,18 @@ def find_tensors(file: pathlib.Path, content: Any) -> dict[str, TorchTensor]:
     for _ in range(_MOST_WRAPPERS):
         if entries is None or any(isinstance(value, TorchTensor) for _, value in entries):
             break
-        inside = [_entries(value) for key, value in entries if key in _WRAPPERS and _entries(value) is not None]
+        inside = [value for key, value in entries if key in _WRAPPERS and isinstance(value, PickledMap)]
         if len(inside) != 1:
             break
-        entries = inside[0]
+        entries = _entries(inside[0])
     tensors: dict[str, TorchTensor] = {}
     for key, value in entries or []:
         if not isinstance(value, TorchTensor):
             continue
-        if not isinstance(key, str) or key in tensors:
-            raise broken(file, KIND, f"its state dictionary has the key {key!r:.80} twice or for no text")
+        if not isinstance(key, str):
+            raise broken(file, KIND, f"its state dictionary names a tensor by a {type(key).__name__}, not by a text")
+        if key in tensors:
+            raise broken(file, KIND, f"its state dictionary names the tensor '{key[:80]}' twice")
         tensors[key] = value
     if not tensors:
         keys = ", ".join(key for key, _ in (entries or [])[:8] if isinstance(key, str))
