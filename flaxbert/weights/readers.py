@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 from flaxbert.errors import WeightsError
-from flaxbert.weights.formats.flax_weights import read_flax_file, torch_name
+from flaxbert.weights.formats.flax_weights import as_torch, read_flax_file, torch_name
 from flaxbert.weights.formats.json_files import read_json, read_json_object
 from flaxbert.weights.formats.safetensors import DTYPES, INDEX_FILE, SINGLE_FILE, read_safetensors_header
 from flaxbert.weights.formats.stored import StoredTensor
@@ -28,8 +28,19 @@ class _Format:
     rename: Callable[[str], str] = str
 
 
+def _read_safetensors(file: pathlib.Path) -> dict[str, StoredTensor]:
+    tensors, metadata = read_safetensors_header(file)
+    if metadata.get("format") != "flax":
+        return tensors
+    found = [as_torch(name.replace(".", "/"), tensor) for name, tensor in tensors.items()]
+    by_name = {tensor.name: tensor for tensor in found}
+    if len(by_name) != len(found):
+        raise WeightsError(f"{file} was written by Flax, and two of its arrays have one name of torch; write it again.")
+    return by_name
+
+
 _FORMATS = (
-    _Format((SINGLE_FILE,), INDEX_FILE, lambda file: read_safetensors_header(file)[0]),
+    _Format((SINGLE_FILE,), INDEX_FILE, _read_safetensors),
     _Format(
         ("pytorch_model.bin", "pytorch_model.pt", "model.bin", "model.pt", "model.pth"),
         "pytorch_model.bin.index.json",

@@ -72,6 +72,19 @@ def test_safetensors_come_first(tmp_path):
     assert set(open_weights(tmp_path)) == {"c"}
 
 
+def test_safetensors_that_flax_wrote(tmp_path):
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tensors = {"bert.dense.kernel": kernel, "bert.norm.scale": np.ones(3, np.float32)}
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "flax"})
+    found = open_weights(tmp_path)
+    assert set(found) == {"bert.dense.weight", "bert.norm.weight"}
+    np.testing.assert_array_equal(found["bert.dense.weight"].read(), kernel.T)
+    tensors["bert.norm.kernel"] = kernel
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "flax"})
+    with pytest.raises(WeightsError, match="two of its arrays have one name"):
+        open_weights(tmp_path)
+
+
 def test_shards_of_flax(tmp_path):
     for number in (1, 2):
         tree = {f"layer_{number}": {"kernel": np.full((2, 3), number, np.float32)}}

@@ -46,6 +46,18 @@ def torch_name(path: str) -> str:
     return ".".join([*parts, _LAST_WORDS.get(last, last)])
 
 
+def as_torch(path: str, tensor: StoredTensor) -> StoredTensor:
+    """Returns a parameter of Flax under torch's name and with torch's axes.
+
+    Args:
+      path: The names that lead to it, joined by ``/``.
+      tensor: Where it lies, as Flax stored it.
+    """
+    is_kernel = path.rsplit("/", 1)[-1] == "kernel" and len(tensor.shape) > 1
+    named = dataclasses.replace(tensor, name=torch_name(path))
+    return named.transposed() if is_kernel else named
+
+
 def read_flax_file(file: pathlib.Path) -> dict[str, StoredTensor]:
     """Finds the tensors of a file of ``flax.serialization``.
 
@@ -70,9 +82,7 @@ def read_flax_file(file: pathlib.Path) -> dict[str, StoredTensor]:
             name = torch_name(path)
             if name in tensors:
                 raise broken(file, KIND, f"two of its arrays would be called '{name}'")
-            tensor = _tensor(stream, file, name, path, leaf)
-            is_kernel = path.rsplit("/", 1)[-1] == "kernel" and len(tensor.shape) > 1
-            tensors[name] = tensor.transposed() if is_kernel else tensor
+            tensors[name] = as_torch(path, _tensor(stream, file, name, path, leaf))
     if not tensors:
         raise broken(file, KIND, "it holds no arrays")
     return tensors
