@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 from flaxbert.errors import WeightsError
 
@@ -27,9 +28,16 @@ ALLOWED_FILES = (
     "*_Transformer/vocab.txt",
     "*_Transformer/model.safetensors",
 )
-"""Files of a model repository that are fetched; no pickles, no other formats."""
+"""Files of a model repository that are fetched first."""
 
-IGNORED_FILES = ("onnx/*", "openvino/*", "adapter_model.safetensors", "*.bin", "*.h5", "*.msgpack")
+OTHER_WEIGHTS: tuple[tuple[str, ...], ...] = (
+    ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"),
+    ("flax_model.msgpack", "flax_model-*.msgpack", "flax_model.msgpack.index.json"),
+    ("*ckpt*.index", "*ckpt*.data-*", "bert_config.json"),
+)
+"""What is fetched where a repository has no safetensors: the first of these formats that it has."""
+
+IGNORED_FILES = ("onnx/*", "openvino/*", "adapter_model.*", "*.h5")
 """Files that are never fetched, even where a pattern above fits."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -77,16 +85,25 @@ def _fetch(model_id: str, revision: str | None, offline: bool) -> pathlib.Path:
     offline = offline or constants.HF_HUB_OFFLINE
     at = f"'{model_id}'" + (f" at revision '{revision}'" if revision else "")
     login_hint = "If it is private or gated, log in with 'hf auth login'."
-    try:
+
+    def download(patterns: Sequence[str]) -> pathlib.Path:
         return pathlib.Path(
             snapshot_download(
                 model_id,
                 revision=revision,
-                allow_patterns=list(ALLOWED_FILES),
+                allow_patterns=list(patterns),
                 ignore_patterns=list(IGNORED_FILES),
                 local_files_only=offline,
             )
         )
+
+    try:
+        folder, wanted = download(ALLOWED_FILES), ("**/*.safetensors",)
+        for patterns in OTHER_WEIGHTS:
+            if any(list(folder.glob(pattern)) for pattern in wanted):
+                break
+            folder, wanted = download(patterns), patterns
+        return folder
     except errors.GatedRepoError as error:
         raise WeightsError(f"The model {at} is gated: accept its terms on the hub first. {login_hint}") from error
     except errors.RevisionNotFoundError as error:

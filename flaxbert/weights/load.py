@@ -14,6 +14,7 @@ from flaxbert.core.trees import flatten_names, unflatten_names
 from flaxbert.errors import ConfigError, WeightsError, nearest
 from flaxbert.families import FAMILIES, Family, TensorName, get_family
 from flaxbert.families.graph import abstract_params, initialize_params
+from flaxbert.weights.finite import note_not_finite
 from flaxbert.weights.labels import CLASSIFIER_TASKS, LabelPlan, plan_labels
 from flaxbert.weights.name_table import (
     NamedTensors,
@@ -86,7 +87,7 @@ def check_folder(folder: pathlib.Path) -> None:
     if not folder.exists():
         raise WeightsError(f"The folder {folder} does not exist.")
     if not folder.is_dir():
-        raise WeightsError(f"{folder} is a file; a model is a folder with config.json and model.safetensors.")
+        raise WeightsError(f"{folder} is a file; a model is a folder with config.json and weights (model.safetensors).")
     root = transformer_folder(folder)
     if not any((root / name).is_file() for name in _CONFIG_FILES):
         names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
@@ -246,9 +247,7 @@ def load_checkpoint(
         config = config.replace(has_pooler=from_scratch or _POOLER in named.leaves or _POOLER in typed)
         if pooling is None and task == "sentence-similarity":
             pooling = SentencePooling()
-            notes.append(
-                "The folder does not say how sentence vectors are pooled; the mean of the token vectors is taken."
-            )
+            notes.append("The folder does not say how sentence vectors are pooled: by the mean of the token vectors.")
     else:
         pooling = None
     if from_scratch:
@@ -284,6 +283,9 @@ class _Assembly:
         missing = [name for name in self.expected if not self._has(name)]
         self._check_missing(missing)
         leaves = {name: self._read(name) for name in self.expected if name not in missing}
+        notes.extend(
+            note_not_finite({self.chosen.get(name, name): leaf for name, leaf in leaves.items()}, self.source.folder)
+        )
         if missing:
             drawn = flatten_names(initialize_params(self.config, self.task, seed, missing))
             leaves |= {name: np.asarray(leaf) for name, leaf in drawn.items()}
@@ -387,7 +389,7 @@ class _Assembly:
             raise WeightsError(
                 f"Tensor '{tensor.name}' of {tensor.file} holds {array.dtype}, but weights are floating point."
             )
-        return np.ascontiguousarray(array.T) if entry.transform == "transpose" else array
+        return np.ascontiguousarray(array.T if entry.transform == "transpose" else array)
 
     def _used_and_unused(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         used, unused = [], list(self.unused)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from flaxbert.architecture import TASK_HEADS, ModelConfig
 from flaxbert.errors import WeightsError, nearest
 from flaxbert.families import Family
+from flaxbert.weights.formats.tensorflow_names import OPTIMIZER_STATE, SECOND_NETWORK
 
 HEADS = (
     *dict.fromkeys(head for heads in TASK_HEADS.values() for head in heads),
@@ -14,6 +15,8 @@ HEADS = (
     "sentence_order",
 )
 """First words of leaf names that belong to heads; all others belong to the encoder."""
+
+_MOST_NAMES_SHOWN = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,8 @@ class TensorAccount:
             ("newly initialised", self.initialized),
         ):
             if names:
-                lines.append(f"{title}: {', '.join(names)}")
+                more = f" and {len(names) - _MOST_NAMES_SHOWN} more" if len(names) > _MOST_NAMES_SHOWN else ""
+                lines.append(f"{title}: {', '.join(names[:_MOST_NAMES_SHOWN])}{more}")
         return "\n".join([*lines, *self.notes])
 
 
@@ -141,11 +145,11 @@ def name_tensors(names: Iterable[str], family: Family, config: ModelConfig) -> N
         if current != name:
             renamed[name] = current
         plain = current.removeprefix(outer).removeprefix(base)
-        if any(re.fullmatch(pattern, plain) for pattern in family.ignored):
+        if any(re.fullmatch(pattern, plain) for pattern in (*family.ignored, OPTIMIZER_STATE)):
             ignored.append(name)
         elif plain in family.tied:
             tied[plain] = name
-        elif any(re.fullmatch(pattern, plain) for pattern in family.foreign):
+        elif any(re.fullmatch(pattern, plain) for pattern in (*family.foreign, SECOND_NETWORK)):
             foreign.append(name)
         elif plain not in table:
             unexpected.append(name)

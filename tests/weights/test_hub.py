@@ -75,6 +75,38 @@ def test_options_reach_the_hub(monkeypatch, online, tmp_path):
     assert asked["revision"] is None
 
 
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (("a.safetensors", "pytorch_model.bin"), {"a.safetensors"}),
+        (("pytorch_model.bin", "flax_model.msgpack", "training_args.bin"), {"pytorch_model.bin"}),
+        (("flax_model.msgpack", "tf_model.h5"), {"flax_model.msgpack"}),
+        (
+            (
+                "bert_model.ckpt.index",
+                "bert_model.ckpt.data-00000-of-00001",
+                "bert_model.ckpt.meta",
+                "bert_config.json",
+            ),
+            {"bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001", "bert_config.json"},
+        ),
+        (("README.md",), set()),
+    ],
+)
+def test_other_formats_are_fetched_where_there_are_no_safetensors(monkeypatch, online, tmp_path, names, kept):
+    from huggingface_hub.utils import filter_repo_objects
+
+    def download(model_id, **options):
+        patterns = {key: options[key] for key in ("allow_patterns", "ignore_patterns")}
+        for name in filter_repo_objects(names, **patterns):
+            (tmp_path / name).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve("owner/name") == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
 def test_only_what_a_model_needs_is_fetched():
     from huggingface_hub.utils import filter_repo_objects
 

@@ -49,6 +49,19 @@ def test_tied_and_foreign_tensors_are_known():
     assert named.foreign == ("qa_outputs.weight", "fit_denses.0.weight")
 
 
+def test_what_only_checkpoints_of_tensorflow_hold():
+    names = ["global_step", "bert/pooler/dense/kernel/adam_v", "generator/encoder/layer_0/output/dense/bias"]
+    named = name_tensors([*BARE, *names], BERT, CONFIG)
+    assert named.ignored == tuple(names[:2])
+    assert named.foreign == (names[2],)
+    assert named.unexpected == ()
+
+
+def test_long_lists_are_shortened():
+    names = tuple(f"t{number}" for number in range(20))
+    assert TensorAccount(ignored=names).summary().splitlines()[1].endswith("t14, t15 and 4 more")
+
+
 def test_two_tensors_of_one_leaf():
     with pytest.raises(WeightsError, match=r"both claim the leaf 'embeddings.norm.scale'"):
         name_tensors(["embeddings.LayerNorm.gamma", "embeddings.LayerNorm.weight"], BERT, CONFIG)
