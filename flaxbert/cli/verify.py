@@ -19,8 +19,8 @@ def run(model: str, task: str | None = None, texts: int = 3, length: int = 32, s
     from flaxbert.core.runtime import configure
 
     configure()
+    from flaxbert.evaluation.verify import verify_folder
     from flaxbert.weights.hub import resolve
-    from flaxbert.weights.verify import verify_folder
 
     verification = verify_folder(resolve(model), task, rows=texts, length=length, seed=seed)
     print(verification.to_text())

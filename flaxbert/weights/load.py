@@ -2,42 +2,33 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from flaxbert.architecture import TASK_HEADS, ModelConfig, resolve_task
+from flaxbert.architecture import TASK_HEADS, ModelConfig
 from flaxbert.core.arrays import Params, TypedArray
 from flaxbert.core.trees import flatten_names, unflatten_names
-from flaxbert.errors import ConfigError, WeightsError, nearest
-from flaxbert.families import FAMILIES, Family, TensorName, get_family
+from flaxbert.errors import ConfigError, WeightsError
+from flaxbert.families import TensorName
 from flaxbert.families.graph import abstract_params, initialize_params
 from flaxbert.weights.finite import note_not_finite
+from flaxbert.weights.folder import Source, check_folder, choose_task, open_tensors, read_family
 from flaxbert.weights.labels import CLASSIFIER_TASKS, LabelPlan, plan_labels
 from flaxbert.weights.name_table import (
-    NamedTensors,
     TensorAccount,
     check_unexpected,
-    derive_task,
     head_of,
     name_tensors,
 )
-from flaxbert.weights.readers import (
-    StoredTensor,
-    open_weights,
-    read_json_object,
-    read_safetensors_header,
-)
 from flaxbert.weights.sentence_transformers import SentencePooling, read_pooling, transformer_folder
-from flaxbert.weights.tokenizer import load_tokenizer
-from flaxbert.weights.typed_leaves import CODES_FILE, StoredLeaf, open_parts, read_leaf, read_leaves
+from flaxbert.weights.typed_leaves import read_leaf
 
 DERIVED_TOLERANCE = 1e-4
 """Absolute; sines computed in float32 and float64 differ by about 3e-5 at position 512."""
 
-_CONFIG_FILES = ("config.json", "bert_config.json")
 _POOLER = "pooler.dense.kernel"
 
 
@@ -62,133 +53,18 @@ class LoadedCheckpoint:
     folder: pathlib.Path
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """The opened folder: tensors by name (parts of typed leaves aside) and typed leaves by leaf name."""
-
-    folder: pathlib.Path
-    family: Family
-    json: Mapping[str, Any]
-    tensors: Mapping[str, StoredTensor]
-    typed: Mapping[str, StoredLeaf]
-    parts: Mapping[str, StoredTensor]
-    named: NamedTensors
-
-
-def check_folder(folder: pathlib.Path) -> None:
-    """Refuses a path that is no model folder.
-
-    Args:
-      folder: The path.
-
-    Raises:
-      WeightsError: It does not exist, is a file, or has no config; says what is there and what is needed.
-    """
-    if not folder.exists():
-        raise WeightsError(f"The folder {folder} does not exist.")
-    if not folder.is_dir():
-        raise WeightsError(f"{folder} is a file; a model is a folder with config.json and weights (model.safetensors).")
-    root = transformer_folder(folder)
-    if not any((root / name).is_file() for name in _CONFIG_FILES):
-        names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-        listing = ", ".join(names[:12]) + (" …" if len(names) > 12 else "") or "nothing"
-        raise WeightsError(
-            f"{root} is no model folder: it has no config.json. Needed are config.json and model.safetensors, and "
-            f"tokenizer.json or vocab.txt for texts; there is {listing}."
-        )
-
-
-def _read_config(root: pathlib.Path, names: Sequence[str]) -> tuple[Mapping[str, Any], Family, ModelConfig, list[str]]:
-    file = next(root / name for name in _CONFIG_FILES if (root / name).is_file())
-    json, notes = read_json_object(file), []
-    model_type = json.get("model_type")
-    if model_type is None:
-        fitting = [
-            f.model_type for f in FAMILIES.values() if not names or any(n.endswith(f.tensors[0].tensor) for n in names)
-        ]
-        prefixed = [name for name in fitting if any(n.startswith(f"{get_family(name).prefix}.") for n in names)]
-        if not fitting:
-            raise WeightsError(
-                f"{file} has no model_type and the tensors' names fit no family ({', '.join(FAMILIES)})."
-            )
-        model_type = (prefixed or fitting)[0]
-        notes.append(f"{file.name} has no model_type; taken for {model_type}, which its keys and tensor names fit.")
-    try:
-        family = get_family(str(model_type))
-        return json, family, family.config_from_json(json), notes
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
-
-
-def read_config(folder: str | pathlib.Path) -> ModelConfig:
-    """Returns the architecture that a model folder describes, without reading its weights.
-
-    Args:
-      folder: A folder in Hugging Face or sentence-transformers layout.
-
-    Raises:
-      WeightsError: The folder is no model.
-      ConfigError: Its ``config.json`` is not usable.
-    """
-    folder = pathlib.Path(folder)
-    check_folder(folder)
-    return _read_config(transformer_folder(folder), [])[2]
-
-
-def _open(root: pathlib.Path) -> tuple[dict[str, StoredTensor], dict[str, StoredLeaf], dict[str, StoredTensor]]:
-    typed = read_leaves(root)
-    if not typed:
-        return open_weights(root), {}, {}
-    tensors = read_safetensors_header(root / CODES_FILE)[0] if (root / CODES_FILE).is_file() else open_weights(root)
-    part_names = {place.tensor for leaf in typed.values() for place in leaf.parts.values()}
-    parts = {name: tensor for name, tensor in tensors.items() if name in part_names} | open_parts(root)
-    return {name: tensor for name, tensor in tensors.items() if name not in part_names}, typed, parts
-
-
-def _declared_task(json: Mapping[str, Any], family: Family) -> tuple[str | None, str]:
-    classes = json.get("architectures")
-    if not classes:
-        return None, ""
-    name = str(classes[0]) if isinstance(classes, list) else str(classes)
-    by_class = {architecture: task for task, architecture in family.architectures.items()}
-    return by_class.get(name), name
-
-
-def _choose_task(
-    task: str | None, source: _Source, pooling: SentencePooling | None, notes: list[str]
-) -> tuple[str, bool]:
-    """Returns the task, and whether the folder's classifier was made for it."""
-    declared, name = _declared_task(source.json, source.family)
-    if task is not None:
-        task = resolve_task(task)
-        return task, not name or declared == task
-    if pooling is not None:
-        return "sentence-similarity", False
-    if declared is not None:
-        return declared, True
-    if name:
-        known = ", ".join(source.family.architectures.values())
-        raise ConfigError(
-            f"{source.folder} was made for {name}, for which flaxbert has no task (it knows {known})."
-            f"{nearest(name, source.family.architectures.values())} Pass task= to use its encoder for another task."
-        )
-    task = derive_task([*source.named.leaves, *source.typed])
-    notes.append(f"config.json names no architectures; the tensors are those of {task}.")
-    return task, True
-
-
 def _classifier_of(task: str) -> str:
     return "relation.classifier" if task == "relation-classification" else "classifier"
 
 
-def _num_outputs(source: _Source, leaf: str) -> int | None:
+def _num_outputs(source: Source, leaf: str) -> int | None:
     if leaf in source.typed:
         return next(iter(source.typed[leaf].parts.values())).shape[-1]
     name = source.named.leaves.get(leaf)
     return source.tensors[name].shape[0] if name and source.tensors[name].shape else None
 
 
-def _fit_head(config: ModelConfig, task: str, source: _Source) -> ModelConfig:
+def _fit_head(config: ModelConfig, task: str, source: Source) -> ModelConfig:
     """Returns the config with the outputs that the task's head has whatever the file says."""
     if task == "multiple-choice":
         return config.replace(num_labels=1, labels=())
@@ -226,13 +102,13 @@ def load_checkpoint(
     folder = pathlib.Path(folder)
     check_folder(folder)
     root = transformer_folder(folder)
-    tensors, typed, parts = ({}, {}, {}) if from_scratch else _open(root)
-    json, family, config, notes = _read_config(root, [*tensors, *parts])
+    tensors, typed, parts = ({}, {}, {}) if from_scratch else open_tensors(root)
+    json, family, config, notes = read_family(root, [*tensors, *parts])
     named = name_tensors(tensors, family, config)
     check_unexpected(named, family, config)
-    source = _Source(root, family, json, tensors, typed, parts, named)
+    source = Source(root, family, json, tensors, typed, parts, named)
     pooling = read_pooling(folder)
-    task, classifier_fits = _choose_task(task, source, pooling, notes)
+    task, classifier_fits = choose_task(task, source, pooling, notes)
     if task not in family.architectures:
         raise ConfigError(
             f"A {family.model_type} has no head for {task}; it can be loaded for {', '.join(family.architectures)}."
@@ -262,7 +138,7 @@ def load_checkpoint(
 class _Assembly:
     """Puts the leaves of one task together from an opened folder."""
 
-    def __init__(self, source: _Source, config: ModelConfig, task: str, plan: LabelPlan, classifier_fits: bool) -> None:
+    def __init__(self, source: Source, config: ModelConfig, task: str, plan: LabelPlan, classifier_fits: bool) -> None:
         self.source, self.config, self.task, self.plan = source, config, task, plan
         self.skipped: tuple[str, ...] = ()
         if task in CLASSIFIER_TASKS and not (classifier_fits and plan.keeps_classifier):
@@ -404,7 +280,5 @@ class _Assembly:
 __all__ = [
     "LoadedCheckpoint",
     "TensorAccount",
-    "check_folder",
     "load_checkpoint",
-    "load_tokenizer",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 from flaxbert.core.units import format_bytes
 from flaxbert.errors import ConfigError, WeightsError
 from flaxbert.families import FAMILIES
-from flaxbert.weights.load import check_folder
+from flaxbert.weights.folder import check_folder
 from flaxbert.weights.readers import read_json_object
 from flaxbert.weights.sentence_transformers import transformer_folder
 

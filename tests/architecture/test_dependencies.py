@@ -15,7 +15,7 @@ from tests.helpers import ROOT, run_python
 ORACLES = {"torch", "tensorflow", "keras", "keras_hub", "sentence_transformers", "onnxruntime"}
 """Libraries that tests and benchmarks compare with; the product runs without them."""
 
-COMPARES = "flaxbert/weights/reference.py"
+COMPARES = "flaxbert/evaluation/reference.py"
 """The file behind ``flaxbert verify``, which compares with torch where that is installed, inside functions only."""
 
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "orbax": "orbax-checkpoint"}

@@ -10,7 +10,8 @@ import pytest
 
 from flaxbert.core.trees import flatten_names
 from flaxbert.errors import ConfigError, WeightsError
-from flaxbert.weights.load import check_folder, load_checkpoint
+from flaxbert.weights.folder import check_folder
+from flaxbert.weights.load import load_checkpoint
 from flaxbert.weights.save import save_checkpoint
 from tests.weights.tiny import CONFIG, change_config, change_tensors, random_params, write_tiny
 

@@ -8,9 +8,10 @@ import pytest
 import safetensors.numpy
 
 from flaxbert.errors import WeightsError
-from flaxbert.weights.load import load_checkpoint, load_tokenizer
+from flaxbert.weights.load import load_checkpoint
 from flaxbert.weights.save import save_checkpoint
 from flaxbert.weights.sentence_transformers import DenseLayer, SentencePooling, read_pooling
+from flaxbert.weights.tokenizer import load_tokenizer
 from tests.weights.tiny import CONFIG, random_params, write_tiny
 
 TASK = "sentence-similarity"

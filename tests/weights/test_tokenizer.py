@@ -5,8 +5,9 @@ import json
 import pytest
 
 from flaxbert.errors import WeightsError
-from flaxbert.weights.load import load_checkpoint, load_tokenizer
+from flaxbert.weights.load import load_checkpoint
 from flaxbert.weights.save import save_checkpoint
+from flaxbert.weights.tokenizer import load_tokenizer
 from tests.weights.tiny import CONFIG, WORDS, random_params, write_tiny
 
 TEXT = "A fine films ."

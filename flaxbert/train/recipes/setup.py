@@ -21,8 +21,8 @@ from flaxbert.data.load import TrainingData, load_examples
 from flaxbert.errors import ConfigError
 from flaxbert.families import get_family
 from flaxbert.model import Model, load
+from flaxbert.weights.folder import read_config
 from flaxbert.weights.hub import resolve
-from flaxbert.weights.load import read_config
 from flaxbert.weights.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]

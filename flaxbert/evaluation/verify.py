@@ -8,9 +8,9 @@ import numpy as np
 from flaxbert.core.trees import flatten_names, flatten_parts
 from flaxbert.core.units import format_count
 from flaxbert.errors import WeightsError
+from flaxbert.evaluation.reference import Difference, compare, describe_reference, load_reference, missing_reference
 from flaxbert.weights.load import LoadedCheckpoint, load_checkpoint
 from flaxbert.weights.name_table import TensorAccount
-from flaxbert.weights.reference import Difference, compare, describe_reference, load_reference, missing_reference
 from flaxbert.weights.save import verify_checkpoint
 from flaxbert.weights.sentence_transformers import transformer_folder
 from flaxbert.weights.tokenizer import load_tokenizer

@@ -5,10 +5,10 @@ import pytest
 
 from flaxbert.cli.main import main
 from flaxbert.errors import WeightsError
+from flaxbert.evaluation import reference
+from flaxbert.evaluation.verify import verify_folder
 from flaxbert.families import FAMILIES
-from flaxbert.weights import reference
 from flaxbert.weights.save import save_checkpoint
-from flaxbert.weights.verify import verify_folder
 from tests.nn.models import small_config, small_params
 from tests.weights.tiny import change_tensors, write_tiny
 
@@ -38,7 +38,7 @@ def test_a_wrong_number_is_found(tmp_path, monkeypatch):
             model.bert.encoder.layer[1].output.dense.weight[0, 0] += 0.01
         return model, problems
 
-    monkeypatch.setattr("flaxbert.weights.verify.load_reference", other)
+    monkeypatch.setattr("flaxbert.evaluation.verify.load_reference", other)
     found = verify_folder(folder)
     passed = {difference.name: difference.passed for difference in found.differences}
     assert passed["layer 1"]
