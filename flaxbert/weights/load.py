@@ -123,7 +123,7 @@ def load_checkpoint(
         config = config.replace(has_pooler=from_scratch or _POOLER in named.leaves or _POOLER in typed)
         if pooling is None and task == "sentence-similarity":
             pooling = SentencePooling()
-            notes.append("The folder does not say how sentence vectors are pooled: by the mean of the token vectors.")
+            notes.append("The folder does not say how vectors are pooled; the mean of the token vectors is taken.")
     else:
         pooling = None
     if from_scratch:

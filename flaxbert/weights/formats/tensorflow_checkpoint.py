@@ -119,7 +119,9 @@ def _number(value: Any) -> int:
 
 
 def _read_shape(entry: _Entry, message: Any) -> None:
-    for number, value in read_fields(bytes(message)):
+    if not isinstance(message, bytes):
+        raise TypeError("a number stands where a shape is due")
+    for number, value in read_fields(message):
         if number == 2 and isinstance(value, bytes):
             entry.shape.append(_number(dict(read_fields(value)).get(1, 0)))
         elif number == 3:

@@ -87,6 +87,7 @@ DATA = bytes(16)
         (describe(8, [2], 0, 0, DATA), "TensorFlow's type 8; flaxbert reads"),
         (describe(1, [4], 0, 0, DATA, field(7, b"")), "stored in slices"),
         (field(1, 1) + field(2, field(3, 1)), "stored in slices"),
+        (field(2, 2**63), "entry of a variable is malformed"),
         (field(1, b"x"), "entry of a variable is malformed"),
         (field(2, field(2, field(1, b"x"))), "entry of a variable is malformed"),
         (b"\x0a\x7f", "field 1 is cut off"),
