@@ -93,7 +93,8 @@ def read_family(root: pathlib.Path, names: Sequence[str]) -> tuple[Mapping[str, 
         family = get_family(str(model_type))
         return json, family, family.config_from_json(json), notes
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
+        own = " It comes with code of its own (auto_map), which flaxbert never runs." if "auto_map" in json else ""
+        raise ConfigError(f"{file}: {error}{own}") from error
 
 
 def read_config(folder: str | pathlib.Path) -> ModelConfig:

@@ -142,8 +142,8 @@ def test_missing_model_type_and_strange_names(folder):
 
 
 def test_unknown_class_needs_a_task(folder):
-    change_config(folder, architectures=["BertForMultipleChoice"])
-    with pytest.raises(ConfigError, match="BertForMultipleChoice, for which flaxbert has no task"):
+    change_config(folder, architectures=["BertLMHeadModel"])
+    with pytest.raises(ConfigError, match="BertLMHeadModel, for which flaxbert has no task"):
         load_checkpoint(folder)
     loaded = load_checkpoint(folder, "sequence-classification")
     assert loaded.account.initialized == CLASSIFIER, "another task's classifier is not taken for this one's"
@@ -227,7 +227,8 @@ def test_integer_weights_are_refused(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "roberta"}, "config.json: Unknown family 'roberta'"),
+        ({"model_type": "robertta"}, "config.json: Unknown family 'robertta'.*Did you mean 'roberta'"),
+        ({"model_type": "fancy", "auto_map": {"AutoModel": "fancy.Model"}}, "code of its own .* never runs"),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"hidden_size": "12"}, "hidden_size of config.json is '12'"),
         ({"hidden_act": "gelo"}, "Unknown activation 'gelo'.*Did you mean 'gelu'"),
@@ -238,6 +239,12 @@ def test_unusable_config(folder, change, message):
     change_config(folder, **change)
     with pytest.raises(ConfigError, match=message):
         load_checkpoint(folder)
+
+
+def test_code_of_the_folder_is_never_run_and_that_is_said(folder):
+    change_config(folder, auto_map={"AutoModel": "evil.Model"})
+    (folder / "evil.py").write_text("raise SystemExit('the code ran')")
+    assert any("auto_map" in note and "never runs" in note for note in load_checkpoint(folder).account.notes)
 
 
 def test_unknown_task(folder):
