@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 
 def base_model(folder: pathlib.Path, num_layers: int) -> pathlib.Path:
@@ -38,6 +39,26 @@ def base_model(folder: pathlib.Path, num_layers: int) -> pathlib.Path:
     if described["num_hidden_layers"] != num_layers:
         raise RuntimeError(f"{target} was written with {described['num_hidden_layers']} layers, not {num_layers}.")
     return target
+
+
+def save_random(target: pathlib.Path, family: str, settings: dict[str, Any]) -> pathlib.Path:
+    """Writes a two-class classifier of a family with random weights, without tokenizer.
+
+    Args:
+      target: Where to.
+      family: Its ``model_type``.
+      settings: Keys of its ``config.json``.
+
+    Returns:
+      The folder of the model.
+    """
+    from flaxbert.families import get_family
+    from flaxbert.families.graph import initialize_params
+    from flaxbert.weights.save import save_checkpoint
+
+    config = get_family(family).config_from_json({"model_type": family, **settings})
+    params = initialize_params(config, "sequence-classification", seed=0)
+    return save_checkpoint(target, config=config, task="sequence-classification", params=params)
 
 
 def sentence_model(folder: pathlib.Path, source: str) -> pathlib.Path:

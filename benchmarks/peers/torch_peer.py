@@ -1,5 +1,6 @@
 """transformers on torch: eager, compiled, and with autocast to bfloat16."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +32,9 @@ def _infer(settings: Settings, model: Any, device: str, autocast: bool) -> Calla
     import torch
 
     model.eval()
+    known = set(inspect.signature(model.forward).parameters) - {"labels"}  # not every family has token types
     batch = {
-        name: torch.as_tensor(array).long().to(device) for name, array in settings.batch().items() if name != "labels"
+        name: torch.as_tensor(array).long().to(device) for name, array in settings.batch().items() if name in known
     }
 
     def one() -> float:
