@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from flaxbert.config import RunConfig
-from flaxbert.data.columns import encode_labels, infer_problem_type, label_set, read_examples
-from flaxbert.data.load import count_labels
+from flaxbert.data.columns import count_labels, encode_labels, infer_problem_type, label_set, read_examples
 from tests.helpers import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
