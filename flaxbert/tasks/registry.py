@@ -4,8 +4,11 @@ from flaxbert.architecture import resolve_task
 from flaxbert.errors import ConfigError
 from flaxbert.tasks.base import Task
 from flaxbert.tasks.sequence_classification import NextSentencePrediction, SequenceClassification
+from flaxbert.tasks.token_classification import TokenClassification
 
-TASKS: dict[str, Task] = {task.name: task for task in (SequenceClassification(), NextSentencePrediction())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (SequenceClassification(), NextSentencePrediction(), TokenClassification())
+}
 """The tasks by canonical name."""
 
 

@@ -98,7 +98,7 @@ def _check_same_run(host: Mapping[str, Any], config: RunConfig) -> None:
     saved, now = host["config"], config.to_dict()
     for section, fields in _MUST_AGREE:
         for field in fields:
-            before, after = saved[section].get(field), now[section][field]
+            before, after = saved.get(section, now[section]).get(field), now[section][field]
             if isinstance(after, tuple):
                 before, after = list(before or ()), list(after)
             if before != after:
