@@ -155,7 +155,7 @@ class TokenClassification(Task):
 
     def encode(self, tokenizer: Any, examples: Any, setting: Setting, *, labelled: bool = True) -> Encoded:
         """See ``Task.encode``."""
-        stride = min(setting.options.stride, max(0, setting.max_length // 4))
+        stride = min(setting.options.stride, setting.max_length // 2)
         windows = tokenize_windows(
             tokenizer, examples.texts, max_length=setting.max_length, stride=stride, where=examples.where
         )
