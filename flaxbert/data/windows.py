@@ -134,3 +134,24 @@ def refuse_cut(windows: Windows, max_length: int, where: Where) -> None:
             f"{where(int(np.argmax(counts > 1)))}: the input has more than data.max_length {max_length} tokens, and "
             "data.truncation is error. Shorten it, raise data.max_length, or set data.truncation: longest_first."
         )
+
+
+def first_windows(windows: Windows) -> Windows:
+    """Returns the first window of every text, marked as truncated where there were more.
+
+    Args:
+      windows: The windows.
+    """
+    counts = np.bincount(windows.text_of, minlength=int(windows.text_of.max(initial=-1)) + 1)
+    firsts = np.cumsum(counts) - counts
+    tokens, lengths = windows.tokens, windows.tokens.lengths
+    kept = np.repeat(np.isin(np.arange(len(lengths)), firsts), lengths)
+    types = tokens.token_type_ids
+    chosen = dataclasses.replace(
+        tokens,
+        input_ids=tokens.input_ids[kept],
+        token_type_ids=None if types is None else types[kept],
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[firsts])]),
+        truncated=counts > 1,
+    )
+    return Windows(chosen, np.arange(len(counts)), windows.spans[kept], windows.in_text[kept])

@@ -3,13 +3,22 @@
 from flaxbert.architecture import resolve_task
 from flaxbert.errors import ConfigError
 from flaxbert.tasks.base import Task
+from flaxbert.tasks.multiple_choice import MultipleChoice
 from flaxbert.tasks.question_answering import QuestionAnswering
+from flaxbert.tasks.relation_classification import RelationClassification
 from flaxbert.tasks.sequence_classification import NextSentencePrediction, SequenceClassification
 from flaxbert.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (SequenceClassification(), NextSentencePrediction(), TokenClassification(), QuestionAnswering())
+    for task in (
+        SequenceClassification(),
+        NextSentencePrediction(),
+        TokenClassification(),
+        QuestionAnswering(),
+        RelationClassification(),
+        MultipleChoice(),
+    )
 }
 """The tasks by canonical name."""
 

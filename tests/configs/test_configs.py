@@ -37,12 +37,13 @@ OTHER_TASKS = {
     "wnut17": (3394, 1009, "@paulwalk It 's the view from where I 'm living for two weeks ."),
     "ncbi_disease": (5424, 923, "Identification of APC2 , a homologue of the adenomatous polyposis coli"),
     "squad2": (6078, 0, ""),
+    "semeval2010_task8": (8000, 0, "The system as described above has its greatest application in an arrayed $ conf"),
 }
 """Training and validation examples of the tasks that are no sequence classification, and the start of the first text."""
 
 
 def test_there_is_one_for_every_task():
-    assert {path.stem for path in CONFIGS} == {*REAL, *OTHER_TASKS, "csv"}
+    assert {path.stem for path in CONFIGS} == {*REAL, *OTHER_TASKS, "csv", "swag"}
 
 
 @pytest.mark.parametrize("name", OTHER_TASKS)
