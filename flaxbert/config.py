@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from flaxbert.errors import ConfigError
+from flaxbert.task_config import TaskConfig
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
@@ -54,7 +55,7 @@ class ModelSource:
     Attributes:
       path: Folder of a checkpoint (Hugging Face or sentence-transformers layout), or an id on the hub.
       revision: Branch, tag or commit on the hub; only for ids.
-      task: sequence-classification, token-classification, fill-mask, next-sentence-prediction or sentence-similarity. Empty: what the folder holds.
+      task: sequence-classification, token-classification, question-answering, relation-classification, multiple-choice, fill-mask, next-sentence-prediction or sentence-similarity. Empty: sequence-classification.
       problem_type: single_label_classification, multi_label_classification or regression. Empty: from the labels of the data.
       precision: Type that the matrix products are computed in; parameters stay float32.
       attention: Attention implementation; auto picks cudnn on NVIDIA GPUs in half precision, splash on TPUs for lengths of 1024 and more, else xla.
@@ -101,7 +102,7 @@ class DataConfig:
       train: File (CSV, TSV, JSONL, Parquet; .gz too), folder written by ``datasets``, or hub id of the training examples.
       validation: The same for the held-out examples. Empty: ``validation_rate`` of the training examples is held out.
       test: The same for a last evaluation after training. Empty: none.
-      format: csv, tsv, jsonl, lines (one record a line, taken apart by ``line_pattern``), parquet, datasets or hub. Empty: from the name.
+      format: csv, tsv, jsonl, lines (one record a line, taken apart by ``line_pattern``), parquet, datasets or hub; conll (a word and its tag a line), squad (the JSON of SQuAD) or semeval (TRAIN_FILE.TXT of SemEval-2010 task 8) for their tasks. Empty: from the name.
       name: Configuration of a hub data set, for example sst2 of glue.
       train_split: Split of a hub data set for training.
       validation_split: Split of a hub data set for validation.
@@ -131,7 +132,7 @@ class DataConfig:
     train: str = ""
     validation: str = ""
     test: str = ""
-    format: Literal["", "csv", "tsv", "jsonl", "lines", "parquet", "datasets", "hub"] = ""
+    format: Literal["", "csv", "tsv", "jsonl", "lines", "parquet", "datasets", "hub", "conll", "squad", "semeval"] = ""
     name: str = ""
     train_split: str = "train"
     validation_split: str = "validation"
@@ -222,7 +223,7 @@ class TrainConfig:
       checkpoint_every: Optimizer steps between checkpoints; 0 saves at each evaluation.
       keep_checkpoints: Newest checkpoints that are kept beside the best one.
       log_every: Optimizer steps between lines of metrics.
-      metric: Metric that chooses the best checkpoint; empty takes the task's first (accuracy, f1_micro or spearman).
+      metric: Metric that chooses the best checkpoint; empty takes the task's first (accuracy, f1_micro, spearman, f1…).
       early_stopping_patience: Evaluations without improvement after which training stops; 0 never stops early.
       early_stopping_threshold: Least change of the metric that counts as an improvement.
       plateau_patience: Evaluations without improvement after which the learning rate is multiplied by plateau_factor; 0 switches it off.
@@ -358,6 +359,7 @@ class RunConfig:
     Attributes:
       model: Which model the run starts from.
       data: Which examples it reads.
+      task: What its task needs beyond texts and labels.
       train: How it is trained.
       mesh: How devices are arranged.
       output: Where the run writes.
@@ -365,6 +367,7 @@ class RunConfig:
 
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     output: OutputConfig = dataclasses.field(default_factory=OutputConfig)

@@ -15,10 +15,14 @@ from flaxbert.architecture import TASK_HEADS, Execution, ModelConfig, resolve_ta
 from flaxbert.core.arrays import Params
 from flaxbert.core.trees import is_stacked, map_leaves, stack_layers, unstack_layers
 from flaxbert.data.sources import as_texts
-from flaxbert.data.tokenization import tokenize
+from flaxbert.data.tokenization import TokenizedExamples, tokenize, warn_truncated
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.families.graph import INPUT_NAMES
 from flaxbert.nn.network import ModelOutput
+from flaxbert.task_config import TaskConfig
+from flaxbert.tasks.base import Encoded, Setting, setting_of
+from flaxbert.tasks.registry import find_task, get_task
+from flaxbert.tasks.sequence_classification import Prediction
 from flaxbert.weights.hub import resolve
 from flaxbert.weights.load import load_checkpoint
 from flaxbert.weights.name_table import TensorAccount
@@ -26,20 +30,7 @@ from flaxbert.weights.save import save_checkpoint
 from flaxbert.weights.sentence_transformers import SentencePooling
 from flaxbert.weights.tokenizer import load_tokenizer
 
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a classifier says of one input.
-
-    Attributes:
-      label: Name of the best label; for multi-label models the names above 0.5, joined by commas; for regression empty.
-      score: Probability of the best label (highest of the chosen ones for multi-label), or the regression value.
-      scores: Probability per label name, or the regression value under its label name.
-    """
-
-    label: str
-    score: float
-    scores: Mapping[str, float]
+__all__ = ["Model", "Prediction", "load"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,23 +129,24 @@ class Model:
         keep_length: bool = False,
         truncation: str = "longest_first",
     ) -> list[np.ndarray]:
-        first, second = as_texts(texts)
-        if pairs is not None:
-            second = as_texts(pairs)[0]
-            if len(second) != len(first):
-                raise DataError(f"There are {len(first)} texts, but {len(second)} second texts; give one for each.")
-        if not first:
+        inputs = get_task("sequence-classification").inputs(texts, pairs)
+        if not len(inputs):
             return []
-        length = self.max_length if max_length is None else max_length
-        examples = tokenize(self._require_tokenizer(), first, second, max_length=length, truncation=truncation)
+        length, tokenizer = self.max_length if max_length is None else max_length, self._require_tokenizer()
+        examples = tokenize(tokenizer, inputs.texts, inputs.pairs, max_length=length, truncation=truncation)
+        return self._run_features(examples, postprocess, batch_size, length, keep_length)
+
+    def _run_features(
+        self,
+        features: TokenizedExamples,
+        postprocess: inference.Postprocess,
+        batch_size: int,
+        max_length: int,
+        keep_length: bool,
+    ) -> list[np.ndarray]:
         program = inference.compiled_forward(self.config, self.task, self.execution, postprocess)
         return inference.run_examples(
-            program,
-            self.params,
-            examples,
-            batch_size=batch_size,
-            max_length=length,
-            keep_length=keep_length,
+            program, self.params, features, batch_size=batch_size, max_length=max_length, keep_length=keep_length
         )
 
     def predict_logits(
@@ -184,35 +176,81 @@ class Model:
         """
         if not TASK_HEADS[self.task]:
             raise ConfigError(f"A model for '{self.task}' has no head; load it with task='sequence-classification'.")
-        per_token = self.task in ("token-classification", "fill-mask", "pretraining")
+        task = find_task(self.task)
+        per_token = self.task in ("fill-mask", "pretraining") if task is None else task.scores_tokens
         rows = self._run(texts, pairs, inference.logits_of, batch_size, max_length, per_token, truncation)
         if per_token:
             return rows
         return np.stack(rows) if rows else np.zeros((0, self.config.num_labels), np.float32)
 
     def predict(
-        self, texts: Any, pairs: Any = None, *, batch_size: int = 32, max_length: int | None = None
-    ) -> list[Prediction]:
-        """Classifies texts.
+        self,
+        texts: Any,
+        pairs: Any = None,
+        *,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        options: TaskConfig = TaskConfig(),
+    ) -> list[Any]:
+        """Makes the predictions of the model's task.
 
         Args:
-          texts: As for ``predict_logits``.
-          pairs: Second texts, or None.
+          texts: As for ``predict_logits``; for question answering the questions.
+          pairs: Second texts, or None; contexts for question answering, a list of choices for each multiple choice.
           batch_size: Most texts computed together.
           max_length: Most tokens of a text.
+          options: What the task needs beyond texts.
 
         Returns:
-          One prediction per text, in order.
+          One prediction per text, in order: a ``Prediction`` with label and scores, a ``TaggedText`` with entities, an ``Answer``…
 
         Raises:
-          ConfigError: The task is not sequence classification or next sentence prediction.
+          ConfigError: The task makes no predictions of texts.
         """
-        if self.task not in ("sequence-classification", "next-sentence-prediction"):
-            raise ConfigError(
-                f"predict classifies whole texts; for a model of task '{self.task}' use encode or predict_logits."
-            )
-        logits = np.asarray(self.predict_logits(texts, pairs, batch_size=batch_size, max_length=max_length))
-        return predictions_from_logits(self.config, self.task, logits)
+        task = find_task(self.task)
+        if task is None:
+            raise ConfigError(f"A model of task '{self.task}' makes no predictions; use encode or predict_logits.")
+        examples = task.inputs(texts, pairs)
+        return self.predict_examples(examples, batch_size=batch_size, max_length=max_length, options=options)
+
+    def predict_examples(
+        self, examples: Any, *, batch_size: int = 32, max_length: int | None = None, options: TaskConfig = TaskConfig()
+    ) -> list[Any]:
+        """Makes a prediction for each example of the model's task.
+
+        Args:
+          examples: From the task's ``read`` or ``inputs``.
+          batch_size: As for ``predict``.
+          max_length: As for ``predict``.
+          options: As for ``predict``.
+
+        Returns:
+          One prediction per example.
+        """
+        setting = setting_of(self.config, options, max_length or self.max_length)
+        encoded, outputs = self.run_task(examples, setting, batch_size=batch_size)
+        return get_task(self.task).decode(encoded, outputs, setting)
+
+    def run_task(
+        self, examples: Any, setting: Setting, *, batch_size: int = 32, labelled: bool = False
+    ) -> tuple[Encoded, list[np.ndarray]]:
+        """Tokenizes the examples of the model's task and runs the network on them.
+
+        Args:
+          examples: From the task's ``read`` or ``inputs``.
+          setting: Labels, lengths and options.
+          batch_size: Most inputs computed together.
+          labelled: Whether the references are encoded too.
+
+        Returns:
+          The encoded examples, and the raw scores of their inputs.
+        """
+        task = get_task(self.task)
+        encoded = task.encode(self._require_tokenizer(), examples, setting, labelled=labelled)
+        warn_truncated({"": encoded.features}, setting.max_length, setting.data.truncation)
+        return encoded, self._run_features(
+            encoded.features, inference.logits_of, batch_size, setting.max_length, task.scores_tokens
+        )
 
     def encode(
         self,
@@ -297,44 +335,6 @@ class Model:
             overwrite=overwrite,
             files=files,
         )
-
-
-def predictions_from_logits(
-    config: ModelConfig, task: str, logits: Float[np.ndarray, "texts labels"]
-) -> list[Prediction]:
-    """Turns raw scores into predictions.
-
-    Args:
-      config: Architecture, for label names and problem type.
-      task: Canonical task name.
-      logits: Raw scores.
-
-    Returns:
-      One prediction per row.
-    """
-    names = ("is_next", "is_not_next") if task == "next-sentence-prediction" else config.label_names
-    logits = np.asarray(logits, np.float64)
-    if config.problem_type == "regression":
-        return [
-            Prediction("", float(row[0]), {name: float(value) for name, value in zip(names, row, strict=True)})
-            for row in logits
-        ]
-    if config.problem_type == "multi_label_classification":
-        scores = 1.0 / (1.0 + np.exp(-logits))
-        return [_multi_label(names, row) for row in scores]
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores = shifted / shifted.sum(axis=1, keepdims=True)
-    best = scores.argmax(axis=1)
-    return [
-        Prediction(names[top], float(row[top]), {name: float(value) for name, value in zip(names, row, strict=True)})
-        for top, row in zip(best, scores, strict=True)
-    ]
-
-
-def _multi_label(names: Sequence[str], row: np.ndarray) -> Prediction:
-    chosen = [name for name, value in zip(names, row, strict=True) if value >= 0.5]
-    scores = {name: float(value) for name, value in zip(names, row, strict=True)}
-    return Prediction(",".join(chosen), max((scores[name] for name in chosen), default=0.0), scores)
 
 
 def load(

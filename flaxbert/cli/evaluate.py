@@ -3,11 +3,13 @@
 import pathlib
 
 from flaxbert.config import AttentionName, DataConfig, PrecisionName
+from flaxbert.task_config import TaskConfig
 
 
 def run(
     model: str,
     data: DataConfig = DataConfig(),
+    task: TaskConfig = TaskConfig(),
     examples: str = "",
     output: str = "",
     batch_size: int = 32,
@@ -15,11 +17,12 @@ def run(
     attention: AttentionName = "auto",
     offline: bool = False,
 ) -> int:
-    """Scores a classifier on labelled examples: the task's metrics with an interval, and the scores per label.
+    """Scores a model on labelled examples: its task's metrics with an interval, and the scores per label.
 
     Args:
       model: Folder or hub id of the model.
       data: Where labels and texts stand in the examples; train, validation and test are not read.
+      task: What the model's task needs beyond texts and labels.
       examples: File, folder or hub id of the labelled examples; empty takes data.validation.
       output: File for the metrics and the scores per label as JSON; empty writes none.
       batch_size: Most texts computed together.
@@ -40,7 +43,7 @@ def run(
     if output:
         require_folder(pathlib.Path(output))
     loaded = flaxbert.load(model, precision=precision, attention=attention, offline=offline)
-    result = score_model(loaded, data, examples or data.validation, batch_size=batch_size)
+    result = score_model(loaded, data, examples or data.validation, batch_size=batch_size, options=task)
     print(result.to_text())
     if output:
         result.write(output)

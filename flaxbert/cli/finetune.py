@@ -1,6 +1,7 @@
 """``flaxbert finetune``: trains a model for a task."""
 
 from flaxbert.config import DataConfig, MeshConfig, ModelSource, OutputConfig, RunConfig, TrainConfig
+from flaxbert.task_config import TaskConfig
 
 EXIT_PREEMPTED = 143
 
@@ -8,6 +9,7 @@ EXIT_PREEMPTED = 143
 def run(
     model: ModelSource = ModelSource(),
     data: DataConfig = DataConfig(),
+    task: TaskConfig = TaskConfig(),
     train: TrainConfig = TrainConfig(),
     mesh: MeshConfig = MeshConfig(),
     output: OutputConfig = OutputConfig(),
@@ -17,6 +19,7 @@ def run(
     Args:
       model: Which model the run starts from.
       data: Which examples it reads.
+      task: What its task needs beyond texts and labels.
       train: How it is trained.
       mesh: How devices are arranged.
       output: Where the run writes.
@@ -29,5 +32,5 @@ def run(
     configure()
     from flaxbert.train.recipes.finetune import finetune
 
-    result = finetune(RunConfig(model=model, data=data, train=train, mesh=mesh, output=output))
+    result = finetune(RunConfig(model=model, data=data, task=task, train=train, mesh=mesh, output=output))
     return EXIT_PREEMPTED if result.reason == "preempted" else 0

@@ -1,17 +1,21 @@
-"""``flaxbert predict``: labels or embeds texts."""
+"""``flaxbert predict``: what a model's task says of texts: labels, entities, answers, vectors."""
 
 from typing import Literal
 
 from flaxbert.config import AttentionName, PrecisionName
+from flaxbert.task_config import TaskConfig
 
 
 def run(
     model: str,
     text: tuple[str, ...] = (),
+    text_pair: tuple[str, ...] = (),
     input: str = "",
     output: str = "",
     text_column: str = "text",
     text_pair_column: str = "",
+    data_format: Literal["", "csv", "tsv", "jsonl", "lines", "parquet", "conll", "squad", "semeval"] = "",
+    task: TaskConfig = TaskConfig(),
     format: Literal["text", "jsonl"] = "text",
     batch_size: int = 32,
     max_length: int = 0,
@@ -19,16 +23,19 @@ def run(
     attention: AttentionName = "auto",
     offline: bool = False,
 ) -> int:
-    """Labels texts by a classifier, or embeds them by a sentence model.
+    """Makes the predictions of a model's task for texts, or embeds them by a sentence model.
 
     Args:
       model: Folder or hub id of the model.
-      text: The texts themselves, as a list.
-      input: File to read texts from: CSV, TSV, JSONL or Parquet by its ending, else one text a line; - reads lines from standard input.
+      text: The texts themselves, as a list; for question answering and multiple choice the questions.
+      text_pair: Second texts, one for each text or one for all; for question answering where the answers stand.
+      input: File to read texts from: CSV, TSV, JSONL or Parquet by its ending, a file of the task's own format, else one text a line; - reads lines from standard input.
       output: File to write to, made whole before it appears; empty writes to standard output.
       text_column: Column of the text in a table.
       text_pair_column: Column of the second text in a table; empty for single texts.
-      format: text writes label, score and text by tabs; jsonl writes one object a line with all scores or the vector.
+      data_format: Format of the file, such as conll or squad; empty: from its name.
+      task: What the model's task needs beyond texts, such as the columns of questions.
+      format: text writes label or answer, score and text by tabs, of entities one a line; jsonl writes one object a line with all scores or the vector.
       batch_size: Most texts computed together.
       max_length: Most tokens of a text; 0 takes the model's maximum.
       precision: Type that the matrix products are computed in.
@@ -41,12 +48,18 @@ def run(
     from flaxbert.core.runtime import configure
 
     configure()
-    from flaxbert.evaluation.predict import predict_lines, read_texts, write_lines
+    from flaxbert.config import DataConfig
+    from flaxbert.evaluation.predict import predict_lines, read_inputs, read_texts, write_lines
 
-    first, second = read_texts(text, input, text_column, text_pair_column)
+    if bool(text) == bool(input):
+        read_texts(text, input, text_column, text_pair_column)
     import flaxbert
 
     loaded = flaxbert.load(model, precision=precision, attention=attention, offline=offline)
-    lines = predict_lines(loaded, first, second, format=format, batch_size=batch_size, max_length=max_length or None)
+    config = DataConfig(text_column=text_column, text_pair_column=text_pair_column, label_column="", format=data_format)
+    examples = read_inputs(loaded, text, input, config, pairs=text_pair, options=task)
+    lines = predict_lines(
+        loaded, examples, format=format, batch_size=batch_size, max_length=max_length or None, options=task
+    )
     write_lines(lines, output)
     return 0

@@ -13,13 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from flaxbert.data.ordering import WINDOW_BATCHES, default_length_buckets, plan_epoch
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError, DataError, MeshError
 
 _PREFETCHED_BATCHES = 4
+
+IGNORED_LABEL = -100
+"""Label of tokens that have no loss: padding, special tokens, all but the first piece of a word."""
 
 Batch = dict[str, np.ndarray]
 
@@ -41,24 +44,33 @@ def collate(
     if filler is None:
         filler = int(rows[real][0]) if real.any() else 0
     chosen = np.where(real, rows, filler)
-    starts, lengths = examples.offsets[chosen], examples.lengths[chosen]
-    mask = np.arange(length) < lengths[:, None]
-    flat = (starts[:, None] + np.arange(length))[mask]
-    input_ids = np.full(mask.shape, examples.pad_token_id, np.int32)
-    input_ids[mask] = examples.input_ids[flat]
-    token_type_ids = np.zeros(mask.shape, np.int32)
-    if examples.token_type_ids is not None:
-        token_type_ids[mask] = examples.token_type_ids[flat]
+    several = examples.rows_per_example
+    inputs = chosen if several == 1 else chosen[:, None] * several + np.arange(several)
+    starts, ends = examples.offsets[inputs], examples.offsets[inputs + 1]
+    mask = np.arange(length) < (ends - starts)[..., None]
+    flat = (starts[..., None] + np.arange(length))[mask]
     batch = {
-        "input_ids": input_ids,
+        "input_ids": _padded(examples.input_ids, flat, mask, examples.pad_token_id),
         "attention_mask": mask.astype(np.int32),
-        "token_type_ids": token_type_ids,
+        "token_type_ids": _padded(examples.token_type_ids, flat, mask, 0),
         "example_weight": real.astype(np.float32),
         "example_index": rows.astype(np.int32),
     }
     if examples.labels is not None:
         batch["labels"] = examples.labels[chosen]
+    for name, values in examples.token_values.items():
+        batch[name] = _padded(values, flat, mask, IGNORED_LABEL if name == "labels" else 0)
     return batch
+
+
+def _padded(
+    values: Int[np.ndarray, "tokens"] | None, flat: Int[np.ndarray, "kept"], mask: Bool[np.ndarray, "..."], filler: int
+) -> Int[np.ndarray, "..."]:
+    """Returns the values of the tokens of a batch, the filler where there is padding."""
+    padded = np.full(mask.shape, filler, np.int32)
+    if values is not None:
+        padded[mask] = values[flat]
+    return padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,6 +336,7 @@ def _check_shape(examples: TokenizedExamples, batch_size: int, process_index: in
 
 def _digest(examples: TokenizedExamples) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for array in (examples.input_ids, examples.token_type_ids, examples.offsets, examples.labels):
+    arrays = (examples.input_ids, examples.token_type_ids, examples.offsets, examples.labels)
+    for array in (*arrays, *(examples.token_values[name] for name in sorted(examples.token_values))):
         digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

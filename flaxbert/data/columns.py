@@ -2,19 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from flaxbert.config import DataConfig, ProblemType
-from flaxbert.data.shuffling import stable_permutation
 from flaxbert.data.sources import as_list, read_table
 from flaxbert.data.tables import Table, shorten
 from flaxbert.errors import ConfigError, DataError, nearest
-
-_HOLD_OUT_STREAM = 0x5EED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +99,15 @@ class Examples:
           index: Number of the example, from 0.
         """
         return self.table.where(int(self.rows[index]))
+
+    @property
+    def name(self) -> str:
+        """What was read, for messages."""
+        return self.table.name
+
+    def group_keys(self) -> Sequence[Hashable]:
+        """Returns a key for each example; those with equal ones stay together when examples are held out."""
+        return self.texts if self.pairs is None else list(zip(self.texts, self.pairs, strict=True))
 
     def select(self, indices: Int[np.ndarray, "chosen"]) -> "Examples":
         """Returns the examples at the given positions.
@@ -353,36 +359,18 @@ def _finite(label: Any, examples: Examples, index: int) -> float:
     return number
 
 
-def hold_out(examples: Examples, validation_rate: float, seed: int) -> tuple[Examples, Examples]:
-    """Splits examples at random; equal texts stay on one side.
+def count_labels(
+    numbers: Num[np.ndarray, "examples ..."] | None, labels: LabelSet, problem_type: ProblemType
+) -> dict[str, int]:
+    """Returns the number of examples per label; nothing for a regression or without labels.
 
     Args:
-      examples: The examples.
-      validation_rate: Share to hold out, in (0, 1); at least one example is.
-      seed: The split depends on it and on the examples alone.
-
-    Returns:
-      The training and the validation examples, each in their order.
-
-    Raises:
-      DataError: There are fewer than two different texts.
+      numbers: Labels as ``encode_labels`` returns them.
+      labels: The label set.
+      problem_type: Kind of problem.
     """
-    pairs = examples.pairs if examples.pairs is not None else [""] * len(examples)
-    groups: dict[tuple[str, str], list[int]] = {}
-    for index, key in enumerate(zip(examples.texts, pairs, strict=True)):
-        groups.setdefault(key, []).append(index)
-    if len(groups) < 2:
-        raise DataError(
-            f"{examples.table.name}: {len(examples)} examples with {len(groups)} different texts can not be split into "
-            "training and validation; give data.validation, or more examples."
-        )
-    wanted = max(1, round(validation_rate * len(examples)))
-    members = list(groups.values())
-    held_out: list[int] = []
-    for group in stable_permutation(len(members), seed, _HOLD_OUT_STREAM)[:-1].tolist():
-        if len(held_out) >= wanted:
-            break
-        held_out.extend(members[group])
-    inside = np.zeros(len(examples), bool)
-    inside[held_out] = True
-    return examples.select(np.flatnonzero(~inside)), examples.select(np.flatnonzero(inside))
+    if numbers is None or problem_type == "regression":
+        return {}
+    multi = problem_type == "multi_label_classification"
+    counts = numbers.sum(axis=0) if multi else np.bincount(numbers, minlength=len(labels))
+    return {name: int(count) for name, count in zip(labels, counts, strict=True)}

@@ -192,6 +192,27 @@ def _read_json_lines(path: Path, lines: Iterator[Line], wanted: Sequence[str], l
     return Table(str(path), dict(zip(wanted, columns, strict=True)), numbers)
 
 
+def first_record_keys(path: Path, file_format: str, config: DataConfig) -> list[str]:
+    """Returns the names of the columns of a text file, as its first record tells them.
+
+    Args:
+      path: The file.
+      file_format: csv, tsv or jsonl; others have no names.
+      config: Header, delimiter, encoding.
+
+    Raises:
+      DataError: The first record is malformed.
+    """
+    with contextlib.closing(numbered_lines(path, config.encoding)) as lines:
+        number, line = next(((number, line) for number, line in lines if line.strip()), (0, ""))
+    if file_format == "jsonl" and line:
+        return list(_parse_record(path, number, line))
+    if file_format in ("csv", "tsv") and config.header:
+        delimiter = config.delimiter or ("\t" if file_format == "tsv" else ",")
+        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    return []
+
+
 def _parse_record(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)

@@ -46,11 +46,12 @@ def read_table(
     file_format = guess_format(str(source), config.format)
     path = Path(source)
     if file_format == "hub":
-        return _read_hub(str(source), wanted, config, split, limit)
+        where = f"{source}{'/' + config.name if config.name else ''}, split {split}"
+        return _read_dataset(load_hub(str(source), config, split), wanted, where, limit)
     if not path.exists():
         raise DataError(_missing_file(path))
     if file_format == "datasets":
-        return _read_datasets_folder(path, wanted, split, limit)
+        return _read_object(load_datasets_folder(path), wanted, str(path), limit, split)
     if path.is_dir():
         raise DataError(f"{path} is a folder, but data.format {file_format} needs a file; name the file inside it.")
     if file_format == "parquet":
@@ -134,7 +135,18 @@ def _from_columns(table: Any, wanted: Sequence[str], chosen: Sequence[str], name
     return Table(name, {want: table.column(column).to_pylist() for want, column in zip(wanted, chosen, strict=True)})
 
 
-def _read_datasets_folder(path: Path, wanted: Sequence[str], split: str, limit: int) -> Table:
+def load_datasets_folder(path: Path) -> Any:
+    """Loads a folder that ``datasets.save_to_disk`` wrote.
+
+    Args:
+      path: The folder.
+
+    Returns:
+      The data set, or a dictionary of them.
+
+    Raises:
+      DataError: The folder is none, or damaged.
+    """
     import datasets
 
     if not ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
@@ -143,26 +155,37 @@ def _read_datasets_folder(path: Path, wanted: Sequence[str], split: str, limit: 
             "file inside it, or save the data set again."
         )
     try:
-        loaded = datasets.load_from_disk(str(path))
+        return datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: the folder can not be read as a data set ({error}); save it again.") from error
-    return _read_object(loaded, wanted, str(path), limit, split)
 
 
-def _read_hub(name: str, wanted: Sequence[str], config: DataConfig, split: str, limit: int) -> Table:
+def load_hub(name: str, config: DataConfig, split: str) -> Any:
+    """Loads one split of a data set of the hub.
+
+    Args:
+      name: Its id.
+      config: Gives the configuration's name.
+      split: The split.
+
+    Returns:
+      The data set.
+
+    Raises:
+      DataError: It can not be loaded.
+    """
     import datasets
     from datasets.exceptions import DatasetsError
 
     where = f"{name}{'/' + config.name if config.name else ''}, split {split}"
     try:
-        loaded = datasets.load_dataset(name, config.name or None, split=split)
+        return datasets.load_dataset(name, config.name or None, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise DataError(
             f"{where}: neither a file or folder here nor a data set that could be loaded from the hub "
             f"({type(error).__name__}: {error}). Check the path or id, data.name and the split, and the network; a data "
             "set that was saved with save_to_disk can be named by its folder."
         ) from error
-    return _read_dataset(loaded, wanted, where, limit)
 
 
 def _read_dataset(dataset: Any, wanted: Sequence[str], name: str, limit: int) -> Table:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,27 +33,33 @@ class TokenizedExamples:
       truncated: Whether each example lost tokens.
       labels: One row per example, or None.
       pad_token_id: Id that fills batches.
+      token_values: Further numbers of all tokens by their name in a batch, such as ``labels`` of tokens or ``entity_mask``.
+      rows_per_example: Inputs that make up one example side by side, such as the choices of a question; ``offsets`` and
+        ``truncated`` count inputs, the choices of an example one after the other.
     """
 
     input_ids: Int32[np.ndarray, "tokens"]
     token_type_ids: Int32[np.ndarray, "tokens"] | None
     offsets: Int[np.ndarray, "boundaries"]
-    truncated: Bool[np.ndarray, "examples"]
+    truncated: Bool[np.ndarray, "inputs"]
     labels: Num[np.ndarray, "examples ..."] | None = None
     pad_token_id: int = 0
+    token_values: Mapping[str, Int32[np.ndarray, "tokens"]] = dataclasses.field(default_factory=dict)
+    rows_per_example: int = 1
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return (len(self.offsets) - 1) // self.rows_per_example
 
     @property
     def lengths(self) -> Int[np.ndarray, "examples"]:
-        """Number of tokens of each example."""
-        return np.diff(self.offsets)
+        """Number of tokens of each example; of the longest of its inputs where it has several."""
+        lengths = np.diff(self.offsets)
+        return lengths if self.rows_per_example == 1 else lengths.reshape(-1, self.rows_per_example).max(axis=1)
 
     @property
     def num_truncated(self) -> int:
         """Number of examples that lost tokens."""
-        return int(self.truncated.sum())
+        return int(self.truncated.reshape(-1, self.rows_per_example).any(axis=1).sum())
 
     def with_labels(self, labels: Num[np.ndarray, "examples ..."]) -> "TokenizedExamples":
         """Returns the examples with labels.
@@ -185,15 +191,25 @@ def _chunks(num_examples: int) -> Iterator[range]:
 
 
 @contextmanager
-def _settings(backend: Any, max_length: int, truncation: str) -> Iterator[None]:
-    """Switches padding off and truncation to what is asked for, and back afterwards."""
+def tokenizer_settings(backend: Any, max_length: int, truncation: str, stride: int = 0) -> Iterator[None]:
+    """Switches padding off and truncation to what is asked for, and back afterwards.
+
+    Args:
+      backend: A ``tokenizers.Tokenizer``.
+      max_length: Most tokens of one input, special tokens included.
+      truncation: As for ``tokenize``.
+      stride: Tokens that the parts of an input that is too long share.
+
+    Yields:
+      Nothing.
+    """
     padding, usual = backend.padding, backend.truncation
     backend.no_padding()
     if truncation == "error":
         backend.no_truncation()
     else:
         direction = (usual or {}).get("direction", "right")
-        backend.enable_truncation(max_length, strategy=truncation, direction=direction)
+        backend.enable_truncation(max_length, stride=stride, strategy=truncation, direction=direction)
     try:
         yield
     finally:
@@ -208,8 +224,8 @@ def _encode_chunks(
     backend: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int, truncation: str, where: Where
 ) -> Iterator[tuple[np.ndarray, ...]]:
     if truncation != "error":
-        _require_room(max_length, backend.num_special_tokens_to_add(pairs is not None), truncation)
-    with _settings(backend, max_length, truncation):
+        require_room(max_length, backend.num_special_tokens_to_add(pairs is not None), truncation)
+    with tokenizer_settings(backend, max_length, truncation):
         for chunk in _chunks(len(texts)):
             inputs: Any = [texts[index] for index in chunk]
             if pairs is not None:
@@ -217,7 +233,7 @@ def _encode_chunks(
             try:
                 encodings = backend.encode_batch_fast(inputs)
             except Exception as error:
-                raise _explain(backend, inputs, chunk, where, max_length, truncation, error) from error
+                raise explain_failure(backend, inputs, chunk, where, max_length, error, truncation) from error
             lengths = np.array([len(encoding) for encoding in encodings], np.int64)
             if truncation == "error":
                 _refuse_long(lengths, chunk, max_length, where)
@@ -266,7 +282,17 @@ def _encode_slowly(
         yield flat[0], flat[1], lengths, np.array(cut, np.bool_)
 
 
-def _require_room(max_length: int, num_special_tokens: int, truncation: str) -> None:
+def require_room(max_length: int, num_special_tokens: int, truncation: str) -> None:
+    """Refuses a length that special tokens alone fill.
+
+    Args:
+      max_length: Most tokens of one input.
+      num_special_tokens: Special tokens of every input.
+      truncation: How inputs are cut, for the message.
+
+    Raises:
+      DataError: There is no room.
+    """
     if max_length <= num_special_tokens:
         raise DataError(
             f"data.max_length is {max_length}, but special tokens alone take {num_special_tokens}, which leaves no room for "
@@ -304,10 +330,26 @@ def _too_long_for_strategy(where: str, max_length: int, truncation: str) -> str:
     )
 
 
-def _explain(
-    backend: Any, inputs: Sequence[Any], chunk: range, where: Where, max_length: int, truncation: str, error: Exception
+def explain_failure(
+    backend: Any,
+    inputs: Sequence[Any],
+    chunk: range,
+    where: Where,
+    max_length: int,
+    error: Exception,
+    truncation: str = "only_second",
 ) -> DataError:
-    """Finds the input of a failed chunk that the tokenizer refuses, and says why."""
+    """Finds the input of a failed chunk that the tokenizer refuses, and returns an error that says why.
+
+    Args:
+      backend: A ``tokenizers.Tokenizer``.
+      inputs: Texts or pairs of the chunk.
+      chunk: Their numbers.
+      where: Returns the place of an input.
+      max_length: Most tokens of one input.
+      error: What the tokenizer raised for the chunk.
+      truncation: As for ``tokenize``.
+    """
     for value, index in zip(inputs, chunk, strict=True):
         text, pair = value if isinstance(value, tuple) else (value, None)
         _refuse_surrogates(text, pair, where(index))

@@ -7,6 +7,7 @@ import pathlib
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from flaxbert.data.columns import read_examples
 from flaxbert.data.sources import is_table_file
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.model import Model
+from flaxbert.task_config import TaskConfig
+from flaxbert.tasks.base import one_line, setting_of
+from flaxbert.tasks.registry import TASKS, find_task
 
 
 def read_texts(
@@ -74,52 +78,85 @@ def _lines(content: bytes, where: str) -> list[str]:
     return texts
 
 
-def predict_lines(
+def read_inputs(
     model: Model,
     texts: Sequence[str],
-    pairs: Sequence[str] | None,
+    path: str,
+    config: DataConfig,
+    *,
+    pairs: Sequence[str] = (),
+    options: TaskConfig = TaskConfig(),
+) -> Any:
+    """Returns the examples to predict, as the model's task takes them.
+
+    Args:
+      model: The model.
+      texts: Texts given directly; for question answering the questions.
+      path: File to read, ``-`` for standard input, or empty.
+      config: Columns and format of a file.
+      pairs: Second texts given directly, or the one that goes with every text.
+      options: What the task needs beyond texts.
+
+    Raises:
+      ConfigError: Neither or both of texts and file are given.
+      DataError: The file can not be read.
+    """
+    task = find_task(model.task) or TASKS["sequence-classification"]
+    if not path or texts or path == "-" or task.reads_lines(path, config):
+        first, second = read_texts(texts, path, config.text_column, config.text_pair_column)
+        if pairs:
+            second = list(pairs) * len(first) if len(pairs) == 1 else list(pairs)
+        return task.inputs(first, second)
+    if not pathlib.Path(path).is_file():
+        raise DataError(f"There is no file '{path}' to predict.")
+    setting = setting_of(model.config, options, model.max_length, config)
+    return task.read(path, setting, labelled=False)
+
+
+def predict_lines(
+    model: Model,
+    examples: Any,
     *,
     format: str,
     batch_size: int,
     max_length: int | None,
+    options: TaskConfig = TaskConfig(),
 ) -> Iterator[str]:
-    """Yields one line per text.
+    """Yields the lines that show the predictions.
 
     Args:
-      model: A classifier, or a sentence model without head.
-      texts: First texts.
-      pairs: Second texts, or None.
+      model: A model with a task, or a sentence model without head.
+      examples: From ``read_inputs``.
       format: text or jsonl.
       batch_size: Most texts computed together.
       max_length: Most tokens of a text.
+      options: What the task needs beyond texts.
 
     Raises:
-      ConfigError: There are pairs, but the model makes one vector of each text.
+      ConfigError: There are pairs, but the model makes one vector of each text, or the model's task predicts nothing.
     """
+    task = find_task(model.task)
     if not TASK_HEADS[model.task]:
-        if pairs is not None:
+        if examples.pairs is not None:
             raise ConfigError("The model makes one vector of each text; leave out text_pair_column.")
-        vectors = model.encode(list(texts), batch_size=batch_size, max_length=max_length)
-        for text, vector in zip(texts, vectors, strict=True):
+        vectors = model.encode(list(examples.texts), batch_size=batch_size, max_length=max_length)
+        for text, vector in zip(examples.texts, vectors, strict=True):
             yield _embedding_line(text, vector, format)
         return
-    predictions = model.predict(list(texts), pairs, batch_size=batch_size, max_length=max_length)
-    for index, (text, prediction) in enumerate(zip(texts, predictions, strict=True)):
+    if task is None:
+        raise ConfigError(f"A model of task '{model.task}' makes no predictions; use encode or predict_logits.")
+    predictions = model.predict_examples(examples, batch_size=batch_size, max_length=max_length, options=options)
+    for index, prediction in enumerate(predictions):
         if format == "jsonl":
-            line = {"text": text, "label": prediction.label, "score": prediction.score, "scores": prediction.scores}
-            yield json.dumps({**line, **({"text_pair": pairs[index]} if pairs else {})}, ensure_ascii=False)
+            yield json.dumps(task.describe(examples, index, prediction), ensure_ascii=False)
         else:
-            yield f"{prediction.label}\t{prediction.score:.4f}\t{_one_line(text)}"
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\t", " ").replace("\n", " ").replace("\r", " ")
+            yield from task.lines(examples, index, prediction)
 
 
 def _embedding_line(text: str, vector: np.ndarray, format: str) -> str:
     if format == "jsonl":
         return json.dumps({"text": text, "embedding": [round(float(value), 7) for value in vector]}, ensure_ascii=False)
-    return f"{' '.join(f'{value:.6f}' for value in vector)}\t{_one_line(text)}"
+    return f"{' '.join(f'{value:.6f}' for value in vector)}\t{one_line(text)}"
 
 
 def require_folder(path: pathlib.Path) -> None:

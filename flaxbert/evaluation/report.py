@@ -147,6 +147,24 @@ def _text(truth: np.ndarray, predictions: np.ndarray, labels: list[int], names: 
     return str(report(truth, predictions, labels=labels, target_names=shown, digits=4, zero_division=0))
 
 
+def plain_label_text(labels: Sequence[str], scores: Sequence[LabelScores], averages: Mapping[str, LabelScores]) -> str:
+    """Returns scores per label as plain columns, for tasks that scikit-learn does not report on.
+
+    Args:
+      labels: Names in order.
+      scores: Scores in the same order.
+      averages: Averages by name.
+    """
+    rows = [*zip(labels, scores, strict=True), *((f"{name} avg", entry) for name, entry in averages.items())]
+    width = max((len(name) for name, _ in rows), default=0)
+    head = f"{'':>{width}}  precision  recall  f1-score  support"
+    lines = [
+        f"{name:>{width}}  {entry.precision:9.4f}  {entry.recall:6.4f}  {entry.f1:8.4f}  {entry.support:7d}"
+        for name, entry in rows
+    ]
+    return "\n".join([head, *lines])
+
+
 def _average(truth: np.ndarray, predictions: np.ndarray, labels: list[int], average: str) -> LabelScores:
     precision, recall, f1, _ = scikit_learn().precision_recall_fscore_support(
         truth, predictions, labels=labels, average=average, zero_division=0

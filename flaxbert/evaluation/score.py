@@ -4,23 +4,15 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-import numpy as np
-
-from flaxbert.config import DataConfig, ProblemType
+from flaxbert.config import DataConfig
 from flaxbert.core.files import whole_file
-from flaxbert.data.columns import encode_labels, label_set, read_examples
 from flaxbert.errors import ConfigError
-from flaxbert.evaluation.alignment import align, metric_kind
-from flaxbert.evaluation.bootstrap import Interval, bootstrap_interval
-from flaxbert.evaluation.metrics import compute_metrics, primary_metric
-from flaxbert.evaluation.report import (
-    ClassificationReport,
-    classification_report,
-    format_metric,
-    label_report_text,
-    text_table,
-)
+from flaxbert.evaluation.bootstrap import Interval
+from flaxbert.evaluation.report import ClassificationReport, format_metric, label_report_text, text_table
 from flaxbert.model import Model
+from flaxbert.task_config import TaskConfig
+from flaxbert.tasks.base import setting_of
+from flaxbert.tasks.registry import TASKS, find_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +23,24 @@ class Score:
       num_examples: Number of examples.
       metrics: The task's metrics by name.
       primary: The metric that stands first.
-      interval: Its 95 % bootstrap interval.
-      report: Scores per label; None for a regression.
+      interval: Its 95 % bootstrap interval, or None where it has none.
+      report: Scores per label; None for tasks without labels.
     """
 
     num_examples: int
     metrics: Mapping[str, float]
     primary: str
-    interval: Interval
+    interval: Interval | None
     report: ClassificationReport | None
 
     def to_text(self) -> str:
         """Returns the scores as tables."""
         rows = []
         for name, value in self.metrics.items():
-            span = f" [{format_metric(self.interval.low)}, {format_metric(self.interval.high)}]"
-            rows.append([name, format_metric(value) + (span if name == self.primary else "")])
+            shown = format_metric(value)
+            if name == self.primary and self.interval is not None:
+                shown += f" [{format_metric(self.interval.low)}, {format_metric(self.interval.high)}]"
+            rows.append([name, shown])
         title = f"{self.num_examples} examples"
         table = text_table(["metric", "value"], rows, title=title, highlight=self.primary)
         return table if self.report is None else f"{table}\n{label_report_text(self.report)}"
@@ -61,50 +55,58 @@ class Score:
             "num_examples": self.num_examples,
             "metrics": dict(self.metrics),
             "primary": self.primary,
-            "interval": dataclasses.asdict(self.interval),
+            "interval": None if self.interval is None else dataclasses.asdict(self.interval),
             "report": self.report.to_dict() if self.report is not None else None,
         }
         with whole_file(path) as partial:
             partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
-def score_model(model: Model, config: DataConfig, source: object, *, batch_size: int = 32) -> Score:
-    """Scores a classifier on labelled examples.
+def score_model(
+    model: Model,
+    config: DataConfig,
+    source: object,
+    *,
+    batch_size: int = 32,
+    options: TaskConfig = TaskConfig(),
+) -> Score:
+    """Scores a model on labelled examples of its task.
 
     Args:
-      model: A model for sequence classification.
+      model: A model with a task that reads examples.
       config: Columns, labels and format of the examples.
       source: File, folder, hub id, or an object that ``data.sources`` reads.
-      batch_size: Most texts computed together.
+      batch_size: Most inputs computed together.
+      options: What the task needs beyond texts and labels.
 
     Returns:
       The scores.
 
     Raises:
-      ConfigError: The model is no classifier, or no examples are named.
+      ConfigError: The model has no task that can be scored, or no examples are named.
       DataError: The examples are malformed or hold a label that the model does not know.
     """
-    if model.task != "sequence-classification":
-        raise ConfigError(f"evaluate scores sequence classification; this model is for '{model.task}'.")
+    task = find_task(model.task)
+    if task is None:
+        raise ConfigError(f"evaluate scores {', '.join(TASKS)}; this model is for '{model.task}'.")
     if isinstance(source, str) and not source:
         raise ConfigError("No examples are named; give --examples FILE.")
-    problem: ProblemType = model.config.problem_type or "single_label_classification"  # type: ignore[assignment]
-    examples = read_examples(source, config, split=config.validation_split, limit=config.max_validation_examples)
-    names = label_set(examples, problem, config, model.config.label_names)
-    labels = encode_labels(examples, names, problem, config)
-    if tuple(names) != tuple(model.config.label_names) and problem != "regression":
-        raise ConfigError(f"data.labels is {tuple(names)}, but the model's labels are {model.config.label_names}.")
     max_length = min(config.max_length or model.max_length, model.max_length)
-    texts = examples.texts if examples.pairs is None else list(zip(examples.texts, examples.pairs, strict=True))
-    logits = np.asarray(
-        model.predict_logits(texts, batch_size=batch_size, max_length=max_length, truncation=config.truncation)
-    )
-    metric, _ = primary_metric(model.task, problem, "", len(names))
-    _, predictions, truth = align(metric_kind(model.task, problem), logits, labels)
+    setting = setting_of(model.config, options, max_length, config)
+    examples = task.read(source, setting, split=config.validation_split, limit=config.max_validation_examples)
+    known = model.config.label_names if task.names_labels else ()
+    kind = setting.problem_type or "single_label_classification"
+    names, kind = task.find_labels(examples, setting.replace(problem_type=kind), known)
+    if task.names_labels and names != known and kind != "regression":
+        raise ConfigError(f"data.labels is {names}, but the model's labels are {known}.")
+    setting = setting.replace(labels=names, problem_type=kind)
+    encoded, outputs = model.run_task(examples, setting, batch_size=batch_size, labelled=True)
+    scored = task.score(encoded, outputs, setting)
+    metric, _ = task.primary(setting)
     return Score(
-        num_examples=len(labels),
-        metrics=compute_metrics(model.task, problem, logits, labels, tuple(names)),
+        num_examples=len(encoded.examples),
+        metrics=scored.metrics,
         primary=metric,
-        interval=bootstrap_interval(predictions, truth, metric),
-        report=classification_report(model.task, problem, logits, labels, tuple(names)),
+        interval=scored.interval(metric),
+        report=scored.make_report(),
     )

@@ -18,6 +18,9 @@ from flaxbert.errors import ConfigError, ShapeError, nearest
 IGNORED_LABEL = -100
 """Label of positions that have no loss: padding, special tokens, words that are not masked."""
 
+HIDDEN_SCORE = -1e30
+"""Score of padding where an answer is chosen among tokens."""
+
 LossFunction = Callable[[Any, Mapping[str, Any]], tuple[jax.Array, jax.Array]]
 """``loss(output, batch) -> (weighted sum, sum of weights)``, both float32 scalars, for a ``ModelOutput``."""
 
@@ -175,7 +178,60 @@ def _squared_sums(output: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax
     return _weighted_sums(losses, jnp.ones_like(losses), batch)
 
 
+def _span_sums(output: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Mean of the cross entropies of the first and the last token of an answer over all tokens that are no padding."""
+    logits, labels = output.logits.astype(jnp.float32), batch.get("labels")
+    if labels is None:
+        raise ShapeError(f"The batch has no 'labels', which training needs; it has {sorted(batch)}.")
+    if labels.shape != (logits.shape[0], 2) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ShapeError(
+            f"The labels are {labels.dtype}{list(labels.shape)} for scores {list(logits.shape)}; this task needs the "
+            "whole numbers of the first and the last token, [batch, 2]."
+        )
+    scores = jnp.swapaxes(logits, 1, 2)
+    mask = batch.get("attention_mask")
+    if mask is not None:
+        scores = jnp.where(mask[:, None, :] > 0, scores, jnp.float32(HIDDEN_SCORE))
+    losses, weights = cross_entropy(scores, labels)
+    return _weighted_sums(jnp.mean(losses, axis=1), jnp.mean(weights, axis=1), batch)
+
+
 _PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
+
+def _rows(rate: float, weights: tuple[float, ...]) -> LossFunction:
+    return functools.partial(_cross_entropy_sums, per_token=False, rate=rate, class_weights=weights)
+
+
+def _tokens(rate: float, weights: tuple[float, ...]) -> LossFunction:
+    return functools.partial(_cross_entropy_sums, per_token=True, rate=rate, class_weights=weights)
+
+
+def _labels(rate: float, weights: tuple[float, ...]) -> LossFunction:
+    return functools.partial(_binary_sums, rate=rate, class_weights=weights)
+
+
+def _plain(name: str, loss: LossFunction) -> Callable[[float, tuple[float, ...]], LossFunction]:
+    def build(rate: float, weights: tuple[float, ...]) -> LossFunction:
+        if weights or rate:
+            raise ConfigError(f"train.class_weights and train.label_smoothing_rate do not apply to {name}.")
+        return loss
+
+    return build
+
+
+LOSSES: dict[str, Callable[[float, tuple[float, ...]], LossFunction]] = {
+    "sequence-classification": _rows,
+    "sequence-classification/multi_label_classification": _labels,
+    "sequence-classification/regression": _plain("regression", _squared_sums),
+    "next-sentence-prediction": _rows,
+    "relation-classification": _rows,
+    "multiple-choice": _rows,
+    "token-classification": _tokens,
+    "fill-mask": _tokens,
+    "question-answering": _plain("question answering", _span_sums),
+}
+"""Builders ``(label_smoothing_rate, class_weights) -> loss`` by task, or by task and problem type."""
 
 
 def loss_for(
@@ -213,18 +269,8 @@ def loss_for(
         raise ConfigError(f"train.class_weights has {len(weights)} entries, but there are {num_labels} labels.")
     if any(not 0 <= weight < float("inf") for weight in weights) or (weights and not any(weights)):
         raise ConfigError(f"train.class_weights is {weights}; weights are finite, not negative and not all 0.")
-    if canonical == "sequence-classification" and problem == "regression":
-        if weights or label_smoothing_rate:
-            raise ConfigError("train.class_weights and train.label_smoothing_rate do not apply to regression.")
-        return _squared_sums
-    if canonical == "sequence-classification" and problem == "multi_label_classification":
-        return functools.partial(_binary_sums, rate=label_smoothing_rate, class_weights=weights)
-    if canonical in ("sequence-classification", "next-sentence-prediction", "token-classification", "fill-mask"):
-        per_token = canonical in ("token-classification", "fill-mask")
-        return functools.partial(
-            _cross_entropy_sums, per_token=per_token, rate=label_smoothing_rate, class_weights=weights
-        )
-    raise ConfigError(
-        f"The task '{canonical}' has no training loss; train sequence-classification, token-classification, fill-mask "
-        "or next-sentence-prediction."
-    )
+    build = LOSSES.get(f"{canonical}/{problem}") or LOSSES.get(canonical)
+    if build is None:
+        known = ", ".join(name for name in LOSSES if "/" not in name)
+        raise ConfigError(f"The task '{canonical}' has no training loss; train {known}.")
+    return build(label_smoothing_rate, weights)

@@ -16,11 +16,20 @@ from tests.architecture.sources import Source, expect_none, parse, read_sources
 
 TIERS: tuple[tuple[str, ...], ...] = (
     ("errors", "core.axes"),
-    ("config", "architecture", "core"),
+    ("config", "task_config", "architecture", "core"),
     ("nn",),
-    ("families",),
+    (
+        "families",
+        "evaluation.alignment",
+        "evaluation.answers",
+        "evaluation.bootstrap",
+        "evaluation.entities",
+        "evaluation.metrics",
+        "evaluation.relations",
+        "evaluation.report",
+    ),
     ("weights",),
-    ("model", "inference"),
+    ("tasks", "model", "inference"),
     ("train", "evaluation", "serve", "registry"),
     ("cli", "__init__", "__main__"),
 )
@@ -28,10 +37,16 @@ TIERS: tuple[tuple[str, ...], ...] = (
 
 PEERS: dict[str, frozenset[str]] = {
     "core": frozenset({"config"}),
+    "config": frozenset({"task_config"}),
     "architecture": frozenset({"config"}),
     "core.axes": frozenset({"errors"}),
     "inference": frozenset(),
-    "model": frozenset({"inference"}),
+    "evaluation.metrics": frozenset({"evaluation.alignment"}),
+    "evaluation.bootstrap": frozenset({"evaluation.metrics"}),
+    "evaluation.entities": frozenset({"evaluation.report"}),
+    "evaluation.relations": frozenset({"evaluation.report"}),
+    "evaluation.report": frozenset({"evaluation.alignment", "evaluation.metrics", "evaluation.bootstrap"}),
+    "model": frozenset({"inference", "tasks"}),
     "train": frozenset({"evaluation", "registry"}),
     "serve": frozenset({"registry"}),
     "__main__": frozenset({"cli"}),
@@ -40,7 +55,7 @@ PEERS: dict[str, frozenset[str]] = {
 """Parts of the same tier that a part may import."""
 
 ASIDE: dict[str, frozenset[str]] = {
-    "data": frozenset({"errors", "config"}),
+    "data": frozenset({"errors", "config", "task_config"}),
     "transforms": frozenset({"errors", "config", "core", "core.axes"}),
     "core.sharding": frozenset({"errors", "config", "core", "core.axes"}),
 }
@@ -54,6 +69,7 @@ FORBIDDEN_REACH: dict[str, tuple[str, ...]] = {
     "core": ("flaxbert.nn", "flaxbert.families"),
     "serve": ("flaxbert.train",),
     "data": ("flaxbert.core", "flaxbert.nn", "flaxbert.model", "flaxbert.train"),
+    "tasks": ("flaxbert.nn", "flaxbert.model", "flaxbert.train"),
 }
 """What a part must not even bring with it through others."""
 
@@ -64,6 +80,7 @@ FORBIDDEN_LIBRARIES: dict[str, tuple[str, ...]] = {
 """Libraries that a part never imports, not even inside functions."""
 
 FORBIDDEN_AT_IMPORT: dict[str, tuple[str, ...]] = {
+    "tasks": ("jax", "grain", "sklearn", "scipy"),
     "data": ("jax", "grain"),
     "cli": ("jax", "flax", "optax", "orbax", "grain", "datasets", "transformers", "sklearn", "matplotlib"),
     "__init__": ("jax", "flax", "optax", "orbax", "grain", "datasets", "transformers", "sklearn", "matplotlib"),
@@ -230,6 +247,9 @@ def test_graph_sees_every_module_of_the_tree(graph: Graph) -> None:
         ("nn__layers", "families.bert"),
         ("errors", "config"),
         ("model", "cli.main"),
+        ("tasks__load", "model"),
+        ("tasks__base", "evaluation.score"),
+        ("evaluation__metrics", "tasks.base"),
         ("weights__load", "data.sources"),
         ("unheard", "errors"),
     ],
@@ -243,6 +263,8 @@ def test_an_import_upwards_is_found(module: str, target: str) -> None:
     [
         ("train__loop", "evaluation.evaluate"),
         ("model", "data.batches"),
+        ("model", "tasks.registry"),
+        ("tasks__base", "evaluation.report"),
         ("cli__main", "train.loop"),
         ("core__runtime", "config"),
     ],

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from flaxbert.config import RunConfig
-from flaxbert.data.columns import encode_labels, infer_problem_type, label_set, read_examples
-from flaxbert.data.load import count_labels
+from flaxbert.data.columns import count_labels, encode_labels, infer_problem_type, label_set, read_examples
+from flaxbert.tasks.base import Setting
+from flaxbert.tasks.registry import get_task
 from tests.helpers import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -32,8 +33,31 @@ def parse(path: pathlib.Path) -> RunConfig:
     return parser.instantiate(parser.parse_object({"run": yaml.safe_load(path.read_text(encoding="utf-8"))})).run
 
 
+OTHER_TASKS = {
+    "wnut17": (3394, 1009, "@paulwalk It 's the view from where I 'm living for two weeks ."),
+    "ncbi_disease": (5424, 923, "Identification of APC2 , a homologue of the adenomatous polyposis coli"),
+    "squad2": (6078, 0, ""),
+    "semeval2010_task8": (8000, 0, "The system as described above has its greatest application in an arrayed $ conf"),
+}
+"""Training and validation examples of the tasks that are no sequence classification, and the start of the first text."""
+
+
 def test_there_is_one_for_every_task():
-    assert {path.stem for path in CONFIGS} == {*REAL, "csv"}
+    assert {path.stem for path in CONFIGS} == {*REAL, *OTHER_TASKS, "csv", "swag"}
+
+
+@pytest.mark.parametrize("name", OTHER_TASKS)
+def test_tasks_read_their_real_data(name, test_data):
+    run = parse(ROOT / "configs" / f"{name}.yaml")
+    task, setting = get_task(run.model.task), Setting(run.data, run.task)
+    num_train, num_validation, start = OTHER_TASKS[name]
+    examples = task.read(str(test_data / pathlib.Path(run.data.train).relative_to("data")), setting)
+    assert len(examples) == num_train
+    assert not start or examples.texts[0].startswith(start)
+    assert task.primary(setting.replace(labels=task.find_labels(examples, setting)[0]), run.train.metric)[1]
+    if num_validation:
+        held_out = task.read(str(test_data / pathlib.Path(run.data.validation).relative_to("data")), setting)
+        assert len(held_out) == num_validation
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

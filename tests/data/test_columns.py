@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaxbert.config import DataConfig
-from flaxbert.data.columns import LabelSet, encode_labels, hold_out, infer_problem_type, label_set, read_examples
+from flaxbert.data.columns import LabelSet, encode_labels, infer_problem_type, label_set, read_examples
+from flaxbert.data.holdout import hold_out
 from flaxbert.errors import ConfigError, DataError
 
 SINGLE = "single_label_classification"

@@ -12,6 +12,7 @@ from flaxbert.errors import ConfigError, DataError
 from flaxbert.evaluation import predict
 from flaxbert.evaluation.predict import predict_lines, read_texts, write_lines
 from flaxbert.model import load
+from flaxbert.tasks.registry import get_task
 from tests.weights.tiny import CONFIG, write_tiny
 
 TEXTS = ["a fine film", "the film was bad", "fine films ."]
@@ -32,7 +33,8 @@ def read_file(path, text_column="text", text_pair_column=""):
 
 
 def lines_of(model, texts, pairs=None, *, format="text", batch_size=2, max_length=None):
-    return list(predict_lines(model, texts, pairs, format=format, batch_size=batch_size, max_length=max_length))
+    examples = get_task("sequence-classification").inputs(texts, pairs)
+    return list(predict_lines(model, examples, format=format, batch_size=batch_size, max_length=max_length))
 
 
 @pytest.mark.parametrize(("texts", "path"), [((), ""), (("a",), "x.txt"), (("a",), "-")])
@@ -184,8 +186,8 @@ def test_texts_are_cut_at_the_given_length(model):
 
 
 def test_a_head_that_scores_tokens_is_refused(tmp_path):
-    model = load(write_tiny(tmp_path / "model", "token-classification"))
-    with pytest.raises(ConfigError, match="task 'token-classification' use encode or predict_logits"):
+    model = load(write_tiny(tmp_path / "model", "fill-mask"))
+    with pytest.raises(ConfigError, match="task 'fill-mask' makes no predictions; use encode or predict_logits"):
         lines_of(model, TEXTS)
 
 
@@ -224,8 +226,9 @@ def test_half_written_files_are_never_left_behind(tmp_path, before, error):
 
 
 def test_nothing_is_predicted_before_the_first_line_is_asked_for(model, monkeypatch):
-    monkeypatch.setattr(type(model), "predict", lambda *_, **__: pytest.fail("predicted too early"))
-    assert predict_lines(model, TEXTS, None, format="text", batch_size=2, max_length=None) is not None
+    monkeypatch.setattr(type(model), "predict_examples", lambda *_, **__: pytest.fail("predicted too early"))
+    examples = get_task("sequence-classification").inputs(TEXTS)
+    assert predict_lines(model, examples, format="text", batch_size=2, max_length=None) is not None
 
 
 def test_second_texts_are_refused_where_each_text_becomes_a_vector(sentence_model):

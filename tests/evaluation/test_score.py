@@ -9,10 +9,11 @@ import pytest
 
 from flaxbert.config import DataConfig
 from flaxbert.errors import ConfigError, DataError
-from flaxbert.evaluation import score
 from flaxbert.evaluation.bootstrap import Interval, bootstrap_interval
 from flaxbert.evaluation.score import Score, score_model
 from flaxbert.model import Model, load
+from flaxbert.tasks import base, sequence_classification
+from flaxbert.tasks.registry import get_task
 from tests.weights.tiny import CONFIG, write_tiny
 
 TEXTS = ["a fine film", "bad", "the film was bad .", "fine films", "the", "a bad film . the film was fine"]
@@ -27,7 +28,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def few_resamples(monkeypatch):
     """Metrics of scikit-learn and scipy are slow; a few draws show as much as a thousand."""
-    monkeypatch.setattr(score, "bootstrap_interval", functools.partial(bootstrap_interval, num_resamples=20))
+    monkeypatch.setattr(base, "bootstrap_interval", functools.partial(bootstrap_interval, num_resamples=20))
 
 
 def labels_of(model, texts=TEXTS):
@@ -134,18 +135,19 @@ def test_a_regression_has_no_scores_per_label(tmp_path, few_resamples):
 def test_texts_are_cut_at_the_data_s_length_but_never_above_the_model_s(model, monkeypatch, asked, used):
     calls = []
 
-    def predict_logits(self, texts, **settings):
-        calls.append((texts, settings))
-        return np.eye(3)[[2] * len(texts)]
+    def run_task(self, examples, setting, **settings):
+        calls.append((examples.texts, {"max_length": setting.max_length, **settings}))
+        encoded = get_task("sequence-classification").encode(self.tokenizer, examples, setting)
+        return encoded, np.eye(3)[[2] * len(examples)]
 
-    monkeypatch.setattr(Model, "predict_logits", predict_logits)
+    monkeypatch.setattr(Model, "run_task", run_task)
     result = score_model(model, DataConfig(max_length=asked), [(text, "good") for text in TEXTS], batch_size=3)
-    assert calls == [(TEXTS, {"batch_size": 3, "max_length": used, "truncation": "longest_first"})]
+    assert calls == [(TEXTS, {"batch_size": 3, "max_length": used, "labelled": True})]
     assert result.metrics["accuracy"] == 1.0
 
 
 def test_split_and_number_of_examples_are_those_of_the_validation(model, monkeypatch):
-    calls = watch(monkeypatch, score, "read_examples")
+    calls = watch(monkeypatch, sequence_classification, "read_examples")
     config = DataConfig(max_length=16, validation_split="dev", max_validation_examples=4, max_train_examples=1)
     result = score_model(model, config, [(text, "good") for text in TEXTS])
     assert result.num_examples == result.report.confusion.sum() == 4

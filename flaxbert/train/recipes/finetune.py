@@ -12,10 +12,9 @@ from flaxbert.config import RunConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.sharding import param_shardings, shard
 from flaxbert.data.batches import evaluation_batches
-from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError
 from flaxbert.evaluation.evaluate import collect_logits, evaluation_program
-from flaxbert.evaluation.metrics import compute_metrics, primary_metric
+from flaxbert.tasks.base import Scored
 from flaxbert.train.callbacks import Callback
 from flaxbert.train.checkpoint import CheckpointStore
 from flaxbert.train.loop import LoopParts, LoopResult, Progress, run_loop
@@ -23,7 +22,6 @@ from flaxbert.train.memory import BatchPlan, halve, is_out_of_memory
 from flaxbert.train.recipes.outcome import (
     FinetuneResult,
     build_callbacks,
-    labels_of,
     run_info,
     score,
     write_outcome,
@@ -47,36 +45,36 @@ class Evaluator:
 
     prepared: Prepared
 
-    def logits(self, params: Params, examples: TokenizedExamples) -> Any:
-        """Returns the logits in the order of the examples.
+    def outputs(self, params: Params, split: str) -> Any:
+        """Returns the logits of a split, in the order of its inputs.
 
         Args:
           params: Parameter tree on the mesh.
-          examples: Tokenized examples.
+          split: validation or test.
         """
         run, model = self.prepared, self.prepared.model
+        features = run.data.splits[split].features
         program = evaluation_program(model.config, model.task, model.execution, run.mesh)
         ways = batch_ways(run.mesh)
         size = run.config.train.evaluation_batch_size or EVALUATION_BATCH_SIZE
         batches = evaluation_batches(
-            examples,
+            features,
             -(-size // ways) * ways,
             run.data.length_buckets,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        return collect_logits(program, params, batches, len(examples), run.mesh)
+        return collect_logits(program, params, batches, len(features), run.mesh)
 
-    def metrics_of(self, logits: Any, examples: TokenizedExamples) -> dict[str, float]:
-        """Returns the task's metrics of logits.
+    def score(self, params: Params, split: str) -> Scored:
+        """Returns how well parameters do on a split.
 
         Args:
-          logits: In the order of the examples.
-          examples: Tokenized examples with labels.
+          params: Parameter tree on the mesh.
+          split: validation or test.
         """
-        config = self.prepared.model.config
-        task = self.prepared.model.task
-        return compute_metrics(task, config.problem_type, logits, labels_of(examples), config.label_names)
+        data = self.prepared.data
+        return data.task.score(data.splits[split], self.outputs(params, split), self.prepared.setting)
 
     def metrics(self, params: Params) -> dict[str, float]:
         """Returns the task's metrics of parameters on the held-out examples.
@@ -84,13 +82,13 @@ class Evaluator:
         Args:
           params: Parameter tree on the mesh.
         """
-        examples = self.prepared.data.validation
-        return self.metrics_of(self.logits(params, examples), examples)
+        return dict(self.score(params, "validation").metrics)
 
 
 _MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("model", ("path", "task", "problem_type", "scan_layers", "precision")),
     ("data", ("train", "max_length", "max_train_examples", "length_buckets")),
+    ("task", ("tag_scheme", "model_scheme", "stride", "entity_markers")),
     ("train", ("optimizer", "batch_size", "target_batch_size", "num_steps", "num_epochs", "schedule", "learning_rate")),
 )
 """Settings that a resumed run shares with its checkpoints; the data position checks seed, order and examples itself."""
@@ -100,7 +98,7 @@ def _check_same_run(host: Mapping[str, Any], config: RunConfig) -> None:
     saved, now = host["config"], config.to_dict()
     for section, fields in _MUST_AGREE:
         for field in fields:
-            before, after = saved[section].get(field), now[section][field]
+            before, after = saved.get(section, now[section]).get(field), now[section][field]
             if isinstance(after, tuple):
                 before, after = list(before or ()), list(after)
             if before != after:
@@ -144,7 +142,7 @@ class _Finetuning:
 
     def parts(self, compiled: CompiledRun, plan: BatchPlan, before: Mapping[str, float]) -> LoopParts:
         run, train = self.prepared, self.prepared.config.train
-        metric, higher = primary_metric(run.model.task, run.model.config.problem_type, train.metric)
+        metric, higher = run.metric
         evaluate_every = train.evaluate_every or run.steps_per_epoch
         return LoopParts(
             step=compiled.step,
@@ -236,9 +234,8 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
     prepared = prepare(config, say)
     say(describe(prepared))
     folder = pathlib.Path(config.output.folder)
-    metric_is_higher = primary_metric(prepared.model.task, prepared.model.config.problem_type, config.train.metric)[1]
     with CheckpointStore(
-        folder / "checkpoints", keep=config.train.keep_checkpoints, higher_is_better=metric_is_higher
+        folder / "checkpoints", keep=config.train.keep_checkpoints, higher_is_better=prepared.metric[1]
     ) as store:
         newest = _find_checkpoint(store, config)
         callbacks = build_callbacks(prepared, folder, extra_callbacks)
@@ -273,7 +270,7 @@ def _finish(
         folder = pathlib.Path(prepared.config.output.folder)
         history = result.progress.history
         return FinetuneResult(model, folder, result.reason, step, before, {}, {}, history)
-    scores = score(prepared, lambda examples: run.evaluator.logits(params, examples), run.evaluator.metrics_of)
+    scores = score(prepared, lambda split: run.evaluator.score(params, split))
     summary = {
         "before": before,
         "step": step,
@@ -281,5 +278,7 @@ def _finish(
         "seconds": result.seconds,
         "history": result.progress.history,
     }
-    model = prepared.model.replace(params=to_host(params))
+    config = prepared.model.config
+    config = config.replace(extra={**config.extra, **scores.changes}) if scores.changes else config
+    model = prepared.model.replace(params=to_host(params), config=config)
     return write_outcome(prepared, model, scores, summary, run.callbacks, run.say)

@@ -7,23 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from flaxbert.architecture import FIRST_TOKEN_TASKS
 from flaxbert.core.trees import count_parameters
-from flaxbert.data.load import TrainingData
-from flaxbert.data.tokenization import TokenizedExamples
-from flaxbert.errors import DataError
-from flaxbert.evaluation.alignment import align, metric_kind
-from flaxbert.evaluation.bootstrap import Interval, bootstrap_interval
-from flaxbert.evaluation.metrics import LOSS_METRICS, primary_metric
-from flaxbert.evaluation.report import (
-    ClassificationReport,
-    classification_report,
-    comparison_text,
-    label_report_text,
-)
+from flaxbert.evaluation.bootstrap import Interval
+from flaxbert.evaluation.report import ClassificationReport, comparison_text, label_report_text
 from flaxbert.model import Model
+from flaxbert.tasks.base import Scored
+from flaxbert.tasks.load import TrainingData
 from flaxbert.train.callbacks import METRICS_FILE, Callback, JsonLinesWriter, RunInfo, TensorBoardWriter
 from flaxbert.train.model_card import DataSummary, ModelCardContent, build_model_card
 from flaxbert.train.plots import draw_plots
@@ -69,26 +60,14 @@ class Scores:
       test: Metrics on the test examples; empty without any.
       report: Scores per label; None for a regression.
       interval: Interval of the deciding metric.
+      changes: What the model remembers of the scores, as keys of its ``config.json``.
     """
 
     after: Mapping[str, float]
     test: Mapping[str, float]
     report: ClassificationReport | None
     interval: Interval | None
-
-
-def labels_of(examples: TokenizedExamples) -> np.ndarray:
-    """Returns the labels of examples.
-
-    Args:
-      examples: Tokenized examples.
-
-    Raises:
-      DataError: They have none.
-    """
-    if examples.labels is None:
-        raise DataError("The examples have no labels, so that nothing can be measured; check data.label_column.")
-    return examples.labels
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def build_callbacks(prepared: Prepared, folder: pathlib.Path, extra: Sequence[Callback] = ()) -> MeasuredCallbacks:
@@ -102,7 +81,7 @@ def build_callbacks(prepared: Prepared, folder: pathlib.Path, extra: Sequence[Ca
     output, model = prepared.config.output, prepared.model
     if jax.process_index() > 0:
         return MeasuredCallbacks(extra)
-    metric, _ = primary_metric(model.task, model.config.problem_type, prepared.config.train.metric)
+    metric, _ = prepared.metric
     listeners: list[Any] = [JsonLinesWriter(folder / METRICS_FILE), ProgressReporter(output.progress, metric)]
     if output.tensorboard:
         listeners.append(TensorBoardWriter(folder / "tensorboard"))
@@ -123,31 +102,24 @@ def run_info(prepared: Prepared, first_step: int) -> RunInfo:
         total_steps=prepared.total_steps,
         first_step=first_step,
         resumed=first_step > 0,
-        num_examples=len(prepared.data.train),
+        num_examples=prepared.data.report["train"].num_examples,
         num_parameters=count_parameters(prepared.model.params),
     )
 
 
-def score(prepared: Prepared, logits_of: Callable[[Any], Any], metrics_of: Callable[[Any, Any], Any]) -> Scores:
+def score(prepared: Prepared, score_split: Callable[[str], Scored]) -> Scores:
     """Scores final parameters on held-out and test examples.
 
     Args:
       prepared: The run.
-      logits_of: Returns the logits of tokenized examples.
-      metrics_of: Returns the metrics of logits and examples.
+      score_split: Scores the parameters on a split.
+
+    Returns:
+      The scores of both.
     """
-    model, data = prepared.model, prepared.data
-    logits = logits_of(data.validation)
-    after = metrics_of(logits, data.validation)
-    test = metrics_of(logits_of(data.test), data.test) if data.test is not None else {}
-    metric, _ = primary_metric(model.task, model.config.problem_type, prepared.config.train.metric)
-    report = classification_report(
-        model.task, model.config.problem_type, logits, labels_of(data.validation), model.config.label_names
-    )
-    kind = metric_kind(model.task, model.config.problem_type)
-    _, predictions, truth = align(kind, logits, labels_of(data.validation))
-    interval = None if metric in LOSS_METRICS else bootstrap_interval(predictions, truth, metric)
-    return Scores(after, test, report, interval)
+    scored = score_split("validation")
+    test = score_split("test").metrics if "test" in prepared.data.splits else {}
+    return Scores(scored.metrics, test, scored.make_report(), scored.interval(prepared.metric[0]), scored.changes)
 
 
 def _data_summary(prepared: Prepared) -> DataSummary:
@@ -161,7 +133,7 @@ def _data_summary(prepared: Prepared) -> DataSummary:
         label_counts=train.label_counts,
         fingerprint=prepared.pipeline.get_state()["digest"],
         num_truncated=train.num_truncated,
-        max_length=data.max_length,
+        max_length=data.setting.max_length,
     )
 
 
@@ -187,7 +159,7 @@ def write_outcome(
       What the run gives back.
     """
     folder = pathlib.Path(prepared.config.output.folder)
-    metric, _ = primary_metric(model.task, model.config.problem_type, prepared.config.train.metric)
+    metric, _ = prepared.metric
     ending = {
         "step": summary["step"],
         "reason": summary["reason"],

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -15,6 +14,7 @@ from flaxbert.core.precision import Precision
 from flaxbert.core.sharding import BATCH_SPEC, bytes_per_device
 from flaxbert.core.trees import leaf_kinds
 from flaxbert.core.units import format_bytes
+from flaxbert.data.batches import collate
 from flaxbert.families.graph import forward, graph_definition
 from flaxbert.train.losses import loss_for
 from flaxbert.train.memory import (
@@ -76,14 +76,12 @@ def batch_shapes(prepared: Prepared, batch_size: int) -> dict[str, jax.ShapeDtyp
       prepared: The run.
       batch_size: Examples per step over all devices.
     """
-    length = prepared.data.length_buckets[-1]
     sharding = NamedSharding(prepared.mesh, BATCH_SPEC)
-    labels = prepared.data.train.labels
-    shapes = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ((batch_size, length), jnp.int32))
-    shapes |= {"example_weight": ((batch_size,), jnp.float32), "example_index": ((batch_size,), jnp.int32)}
-    if labels is not None:
-        shapes["labels"] = ((batch_size, *labels.shape[1:]), labels.dtype)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()}
+    example = collate(prepared.data.train, np.zeros(1, np.int64), prepared.data.length_buckets[-1])
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype, sharding=sharding)
+        for name, array in example.items()
+    }
 
 
 def _build_step(prepared: Prepared, plan: BatchPlan, state: TrainState, kinds: Mapping[str, str]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from flaxbert.architecture import Execution, resolve_task
+from flaxbert.architecture import Execution
 from flaxbert.config import RunConfig
 from flaxbert.core.precision import Precision
 from flaxbert.core.runtime import device_memory_limit_bytes, initialize_distributed
@@ -17,10 +17,11 @@ from flaxbert.core.sharding import DATA, FSDP, build_mesh, check_mesh_fits
 from flaxbert.core.trees import leaf_names
 from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import BatchPipeline
-from flaxbert.data.load import TrainingData, load_examples
 from flaxbert.errors import ConfigError
 from flaxbert.families import get_family
 from flaxbert.model import Model, load
+from flaxbert.tasks.base import Setting
+from flaxbert.tasks.load import TrainingData, load_examples
 from flaxbert.weights.folder import read_config
 from flaxbert.weights.hub import resolve
 from flaxbert.weights.tokenizer import load_tokenizer
@@ -62,6 +63,16 @@ class Prepared:
     steps_per_epoch: int
     pipeline: BatchPipeline
 
+    @property
+    def setting(self) -> Setting:
+        """What the task's functions depend on, with what the model remembers."""
+        return self.data.setting.replace(extra=self.model.config.extra)
+
+    @property
+    def metric(self) -> tuple[str, bool]:
+        """The metric that chooses the best checkpoint, and whether higher is better."""
+        return self.data.task.primary(self.setting, self.config.train.metric)
+
 
 def global_batch_size(config: RunConfig) -> int:
     """Returns the examples per optimizer step over all devices.
@@ -97,8 +108,8 @@ def load_model(config: RunConfig, data: TrainingData, task: str, folder: str) ->
     model = load(
         folder,
         task=task,
-        labels=tuple(data.labels),
-        problem_type=data.problem_type,
+        labels=data.setting.labels if data.task.names_labels else None,
+        problem_type=data.setting.problem_type,
         precision=source.precision,
         attention=source.attention,
         scan_layers=source.scan_layers,
@@ -145,18 +156,18 @@ def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
         raise ConfigError("data.train is empty: name a file, folder or hub id of training examples.")
     initialize_distributed(config.mesh)
     mesh = build_mesh(config.mesh)
-    task = resolve_task(config.model.task or "sequence-classification")
     folder = resolve(config.model.path, revision=config.model.revision or None, offline=config.model.offline)
     stored = read_config(folder)
     data = load_examples(
         config.data,
         load_tokenizer(folder, stored),
-        task=task,
-        problem_type=config.model.problem_type,
+        config.model.task or "sequence-classification",
+        config.model.problem_type,
         seed=config.train.seed,
+        options=config.task,
         model_max_length=stored.max_length,
     )
-    model = load_model(config, data, task, str(folder))
+    model = load_model(config, data, data.task.name, str(folder))
     if model.account is not None:
         say(model.account.summary())
     batch_size = global_batch_size(config)
@@ -198,7 +209,8 @@ def describe(prepared: Prepared) -> str:
     return (
         f"{model.config.family} with {model.config.num_hidden_layers} layers of {model.config.hidden_size}, "
         f"task {model.task}, {model.config.problem_type or 'no problem type'}; "
-        f"{len(prepared.data.train)} training and {len(prepared.data.validation)} held-out examples; "
+        f"{prepared.data.report['train'].num_examples} training and "
+        f"{prepared.data.report['validation'].num_examples} held-out examples; "
         f"{prepared.total_steps} steps of {global_batch_size(config)}; {Precision(execution.precision).name}; "
         f"mesh {shape} on {device.device_kind} ({format_bytes(device_memory_limit_bytes(device))} a device)"
     )

@@ -7,10 +7,13 @@ import pytest
 
 from flaxbert.config import DataConfig
 from flaxbert.data.batches import BatchPipeline
-from flaxbert.data.columns import LabelSet
-from flaxbert.data.load import count_labels, load_examples
+from flaxbert.data.columns import LabelSet, count_labels
 from flaxbert.data.tokenization import TruncationWarning
 from flaxbert.errors import ConfigError, DataError
+from flaxbert.tasks.load import load_examples
+from tests.data.conftest import tokenizer
+
+__all__ = ["tokenizer"]
 
 
 def write_csv(folder, name, rows, header="text,label"):
@@ -28,13 +31,13 @@ def files(tmp_path):
 
 def test_files_become_splits_with_labels_and_a_report(files, tokenizer):
     data = load_examples(DataConfig(**files, max_length=16), tokenizer)
-    assert data.labels.names == ("bad", "good")
-    assert data.problem_type == "single_label_classification"
+    assert data.setting.labels == ("bad", "good")
+    assert data.setting.problem_type == "single_label_classification"
     assert data.train.labels.tolist() == [1, 0, 1]
     assert data.validation.labels.tolist() == [0, 1]
     assert data.test is None
     assert data.length_buckets == (16,)
-    assert list(data.texts["validation"].texts) == ["awful", "good"]
+    assert list(data.splits["validation"].examples.texts) == ["awful", "good"]
     report = data.report["train"]
     assert (report.source, report.num_examples, report.num_truncated) == (files["train"], 3, 0)
     assert (report.num_tokens, report.longest_tokens, report.label_counts) == (11, 4, {"bad": 1, "good": 2})
@@ -50,7 +53,9 @@ def test_the_splits_go_into_a_pipeline(files, tokenizer):
 def test_held_out_examples_depend_on_the_seed_alone(tmp_path, tokenizer):
     path = write_csv(tmp_path, "a.csv", [f"film {number},{number % 2}" for number in range(50)])
     config = DataConfig(train=path, validation_rate=0.2)
-    rows = [load_examples(config, tokenizer, seed=seed).texts["validation"].rows.tolist() for seed in (0, 0, 1)]
+    rows = [
+        load_examples(config, tokenizer, seed=seed).splits["validation"].examples.rows.tolist() for seed in (0, 0, 1)
+    ]
     assert rows[0] == rows[1] != rows[2]
     assert len(rows[0]) == 10
     data = load_examples(DataConfig(train=path, max_train_examples=20, max_validation_examples=1), tokenizer)
@@ -83,7 +88,11 @@ def test_pairs_and_regression(tmp_path, tokenizer):
     path = write_csv(tmp_path, "a.csv", ["a,b,0.5", "c,d,5", "e,f,2.25"], header="one,two,score")
     config = DataConfig(train=path, validation=path, text_column="one", text_pair_column="two", label_column="score")
     data = load_examples(config, tokenizer)
-    assert (data.problem_type, data.labels.names, data.report["train"].label_counts) == ("regression", ("score",), {})
+    assert (data.setting.problem_type, data.setting.labels, data.report["train"].label_counts) == (
+        "regression",
+        ("score",),
+        {},
+    )
     assert data.train.labels.tolist() == [0.5, 5.0, 2.25]
     assert data.train.token_type_ids is not None
 
@@ -91,7 +100,7 @@ def test_pairs_and_regression(tmp_path, tokenizer):
 def test_objects_take_the_place_of_files(tokenizer):
     rows = [("good film", ["x"]), ("bad film", ["x", "y"]), ("fine", [])]
     data = load_examples(DataConfig(), tokenizer, sources={"train": rows, "validation": rows})
-    assert data.problem_type == "multi_label_classification"
+    assert data.setting.problem_type == "multi_label_classification"
     assert data.report["validation"].label_counts == {"x": 2, "y": 1}
 
 
