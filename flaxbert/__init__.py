@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flaxbert.core.runtime import configure
     from flaxbert.model import Model, load
+    from flaxbert.retrieval import encode_sparse, encode_tokens, late_interaction, rerank
     from flaxbert.transforms.quantize import quantize
     from flaxbert.transforms.sparsify import sparsify
 
@@ -23,11 +24,26 @@ _PUBLIC = {
     "Model": "flaxbert.model",
     "load": "flaxbert.model",
     "configure": "flaxbert.core.runtime",
+    "encode_sparse": "flaxbert.retrieval",
+    "encode_tokens": "flaxbert.retrieval",
+    "late_interaction": "flaxbert.retrieval",
+    "rerank": "flaxbert.retrieval",
     "quantize": "flaxbert.transforms.quantize",
     "sparsify": "flaxbert.transforms.sparsify",
 }
 
-__all__ = ["Model", "__version__", "configure", "load", "quantize", "sparsify"]
+__all__ = [
+    "Model",
+    "__version__",
+    "configure",
+    "encode_sparse",
+    "encode_tokens",
+    "late_interaction",
+    "load",
+    "quantize",
+    "rerank",
+    "sparsify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ),
     ("weights",),
     ("tasks", "model", "inference"),
-    ("train", "evaluation", "serve", "registry"),
+    ("train", "evaluation", "retrieval", "serve", "registry"),
     ("cli", "__init__", "__main__"),
 )
 """The parts of flaxbert from the bottom to the top. A part may import lower tiers, itself, and what PEERS allows."""
