@@ -112,12 +112,13 @@ def test_only_what_a_model_needs_is_fetched():
 
     names = [
         "config.json", "model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json", "1_Pooling/config.json",
+        "vocab.json", "merges.txt", "spm.model", "spiece.model", "sentencepiece.bpe.model", "bpe.codes",
         "pytorch_model.bin", "onnx/model.onnx", "onnx/model.safetensors", "tf_model.h5", "README.md", "train_script.py",
     ]  # fmt: skip
     from flaxbert.weights.hub import IGNORED_FILES
 
     kept = list(filter_repo_objects(names, allow_patterns=list(ALLOWED_FILES), ignore_patterns=list(IGNORED_FILES)))
-    assert kept == names[:5]
+    assert kept == names[:11]
 
 
 @pytest.mark.parametrize(
