@@ -227,7 +227,7 @@ def load_checkpoint(
     root = transformer_folder(folder)
     tensors, typed, parts = ({}, {}, {}) if from_scratch else _open(root)
     json, family, config, notes = _read_config(root, [*tensors, *parts])
-    named = name_tensors(tensors, family, config)
+    named = name_tensors(tensors, family, config, _declared_task(json, family)[0])
     check_unexpected(named, family, config)
     source = _Source(root, family, json, tensors, typed, parts, named)
     pooling = read_pooling(folder)

@@ -14,7 +14,7 @@ SIZES = {
     "num_labels": 4,
 }
 
-OWN_SIZES = {"convbert": {"hidden_size": 20}}
+OWN_SIZES = {"convbert": {"hidden_size": 20}, "modernbert": {"hidden_size": 20}}
 
 
 def odd_config(family: Family, task: str, **changes) -> ModelConfig:
