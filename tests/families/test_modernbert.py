@@ -1,5 +1,6 @@
 """ModernBERT against stock transformers: odd configurations, gradients, windows, files both ways, config.json of both majors."""
 
+import dataclasses
 import json
 
 import jax
@@ -46,9 +47,9 @@ CASES = [
     Case("one layer that sees a window", config={"num_hidden_layers": 1, "layer_types": [SLIDING]}),
     Case("all biases, masked words", task="fill-mask", config={**BIASES, "norm_eps": 0.1}),
     Case("masked words, no decoder bias, tanh", "fill-mask", {"decoder_bias": False, "classifier_activation": "tanh"}),
-    Case("tokens, window of 2, left", "token-classification", {"local_attention": 2, "num_hidden_layers": 5}, "left"),
-    Case("all layers see all", "token-classification", {"layer_types": [FULL] * 4}),
-    Case("another order", "token-classification", {"layer_types": [SLIDING, SLIDING, FULL, SLIDING], **BIASES}),
+    Case("tokens, window of 2, left", "token-classification", {"local_attention": 2, "num_hidden_layers": 4}, "left"),
+    Case("all layers see all", "token-classification", {"layer_types": [FULL] * 3}),
+    Case("another order", "token-classification", {"layer_types": [SLIDING, FULL, SLIDING], **BIASES}),
     Case("answers, odd window", "question-answering", {"num_labels": 2, "local_attention": 7, "hidden_act": "silu"}),
     Case("choices, left", "multiple-choice", {"num_labels": 1, "classifier_activation": "relu"}, "left", length=7),
     Case("choices, mean", "multiple-choice", {"num_labels": 1, "classifier_pooling": "mean"}, length=7),
@@ -65,7 +66,8 @@ def modern(case):
 
 def load_pair(case, tmp_path):
     model = make_torch_model(modern(case), seed=len(case.name))
-    return model, load_checkpoint(save_torch(model, tmp_path / "theirs"))
+    loaded = load_checkpoint(save_torch(model, tmp_path / "theirs"))
+    return model, dataclasses.replace(loaded, params=jax.tree.map(jnp.asarray, loaded.params))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -103,7 +105,7 @@ def test_gradients_equal_those_of_torch(case, tmp_path):
     assert {name.removeprefix("model.") for name in theirs} == seen
 
 
-@pytest.mark.parametrize("layers", [[FULL, SLIDING, SLIDING, FULL], [FULL] * 4, [SLIDING] * 4])
+@pytest.mark.parametrize("layers", [[FULL, SLIDING, FULL], [FULL] * 3, [SLIDING] * 3])
 def test_scanned_layers_give_the_same_results_and_gradients(layers, tmp_path):
     case = modern(Case("scanned", "token-classification", {"layer_types": layers}))
     _, loaded = load_pair(case, tmp_path)
@@ -116,7 +118,7 @@ def test_scanned_layers_give_the_same_results_and_gradients(layers, tmp_path):
 
     run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)
     (plain, kept), gradients = run(loaded.params, Execution())
-    assert len(kept) == 5
+    assert len(kept) == 4
     for execution in (
         Execution(scan_layers=True),
         Execution(scan_layers=True, remat="full"),
@@ -223,7 +225,7 @@ def test_an_order_of_layers_that_transformers_4_can_not_say():
 def test_old_keys_are_read_by_stock_transformers_as_by_us(tmp_path):
     case = modern(Case("old keys", "token-classification", OLD_KEYS))
     model, loaded = load_pair(case, tmp_path)
-    assert model.config.layer_types == [FULL, SLIDING, FULL, SLIDING]
+    assert model.config.layer_types == [FULL, SLIDING, FULL]
     old = {
         key: value
         for key, value in json.loads((tmp_path / "theirs" / "config.json").read_text()).items()
@@ -295,11 +297,10 @@ def test_the_first_token_is_computed_alone_only_where_it_is_classified(tmp_path)
         case = modern(Case("pooled", config={"classifier_pooling": pooling}))
         _, loaded = load_pair(case, tmp_path / pooling)
         batch = make_batch(case)
-        output = forward(graph_definition(loaded.config, loaded.task, Execution()), loaded.params, batch)
+        graphdef = graph_definition(loaded.config, loaded.task, Execution())
+        output = forward(graphdef, loaded.params, batch)
         assert (output.last_hidden_state is None) == (length == 1)
-        kept = forward(
-            graph_definition(loaded.config, loaded.task, Execution()), loaded.params, batch, keep_hidden=True
-        )
+        kept = forward(graphdef, loaded.params, batch, keep_hidden=True)
         np.testing.assert_allclose(kept.logits, output.logits, atol=SAME_RESULTS)
 
 

@@ -73,7 +73,7 @@ FAMILY_BASE: dict[str, dict[str, Any]] = {
     "ernie": {"use_task_id": True},
     "modernbert": {
         "type_vocab_size": 0,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 3,
         "local_attention": 8,
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
     },
