@@ -10,6 +10,7 @@ from flaxbert.families.electra import ELECTRA
 from flaxbert.families.ernie import ERNIE
 from flaxbert.families.modernbert import MODERNBERT
 from flaxbert.families.mpnet import MPNET
+from flaxbert.families.nomic_bert import NOMIC_BERT
 from flaxbert.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 FAMILIES: dict[str, Family] = {
@@ -26,6 +27,7 @@ FAMILIES: dict[str, Family] = {
         CONVBERT,
         MPNET,
         MODERNBERT,
+        NOMIC_BERT,
     )
 }
 """All families by the ``model_type`` of their checkpoints."""

@@ -14,7 +14,6 @@ from flaxbert.core import axes
 from flaxbert.core.contraction import contract
 from flaxbert.core.precision import Precision
 from flaxbert.core.rules import Rule
-from flaxbert.errors import ConfigError
 from flaxbert.families.base import Family, TensorName, TiedTensor
 from flaxbert.families.config_json import POSITIONS_KEY, ConfigMapping
 from flaxbert.families.layout import AXIS_RULES, HEAD_TENSORS, IGNORED, class_names, dense, norm
@@ -27,6 +26,7 @@ from flaxbert.families.modernbert_encoder import (
     make_norm,
     narrow_deviation,
 )
+from flaxbert.families.rope_json import read_theta, write_theta
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.dropout import dropout
 from flaxbert.nn.heads import HeadStyle, pool
@@ -141,19 +141,9 @@ class ModernBertNetwork(Network):
 
 def _theta(json: Mapping[str, Any], kind: str, key: str, default: Any) -> Any:
     """Returns the base of the frequencies of one kind of layers, as transformers 5 and, without its key, 4 say it."""
+    read_theta(json.get("rope_scaling"), None)
     ropes = json.get("rope_parameters") or {}
-    rope = ropes.get(kind) if isinstance(ropes, Mapping) else None
-    for settings in (rope, json.get("rope_scaling")):
-        if settings is None:
-            continue
-        if not isinstance(settings, Mapping):
-            raise ConfigError(f"The rotary positions of config.json are {settings!r}, but must be settings by name.")
-        name = settings.get("rope_type", settings.get("type", "default"))
-        if name != "default" or settings.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ConfigError(f"Rotary positions {dict(settings)} are not supported; only the rope_type 'default' is.")
-    if rope is not None and rope.get("rope_theta") is not None:
-        return rope["rope_theta"]
-    return json.get(key, default)
+    return read_theta(ropes.get(kind) if isinstance(ropes, Mapping) else ropes, json.get(key, default))
 
 
 def _period(kinds: tuple[str, ...], preferred: Any) -> int:
@@ -190,7 +180,7 @@ def _extend(config: ModelConfig, task: str) -> dict[str, Any]:
     thetas = {FULL: options.global_rope_theta, SLIDING: options.local_rope_theta}
     return {
         "layer_types": list(kinds),
-        "rope_parameters": {kind: {"rope_theta": theta, "rope_type": "default"} for kind, theta in thetas.items()},
+        "rope_parameters": {kind: write_theta(theta) for kind, theta in thetas.items()},
     }
 
 
