@@ -1,7 +1,5 @@
 """NomicBERT against stock transformers: odd configurations, gradients, scanned layers, packed rows, config.json."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -124,15 +122,3 @@ def test_config_json():
     ):
         with pytest.raises(ConfigError, match=message):
             read({**plain, **keys})
-
-
-def test_rotation_depends_on_distances_only():
-    from flaxbert.nn.rotary import rotate, rotation
-
-    values = jax.random.normal(jax.random.key(0), (2, 1, 3, 5, 8))
-    places = jnp.arange(5, dtype=jnp.int32)[None]
-    scores = []
-    for start in (0, 31):
-        turned = rotation(places + jnp.int32(start), 8, 100.0)
-        scores.append(jnp.einsum("bhqd,bhkd->bhqk", rotate(values[0], turned), rotate(values[1], turned)))
-    np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
