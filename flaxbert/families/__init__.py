@@ -8,12 +8,27 @@ from flaxbert.families.convbert import CONVBERT
 from flaxbert.families.distilbert import DISTILBERT
 from flaxbert.families.electra import ELECTRA
 from flaxbert.families.ernie import ERNIE
+from flaxbert.families.modernbert import MODERNBERT
 from flaxbert.families.mpnet import MPNET
+from flaxbert.families.nomic_bert import NOMIC_BERT
 from flaxbert.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, ERNIE, CONVBERT, MPNET)
+    for family in (
+        BERT,
+        ROBERTA,
+        XLM_ROBERTA,
+        CAMEMBERT,
+        DISTILBERT,
+        ALBERT,
+        ELECTRA,
+        ERNIE,
+        CONVBERT,
+        MPNET,
+        MODERNBERT,
+        NOMIC_BERT,
+    )
 }
 """All families by the ``model_type`` of their checkpoints."""
 

@@ -226,8 +226,38 @@ def attend(
         if scale is not None:
             query = query * jnp.asarray(scale * query.shape[-1] ** 0.5, query.dtype)
         return splash_attention(query, key, value, tokens.segment_ids)
-    words = key_words(dropout_key) if rate > 0.0 else None
     bias = attention_bias(tokens.segment_ids, tokens.packed)
+    return attend_with_bias(query, key, value, bias, rate, dropout_key, position_scores=position_scores, scale=scale)
+
+
+def attend_with_bias(
+    query: Float[Array, "batch heads queries head_dim"],
+    key: Float[Array, "batch heads length head_dim"],
+    value: Float[Array, "batch heads length head_dim"],
+    bias: Float[Array, "batch 1 masked_queries length"],
+    rate: float,
+    dropout_key: Any,
+    *,
+    position_scores: Float[Array, "scored heads queries length"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "batch heads queries head_dim"]:
+    """Mixes values by softmax attention whose visible keys a bias gives, in as many parts as fit the machine.
+
+    Args:
+      query: Queries in the compute type.
+      key: Keys.
+      value: Values.
+      bias: As for ``softmax_attention``.
+      rate: Share of dropped weights where there is a dropout key.
+      dropout_key: Dropout key, or None.
+      position_scores: As for ``softmax_attention``.
+      scale: As for ``softmax_attention``.
+
+    Returns:
+      The mixed values.
+    """
+    rate = rate if dropout_key is not None else 0.0
+    words = key_words(dropout_key) if rate > 0.0 else None
     parts = num_attention_parts(query.shape[0], _platform(), dropout_key is not None)
     return softmax_attention(query, key, value, bias, words, rate, parts, position_scores=position_scores, scale=scale)
 

@@ -18,7 +18,7 @@ from flaxbert.nn.tokens import Tokens
 def _applied(graphdef: Any, first_only: bool) -> Callable[..., Any]:
     """Returns a block, or a part of one, as a function of its state and inputs."""
 
-    def apply(state: Any, hidden: jax.Array, tokens: Tokens, shared: Any, key: Any) -> jax.Array:
+    def apply(state: Any, hidden: Any, tokens: Tokens, shared: Any, key: Any) -> Any:
         return nnx.merge(graphdef, state)(hidden, tokens, shared, key, first_only)
 
     return apply
@@ -136,7 +136,7 @@ class Encoder(nnx.Module):
         """
         return None
 
-    def after_block(self, index: Any, before: jax.Array, after: jax.Array, tokens: Tokens, key: Any) -> jax.Array:
+    def after_block(self, index: Any, before: Any, after: Any, tokens: Tokens, key: Any) -> Any:
         """Returns the hidden states that the next block gets.
 
         Args:
@@ -148,7 +148,7 @@ class Encoder(nnx.Module):
         """
         return after
 
-    def finish(self, hidden: jax.Array) -> jax.Array:
+    def finish(self, hidden: Any) -> Any:
         """Returns the last hidden states from those after the last block.
 
         Args:

@@ -179,12 +179,16 @@ class Network(nnx.Module):
             packed=segment_ids is not None,
         )
         embedded = self.embeddings(tokens, fold(dropout_key, _EMBEDDINGS))
-        first_only = self.task in FIRST_TOKEN_TASKS and not keep_hidden
+        first_only = self.reads_first_token() and not keep_hidden
         hidden, kept = self.encoder(embedded, tokens, fold(dropout_key, _ENCODER), keep_hidden, first_only)
         output = self.apply_heads(hidden, tokens, entity_mask, fold(dropout_key, _HEAD))
         if self.task == "multiple-choice":
             output = dataclasses.replace(output, logits=output.logits.reshape(shape[:2]))
         return dataclasses.replace(output, hidden_states=kept, last_hidden_state=None if first_only else hidden)
+
+    def reads_first_token(self) -> bool:
+        """Returns whether the heads read the first token's vector only; families whose heads read others replace it."""
+        return self.task in FIRST_TOKEN_TASKS
 
     def apply_heads(self, hidden: jax.Array, tokens: Tokens, entity_mask: Any, key: Any) -> ModelOutput:
         """Returns what the heads make of the last hidden states.

@@ -130,7 +130,13 @@ def open_tensors(root: pathlib.Path) -> tuple[dict[str, StoredTensor], dict[str,
     return {name: tensor for name, tensor in tensors.items() if name not in part_names}, typed, parts
 
 
-def _declared_task(json: Mapping[str, Any], family: Family) -> tuple[str | None, str]:
+def declared_task(json: Mapping[str, Any], family: Family) -> tuple[str | None, str]:
+    """Returns the task that a folder was made for, None where there is none, and the class that it names.
+
+    Args:
+      json: The parsed config.
+      family: The family.
+    """
     classes = json.get("architectures")
     if not classes:
         return None, ""
@@ -153,7 +159,7 @@ def choose_task(
     Raises:
       ConfigError: The task is unknown, or the folder was made for a class that flaxbert has no task for.
     """
-    declared, name = _declared_task(source.json, source.family)
+    declared, name = declared_task(source.json, source.family)
     if task is not None:
         task = resolve_task(task)
         return task, not name or declared == task

@@ -15,7 +15,7 @@ from flaxbert.errors import ConfigError, WeightsError
 from flaxbert.families import TensorName
 from flaxbert.families.graph import abstract_params, initialize_params
 from flaxbert.weights.finite import note_not_finite
-from flaxbert.weights.folder import Source, check_folder, choose_task, open_tensors, read_family
+from flaxbert.weights.folder import Source, check_folder, choose_task, declared_task, open_tensors, read_family
 from flaxbert.weights.labels import CLASSIFIER_TASKS, LabelPlan, plan_labels
 from flaxbert.weights.name_table import (
     TensorAccount,
@@ -104,7 +104,7 @@ def load_checkpoint(
     root = transformer_folder(folder)
     tensors, typed, parts = ({}, {}, {}) if from_scratch else open_tensors(root)
     json, family, config, notes = read_family(root, [*tensors, *parts])
-    named = name_tensors(tensors, family, config)
+    named = name_tensors(tensors, family, config, declared_task(json, family)[0])
     check_unexpected(named, family, config)
     source = Source(root, family, json, tensors, typed, parts, named)
     pooling = read_pooling(folder)

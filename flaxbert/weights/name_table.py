@@ -12,6 +12,7 @@ from flaxbert.weights.formats.tensorflow_names import OPTIMIZER_STATE, SECOND_NE
 HEADS = (
     *dict.fromkeys(head for heads in TASK_HEADS.values() for head in heads),
     "classifier_dense",
+    "prediction",
     "sentence_order",
 )
 """First words of leaf names that belong to heads; all others belong to the encoder."""
@@ -110,7 +111,7 @@ def _outer_prefix(names: Collection[str], family: Family) -> str:
     return prefixes[0] if prefixes else ""
 
 
-def name_tensors(names: Iterable[str], family: Family, config: ModelConfig) -> NamedTensors:
+def name_tensors(names: Iterable[str], family: Family, config: ModelConfig, task: str | None = None) -> NamedTensors:
     """Sorts tensor names by what the family's table says of them.
 
     Accepts every name with or without the base prefix, with one more prefix around all of it (``module.``), and with the
@@ -120,6 +121,7 @@ def name_tensors(names: Iterable[str], family: Family, config: ModelConfig) -> N
       names: Names in the checkpoint.
       family: The family.
       config: Architecture, for the number of layers.
+      task: Task that the checkpoint was made for, which decides what a name means that tasks share; None where not known.
 
     Returns:
       Every name in exactly one of the fields.
@@ -131,10 +133,10 @@ def name_tensors(names: Iterable[str], family: Family, config: ModelConfig) -> N
     base = f"{family.prefix}."
     found = _outer_prefix(names, family)
     outer = found.removesuffix(base) if found.endswith(base) else found
-    table = {
-        name: leaf
-        for leaf, entry in family.tensor_table(config).items()
-        for name in (entry.tensor, *entry.by_task.values())
+    entries = family.tensor_table(config)
+    table = {name: leaf for leaf, entry in entries.items() for name in (entry.tensor, *entry.by_task.values())}
+    table |= {
+        entry.by_task[task]: leaf for leaf, entry in entries.items() if task is not None and task in entry.by_task
     }
     leaves: dict[str, str] = {}
     tied: dict[str, str] = {}

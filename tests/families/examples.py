@@ -14,7 +14,7 @@ SIZES = {
     "num_labels": 4,
 }
 
-OWN_SIZES = {"convbert": {"hidden_size": 20}}
+OWN_SIZES = {name: {"hidden_size": 20} for name in ("convbert", "modernbert", "nomic_bert")}
 
 
 def odd_config(family: Family, task: str, **changes) -> ModelConfig:

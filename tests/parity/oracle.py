@@ -71,6 +71,12 @@ FAMILY_BASE: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 10},
     "convbert": {"embedding_size": 10, "num_attention_heads": 4, "conv_kernel_size": 3, "pad_token_id": 0, **_SUMMARY},
     "ernie": {"use_task_id": True},
+    "modernbert": {
+        "type_vocab_size": 0,
+        "num_hidden_layers": 3,
+        "local_attention": 8,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
+    },
 }
 """What differs from ``BASE`` in other families."""
 
@@ -81,7 +87,8 @@ OWN_KEYS = {
         "num_attention_heads": "n_heads",
         "intermediate_size": "hidden_dim",
         "hidden_act": "activation",
-    }
+    },
+    "modernbert": {"hidden_act": "hidden_activation", "layer_norm_eps": "norm_eps"},
 }
 """Keys of stock configs that are called otherwise than BERT's."""
 

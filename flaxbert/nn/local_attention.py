@@ -1,0 +1,144 @@
+"""Attention within a window around each token: masked scores for short inputs, blocks of tokens for long ones."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flaxbert.nn.attention import HIDDEN_BIAS
+from flaxbert.nn.rotary import Rotation
+
+SMALLEST_BLOCK = 128
+"""Fewer queries at a time would be small products; with a smaller window most of their scores are hidden."""
+
+LENGTH_OF_BLOCKS = 4
+"""Blocks pay from inputs of so many blocks on; below, masked scores of all pairs are as fast."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """What layers with local attention share.
+
+    Attributes:
+      rotation: Angles of the tokens, block by block where there are blocks.
+      bias: float32, 0 where a key is visible, else ``HIDDEN_BIAS``: ``[batch, 1, length, length]`` or, with blocks,
+        ``[batch * blocks, 1, block, block + 2 * radius]``; None where the window hides nothing.
+      block: Tokens of a block; 0 without blocks.
+      radius: Tokens that are seen on either side.
+    """
+
+    rotation: Rotation
+    bias: Any
+    block: int = dataclasses.field(default=0, metadata={"static": True})
+    radius: int = dataclasses.field(default=0, metadata={"static": True})
+
+
+def choose_block(length: int, radius: int) -> int:
+    """Returns the tokens of a block, or 0 where all pairs are scored and masked instead.
+
+    Args:
+      length: Tokens of a row.
+      radius: Tokens that are seen on either side.
+    """
+    block = max(2 * radius, SMALLEST_BLOCK)
+    return block if length >= LENGTH_OF_BLOCKS * block else 0
+
+
+def visible_bias(
+    query_ids: Int[Array, "batch queries"],
+    key_ids: Int[Array, "batch length"],
+    first_key: int,
+    radius: int,
+    packed: bool,
+) -> Float[Array, "batch 1 queries length"]:
+    """Returns 0 where a key is visible, ``HIDDEN_BIAS`` where it is hidden.
+
+    Args:
+      query_ids: Segments of the queries, 0 for padding.
+      key_ids: Segments of the keys.
+      first_key: Place of the first key, counted from the first query.
+      radius: Tokens that are seen on either side.
+      packed: Whether there can be several segments.
+    """
+    places = jnp.arange(query_ids.shape[1], dtype=jnp.int32)
+    key_places = jnp.arange(key_ids.shape[1], dtype=jnp.int32) + jnp.int32(first_key)
+    near = jnp.abs(places[:, None] - key_places[None]) <= radius
+    keys = key_ids[:, None, None, :]
+    visible = near & (keys != 0)
+    if packed:
+        visible = visible & (keys == query_ids[:, None, :, None])
+    return jnp.where(visible, jnp.float32(0.0), jnp.float32(HIDDEN_BIAS))
+
+
+def make_window(
+    segment_ids: Int[Array, "batch length"], packed: bool, turned: Rotation, radius: int, block: int | None = None
+) -> Window:
+    """Returns what all layers with local attention need of a batch.
+
+    Args:
+      segment_ids: 0 for padding, else the number of the token's segment.
+      packed: Whether there can be several segments.
+      turned: Angles of the tokens.
+      radius: Tokens that are seen on either side.
+      block: Tokens of a block, at least ``radius``; 0 for none; None chooses.
+    """
+    batch, length = segment_ids.shape
+    block = choose_block(length, radius) if block is None else block
+    if radius >= length - 1:
+        return Window(turned, None)
+    if not block:
+        return Window(turned, visible_bias(segment_ids, segment_ids, 0, radius, packed), 0, radius)
+    ids = split_blocks(segment_ids, block)
+    around = with_neighbours(ids[:, None, :, None], batch, radius)[:, 0, :, 0]
+    split = []
+    for angles in (turned.cosine, turned.sine):
+        by_block = split_blocks(angles[:, 0], block)
+        if angles.shape[0] != batch:
+            by_block = jnp.tile(by_block, (batch, 1, 1))
+        split.append(by_block[:, None])
+    return Window(Rotation(*split), visible_bias(ids, around, -radius, radius, packed), block, radius)
+
+
+def split_blocks(values: Array, block: int) -> jax.Array:
+    """Returns ``[batch * blocks, block, …]`` of ``[batch, length, …]``; zeros fill the last block.
+
+    Args:
+      values: The array.
+      block: Tokens of a block.
+    """
+    batch, length, *rest = values.shape
+    missing = -length % block
+    if missing:
+        values = jnp.pad(values, ((0, 0), (0, missing), *((0, 0) for _ in rest)))
+    return values.reshape(batch * ((length + missing) // block), block, *rest)
+
+
+def join_blocks(values: Array, batch: int, length: int) -> jax.Array:
+    """Returns ``[batch, length, …]`` of ``[batch * blocks, block, …]``, the inverse of ``split_blocks``.
+
+    Args:
+      values: The array.
+      batch: Rows before the split.
+      length: Tokens before the split.
+    """
+    return values.reshape(batch, -1, *values.shape[2:])[:, :length]
+
+
+def with_neighbours(values: Array, batch: int, radius: int) -> jax.Array:
+    """Returns ``[batch * blocks, heads, block + 2 * radius, …]``: every block with the tokens on either side of it, or zeros.
+
+    Args:
+      values: ``[batch * blocks, heads, block, …]``.
+      batch: Rows before the split into blocks.
+      radius: Tokens to add on either side, at most ``block``.
+    """
+    rows = values.reshape(batch, -1, *values.shape[1:])
+    size = rows.shape[3]
+    before, after = rows[:, :-1, :, size - radius :], rows[:, 1:, :, :radius]
+    nothing = jnp.zeros((batch, 1, *before.shape[2:]), values.dtype)
+    before, after = jnp.concatenate([nothing, before], axis=1), jnp.concatenate([after, nothing], axis=1)
+    joined = jnp.concatenate([before, rows, after], axis=3)
+    return joined.reshape(values.shape[0], *joined.shape[2:])
