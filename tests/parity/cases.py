@@ -21,6 +21,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Shapes that every family takes."""
 
 _WIDE = {"hidden_size": 20, "num_attention_heads": 5, "hidden_act": "relu"}
+_EVEN_HEADS: dict[str, dict[str, Any]] = {
+    "five heads of 3, relu": {"config": _WIDE},
+    "seven heads of 11": {"config": {"hidden_size": 84, "num_attention_heads": 7, "intermediate_size": 101}},
+}
 OWN_SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "albert": {
         "two groups, two inner blocks": {
@@ -37,6 +41,8 @@ OWN_SHAPES: dict[str, dict[str, dict[str, Any]]] = {
         "two groups, five taps": {"config": {"num_groups": 2, "conv_kernel_size": 5}},
         "head ratio 4": {"config": {"head_ratio": 4, "num_attention_heads": 12}},
     },
+    "modernbert": _EVEN_HEADS,
+    "nomic_bert": _EVEN_HEADS,
     "mpnet": {
         "distances in shared buckets": {"config": {"max_position_embeddings": 60}, "length": 58, "padding": "none"}
     },

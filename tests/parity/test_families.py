@@ -10,30 +10,27 @@ import torch
 
 from flaxbert.architecture import Execution
 from flaxbert.core.trees import flatten_names
-from flaxbert.families import FAMILIES, get_family
+from flaxbert.families import FAMILIES
 from flaxbert.weights.save import save_checkpoint
 from tests.parity.cases import cases_of, named, smoke_cases
 from tests.parity.oracle import (
+    GRADIENT_TOLERANCE,
     READS_PADDING,
+    Case,
     both_outputs,
+    gradient_share,
     load_ours,
     load_torch,
     make_batch,
     make_torch_model,
     only_real,
-    our_gradients,
     our_outputs,
-    random_weights,
     save_torch,
-    torch_gradients,
     torch_outputs,
     worst_excess,
 )
 
 pytestmark = pytest.mark.parity
-
-GRADIENT_TOLERANCE = 1e-4
-"""Largest difference of a gradient, as a share of the model's largest gradient."""
 
 BFLOAT16_SHARE = 1.05
 """Root mean square error in bfloat16 as a share of torch's own; 5 % for the chance in rounding of a few hundred outputs."""
@@ -61,28 +58,6 @@ def mean_square_root(ours, exact, batch):
     return float(np.sqrt(np.mean(np.square(np.concatenate(parts)))))
 
 
-def gradient_share(case, model, loaded, batch, outputs):
-    """The largest difference of a gradient as a share of the largest gradient."""
-    weights = random_weights(outputs, batch)
-    theirs = torch_gradients(model, batch, weights, case.family in READS_PADDING)
-    ours = flatten_names(our_gradients(loaded, batch, weights))
-    family = get_family(case.family)
-    largest = max(float(np.abs(gradient).max()) for gradient in theirs.values())
-    worst = 0.0
-    for leaf, entry in family.tensor_table(loaded.config).items():
-        if leaf not in ours:
-            continue
-        name = entry.name_for(case.task)
-        reference = theirs.get(f"{family.prefix}.{name}", theirs.get(name))
-        mine = np.asarray(ours[leaf], np.float64)
-        mine = mine.T if entry.transform == "transpose" else mine
-        difference = np.abs(mine - (0.0 if reference is None else reference))
-        if case.padding == "left" and leaf in ("embeddings.word.embedding", "embeddings.position.embedding"):
-            difference[case.settings.get("pad_token_id", 0)] = 0.0  # torch keeps this row's gradient at 0
-        worst = max(worst, float(difference.max()) / largest)
-    return worst
-
-
 def load_case(case, tmp_path):
     model = make_torch_model(case, seed=len(case.name))
     loaded = load_ours(save_torch(model, tmp_path / "theirs"))
@@ -108,6 +83,13 @@ def test_equals_torch_and_comes_back(case, tmp_path):
     )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_equal_those_of_torch(family, tmp_path):
+    case = Case("gradients", "token-classification", family=family)
+    model, loaded, batch = load_case(case, tmp_path)
+    assert gradient_share(case, model, loaded, batch, tmp_path / "gradients") <= GRADIENT_TOLERANCE
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", GRID, ids=named)
 def test_grid(case, tmp_path):
@@ -115,7 +97,7 @@ def test_grid(case, tmp_path):
     ours = our_outputs(loaded.config, loaded.task, loaded.params, batch)
     float32, float64 = both_outputs(model, batch, case.family)
     excess = worst_excess(ours, float32, float64, batch)
-    gradients = gradient_share(case, model, loaded, batch, float64)
+    gradients = gradient_share(case, model, loaded, batch, tmp_path / "gradients")
     half = our_outputs(loaded.config, loaded.task, loaded.params, batch, Execution(precision="bfloat16"))
     torch_half = torch_outputs(model, batch, torch.bfloat16, case.family in READS_PADDING)
     half_error, torch_half_error = (mean_square_root(output, float64, batch) for output in (half, torch_half))
