@@ -142,7 +142,10 @@ def leaf_sharding(name: str, leaf: Any, leaf_axes: Sequence[str], mesh: Mesh) ->
     """
     if len(leaf_axes) != len(leaf.shape):
         raise MeshError(f"'{name}' has shape {leaf.shape}, but its axes are {tuple(leaf_axes)}.")
-    specs = [_axis_spec(axis, size, mesh, name) for axis, size in zip(leaf_axes, leaf.shape, strict=True)]
+    specs: list[str | None] = []
+    for axis, size in zip(leaf_axes, leaf.shape, strict=True):
+        spec = _axis_spec(axis, size, mesh, name)
+        specs.append(None if spec in specs else spec)  # a mesh axis can split one axis of a leaf only: the first
 
     def sharding(array: Any) -> NamedSharding:
         own = [None if array.shape[i] == 1 else spec for i, spec in enumerate(specs)]
