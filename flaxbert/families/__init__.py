@@ -5,6 +5,8 @@ from flaxbert.families.albert import ALBERT
 from flaxbert.families.base import Family, TensorName, TiedTensor
 from flaxbert.families.bert import BERT
 from flaxbert.families.convbert import CONVBERT
+from flaxbert.families.deberta import DEBERTA
+from flaxbert.families.deberta_v2 import DEBERTA_V2
 from flaxbert.families.distilbert import DISTILBERT
 from flaxbert.families.electra import ELECTRA
 from flaxbert.families.ernie import ERNIE
@@ -13,7 +15,10 @@ from flaxbert.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, ERNIE, CONVBERT, MPNET)
+    for family in (
+        *(BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ALBERT, ELECTRA, ERNIE, CONVBERT, MPNET),
+        *(DEBERTA, DEBERTA_V2),
+    )
 }
 """All families by the ``model_type`` of their checkpoints."""
 
