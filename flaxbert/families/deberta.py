@@ -29,7 +29,8 @@ from flaxbert.families.layout import (
     output_tensors,
 )
 from flaxbert.nn.activations import get_activation
-from flaxbert.nn.disentangled_attention import DisentangledEncoder, DisentangledOptions, JointBlock
+from flaxbert.nn.disentangled_attention import DisentangledOptions
+from flaxbert.nn.disentangled_encoder import DisentangledEncoder, JointBlock
 from flaxbert.nn.dropout import dropout, fold
 from flaxbert.nn.embeddings import Embeddings
 from flaxbert.nn.heads import HeadStyle
@@ -295,9 +296,7 @@ FOREIGN: tuple[str, ...] = (r"mask_predictions\..*",)
 SHARED_RULES: tuple[Rule[tuple[str, ...]], ...] = (
     Rule(r"embeddings\.norm\.(scale|bias)", (axes.EMBED,)),
     Rule(r"encoder\.distance\.embedding", ("distances", axes.EMBED), optional=True),
-    Rule(
-        r"encoder\.layers\.\d+\.attention\.position_(key|query)\.kernel", (axes.EMBED, axes.ATTENTION), optional=True
-    ),
+    Rule(r"encoder\.layers\.\d+\.attention\.position_(key|query)\.kernel", (axes.EMBED, axes.ATTENTION), optional=True),
     Rule(r"encoder\.layers\.\d+\.attention\.position_(key|query)\.bias", (axes.ATTENTION,), optional=True),
 )
 """Axes of leaves that both versions have and other families have not."""
@@ -327,7 +326,10 @@ DEBERTA = Family(
         *SHARED_RULES,
         Rule(r"encoder\.layers\.\d+\.attention\.joint\.kernel", (axes.EMBED, "joint")),
         Rule(r"encoder\.layers\.\d+\.attention\.(query|value)_bias", (axes.ATTENTION,)),
-        *(dataclasses.replace(rule, optional=True) if "query|key|value" in rule.pattern else rule for rule in AXIS_RULES),
+        *(
+            dataclasses.replace(rule, optional=True) if "query|key|value" in rule.pattern else rule
+            for rule in AXIS_RULES
+        ),
     ),
     architectures=ARCHITECTURES,
     config_from_json=CONFIG.read,

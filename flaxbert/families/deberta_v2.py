@@ -16,7 +16,8 @@ from flaxbert.families.deberta import (
     write_json,
 )
 from flaxbert.families.layout import AXIS_RULES, IGNORED, RENAMED, class_names, dense, norm
-from flaxbert.nn.disentangled_attention import DisentangledEncoder, DisentangledOptions
+from flaxbert.nn.disentangled_attention import DisentangledOptions
+from flaxbert.nn.disentangled_encoder import DisentangledEncoder
 
 _OURS, _THEIRS = "encoder.layers.{layer}.attention", "encoder.layer.{layer}.attention.self"
 
