@@ -213,7 +213,7 @@ def make_mapping(
 
 
 def write_json(mapping: ConfigMapping, config: ModelConfig, task: str) -> dict[str, Any]:
-    """Writes a ``config.json`` without keys of ours where they say what stock transformers takes for granted.
+    """Returns a ``config.json`` without keys of ours where they say what stock transformers takes for granted.
 
     Args:
       mapping: The version's mapping.

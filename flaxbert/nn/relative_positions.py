@@ -80,7 +80,7 @@ def rows_of_positions(
 
 
 def skew(scores: Float[Array, "batch heads length offsets"]) -> Float[Array, "batch heads length length"]:
-    """Shifts scores by offset into columns: entry ``[i, j]`` is that of row ``i`` at offset ``length - 1 + j - i``.
+    """Returns scores by offset shifted into columns: entry ``[i, j]`` is that of row ``i`` at ``length - 1 + j - i``.
 
     The rows are laid out one after the other and cut anew, one entry shorter (Dai et al., 2019, appendix B).
 
