@@ -5,6 +5,8 @@ from flaxbert.families.albert import ALBERT
 from flaxbert.families.base import Family, TensorName, TiedTensor
 from flaxbert.families.bert import BERT
 from flaxbert.families.convbert import CONVBERT
+from flaxbert.families.deberta import DEBERTA
+from flaxbert.families.deberta_v2 import DEBERTA_V2
 from flaxbert.families.distilbert import DISTILBERT
 from flaxbert.families.electra import ELECTRA
 from flaxbert.families.ernie import ERNIE
@@ -28,6 +30,8 @@ FAMILIES: dict[str, Family] = {
         MPNET,
         MODERNBERT,
         NOMIC_BERT,
+        DEBERTA,
+        DEBERTA_V2,
     )
 }
 """All families by the ``model_type`` of their checkpoints."""

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +80,7 @@ class Family:
       derived: Tensors that stock checkpoints store although the config gives them, by plain name: written on export, compared
         on import.
       stock_reads_padding: Whether stock classes let padding change the results of a text, which ours never do.
+      adapt_config: What the names of a checkpoint's tensors say otherwise than its config.
     """
 
     model_type: str
@@ -98,6 +99,7 @@ class Family:
     own_axes: Mapping[str, Callable[[ModelConfig], int]] = dataclasses.field(default_factory=dict)
     derived: Callable[[ModelConfig], Mapping[str, np.ndarray]] = lambda config: {}
     stock_reads_padding: bool = False
+    adapt_config: Callable[[ModelConfig, Collection[str]], ModelConfig] = lambda config, names: config
 
     def axis_size(self, axis: str, config: ModelConfig) -> int:
         """Returns the size that a configuration gives to a parameter axis.

@@ -178,9 +178,8 @@ class Network(nnx.Module):
             task_type_ids=rows(task_type_ids),
             packed=segment_ids is not None,
         )
-        embedded = self.embeddings(tokens, fold(dropout_key, _EMBEDDINGS))
         first_only = self.reads_first_token() and not keep_hidden
-        hidden, kept = self.encoder(embedded, tokens, fold(dropout_key, _ENCODER), keep_hidden, first_only)
+        hidden, kept = self.encode(tokens, dropout_key, keep_hidden, first_only)
         output = self.apply_heads(hidden, tokens, entity_mask, fold(dropout_key, _HEAD))
         if self.task == "multiple-choice":
             output = dataclasses.replace(output, logits=output.logits.reshape(shape[:2]))
@@ -189,6 +188,18 @@ class Network(nnx.Module):
     def reads_first_token(self) -> bool:
         """Returns whether the heads read the first token's vector only; families whose heads read others replace it."""
         return self.task in FIRST_TOKEN_TASKS
+
+    def encode(self, tokens: Tokens, key: Any, keep_hidden: bool, first_only: bool) -> tuple[Any, Any]:
+        """Returns the last hidden states that the heads read and, on request, those after the embeddings and every block.
+
+        Args:
+          tokens: The tokens.
+          key: Dropout key of the whole network, or None.
+          keep_hidden: Whether to return the hidden states after every block.
+          first_only: Whether the heads read the first token only.
+        """
+        embedded = self.embeddings(tokens, fold(key, _EMBEDDINGS))
+        return self.encoder(embedded, tokens, fold(key, _ENCODER), keep_hidden, first_only)
 
     def apply_heads(self, hidden: jax.Array, tokens: Tokens, entity_mask: Any, key: Any) -> ModelOutput:
         """Returns what the heads make of the last hidden states.

@@ -91,7 +91,7 @@ def read_family(root: pathlib.Path, names: Sequence[str]) -> tuple[Mapping[str, 
         notes.append(f"{file.name} has no model_type; taken for {model_type}, which its keys and tensor names fit.")
     try:
         family = get_family(str(model_type))
-        return json, family, family.config_from_json(json), notes
+        return json, family, family.adapt_config(family.config_from_json(json), names), notes
     except ConfigError as error:
         own = " It comes with code of its own (auto_map), which flaxbert never runs." if "auto_map" in json else ""
         raise ConfigError(f"{file}: {error}{own}") from error

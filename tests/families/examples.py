@@ -2,6 +2,7 @@
 
 from flaxbert.architecture import ModelConfig
 from flaxbert.families import Family
+from flaxbert.nn.disentangled_attention import DisentangledOptions
 
 SIZES = {
     "vocab_size": 31,
@@ -14,7 +15,13 @@ SIZES = {
     "num_labels": 4,
 }
 
-OWN_SIZES = {name: {"hidden_size": 20} for name in ("convbert", "modernbert", "nomic_bert")}
+_SCORES = {"relative_attention": True, "score_types": ("c2p", "p2c")}
+_SECOND = {"position_buckets": 4, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3, "conv_groups": 5}
+OWN_SIZES = {
+    **{name: {"hidden_size": 20} for name in ("convbert", "modernbert", "nomic_bert")},
+    "deberta": {"options": DisentangledOptions(**_SCORES)},
+    "deberta-v2": {"options": DisentangledOptions(**_SCORES, **_SECOND)},
+}
 
 
 def odd_config(family: Family, task: str, **changes) -> ModelConfig:

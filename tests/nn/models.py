@@ -10,6 +10,7 @@ from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core.trees import map_leaves, stack_layers
 from flaxbert.families import get_family
 from flaxbert.families.graph import forward, graph_definition, initialize_params
+from flaxbert.nn.disentangled_attention import DisentangledOptions
 
 SMALL = {
     "vocab_size": 40,
@@ -22,11 +23,19 @@ SMALL = {
     "initializer_range": 0.2,
 }
 
+_SCORES = {"relative_attention": True, "score_types": ("c2p", "p2c")}
+_SECOND = {"position_buckets": 4, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3}
+OWN = {
+    "deberta": {"options": DisentangledOptions(**_SCORES)},
+    "deberta-v2": {"options": DisentangledOptions(**_SCORES, **_SECOND)},
+}
+"""What families that switch their own mathematics off by default are given."""
+
 
 def small_config(family="bert", task="sequence-classification", **changes):
     """A small architecture of a family, read from the family's own file so that its own defaults hold."""
     entry = get_family(family)
-    sizes = {name: value for name, value in {**SMALL, **changes}.items() if name != "num_labels"}
+    sizes = {name: value for name, value in {**SMALL, **OWN.get(family, {}), **changes}.items() if name != "num_labels"}
     written = entry.config_to_json(ModelConfig(family=family, **sizes), task)
     read = entry.config_from_json({key: value for key, value in written.items() if key != "pad_token_id"})
     offset = read.position_offset and {"max_position_embeddings": read.max_position_embeddings + read.position_offset}

@@ -43,6 +43,18 @@ OWN_SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "modernbert": _EVEN_HEADS,
     "nomic_bert": _EVEN_HEADS,
+    "deberta": {
+        "few distances, c2p only": {"config": {"max_relative_positions": 4, "pos_att_type": ["c2p"]}},
+        "positions as input, narrow embeddings": {"config": {"position_biased_input": True, "embedding_size": 10}},
+        "no distances": {"config": {"relative_attention": False}},
+    },
+    "deberta-v2": {
+        "convolution, layers of its own": {
+            "config": {"conv_kernel_size": 3, "conv_act": "gelu", "share_att_key": False}
+        },
+        "no buckets, p2c only": {"config": {"position_buckets": -1, "pos_att_type": "p2c"}},
+        "positions as input, narrow embeddings": {"config": {"position_biased_input": True, "embedding_size": 10}},
+    },
     "mpnet": {
         "distances in shared buckets": {"config": {"max_position_embeddings": 60}, "length": 58, "padding": "none"}
     },

@@ -68,6 +68,8 @@ BASE = {
 
 _AFTER_PADDING = {"pad_token_id": 1, "max_position_embeddings": 22, "type_vocab_size": 1}
 _SUMMARY = {"summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu"}
+_RELATIVE = {"relative_attention": True, "position_biased_input": False, "type_vocab_size": 0}
+_SHARED_TABLE = {"norm_rel_ebd": "layer_norm", "share_att_key": True}
 FAMILY_BASE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _AFTER_PADDING),
     "mpnet": {**_AFTER_PADDING, "type_vocab_size": 0},
@@ -82,6 +84,8 @@ FAMILY_BASE: dict[str, dict[str, Any]] = {
         "local_attention": 8,
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
     },
+    "deberta": {**_RELATIVE, "pos_att_type": ["c2p", "p2c"]},
+    "deberta-v2": {**_RELATIVE, "pos_att_type": "p2c|c2p", "position_buckets": 6, **_SHARED_TABLE},
 }
 """What differs from ``BASE`` in other families."""
 
