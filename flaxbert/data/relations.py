@@ -115,7 +115,7 @@ def parse_marked(text: str, symbols: bool, where: str) -> tuple[str, list[list[i
         spans[number] = [len(built), len(built) + len(shown)]
         built += shown + entity[len(entity.rstrip()) :] + rest
     names = (first.strip(), second.strip())
-    return built, [spans[0], spans[1]], names if order == (0, 1) else names[::-1]
+    return built, [spans[0], spans[1]], names if order == (0, 1) else (names[1], names[0])
 
 
 def mark_all(
@@ -150,6 +150,9 @@ def read_relations(
       split: Split of a hub data set or of a folder that holds several.
       limit: Most examples to read, in order; 0 reads all.
       labelled: Whether relations are read.
+
+    Returns:
+      The texts with their entities.
 
     Raises:
       DataError: The source is malformed; names file and line.
