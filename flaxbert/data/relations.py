@@ -33,6 +33,7 @@ class Relations:
       raw_labels: Relations by name; None where they are not known.
       places: Where each was read.
       name: What was read.
+      symbols: Whether symbols stand around the entities in the texts.
     """
 
     texts: Sequence[str]
@@ -42,6 +43,7 @@ class Relations:
     raw_labels: Sequence[str] | None
     places: Sequence[str]
     name: str
+    symbols: bool = True
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -135,7 +137,9 @@ def mark_all(
     """
     parsed = [parse_marked(text, symbols, place) for text, place in zip(texts, places, strict=True)]
     spans = np.array([entry[1] for entry in parsed], np.int64).reshape(-1, 2, 2)
-    return Relations([entry[0] for entry in parsed], texts, spans, [entry[2] for entry in parsed], labels, places, name)
+    return Relations(
+        [entry[0] for entry in parsed], texts, spans, [entry[2] for entry in parsed], labels, places, name, symbols
+    )
 
 
 def read_relations(
