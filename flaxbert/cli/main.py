@@ -12,8 +12,9 @@ from flaxbert.errors import FlaxbertError, nearest
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("flaxbert.cli.demo", "fine-tune, compress and predict on text that every Python carries, offline"),
     "finetune": ("flaxbert.cli.finetune", "train a model for a task from a config file or options"),
-    "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples"),
-    "predict": ("flaxbert.cli.predict", "label or embed texts from arguments, a file or standard input"),
+    "glue": ("flaxbert.cli.glue", "fine-tune on the tasks of GLUE with several seeds and print the usual table"),
+    "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),
+    "predict": ("flaxbert.cli.predict", "label, tag, answer or embed texts from arguments, a file or standard input"),
     "quantize": ("flaxbert.cli.quantize", "store and run a model's matrices as int8"),
     "sparsify": ("flaxbert.cli.sparsify", "set a share of a model's weights to zero, for good"),
     "convert": ("flaxbert.cli.convert", "write a checkpoint of any readable format as safetensors"),

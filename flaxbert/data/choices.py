@@ -121,6 +121,9 @@ def read_choices(
       limit: Most questions to read, in order; 0 reads all.
       labelled: Whether the right choices are read.
 
+    Returns:
+      The questions.
+
     Raises:
       DataError: The source is malformed; names file and line.
     """

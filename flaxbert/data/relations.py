@@ -33,6 +33,7 @@ class Relations:
       raw_labels: Relations by name; None where they are not known.
       places: Where each was read.
       name: What was read.
+      symbols: Whether symbols stand around the entities in the texts.
     """
 
     texts: Sequence[str]
@@ -42,6 +43,7 @@ class Relations:
     raw_labels: Sequence[str] | None
     places: Sequence[str]
     name: str
+    symbols: bool = True
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -115,7 +117,7 @@ def parse_marked(text: str, symbols: bool, where: str) -> tuple[str, list[list[i
         spans[number] = [len(built), len(built) + len(shown)]
         built += shown + entity[len(entity.rstrip()) :] + rest
     names = (first.strip(), second.strip())
-    return built, [spans[0], spans[1]], names if order == (0, 1) else names[::-1]
+    return built, [spans[0], spans[1]], names if order == (0, 1) else (names[1], names[0])
 
 
 def mark_all(
@@ -135,7 +137,9 @@ def mark_all(
     """
     parsed = [parse_marked(text, symbols, place) for text, place in zip(texts, places, strict=True)]
     spans = np.array([entry[1] for entry in parsed], np.int64).reshape(-1, 2, 2)
-    return Relations([entry[0] for entry in parsed], texts, spans, [entry[2] for entry in parsed], labels, places, name)
+    return Relations(
+        [entry[0] for entry in parsed], texts, spans, [entry[2] for entry in parsed], labels, places, name, symbols
+    )
 
 
 def read_relations(
@@ -150,6 +154,9 @@ def read_relations(
       split: Split of a hub data set or of a folder that holds several.
       limit: Most examples to read, in order; 0 reads all.
       labelled: Whether relations are read.
+
+    Returns:
+      The texts with their entities.
 
     Raises:
       DataError: The source is malformed; names file and line.

@@ -41,14 +41,22 @@ def count_spans(
     return counts
 
 
-def span_f1(counts: np.ndarray, _: np.ndarray) -> float:
+def span_f1(counts: np.ndarray, same: np.ndarray) -> float:
     """Returns the F1 over all labels of rows of counts.
 
     Args:
       counts: Right, predicted and true entities ``[sentences, 3]``.
+      same: The counts again, which stand where other metrics have the labels.
     """
+    del same
     right, predicted, true = counts.sum(axis=0).tolist()
     return precision_recall_f1(right, predicted, true)[2]
+
+
+def _label_scores(counts: np.ndarray) -> LabelScores:
+    right, predicted, true = (int(count) for count in counts)
+    precision, recall, f1 = precision_recall_f1(right, predicted, true)
+    return LabelScores(precision, recall, f1, true)
 
 
 def entity_report(
@@ -62,15 +70,15 @@ def entity_report(
       accuracy: Share of words with the right tag.
     """
     by_label = counts.sum(axis=0)
-    scores = [LabelScores(*precision_recall_f1(*row.tolist()), int(row[2])) for row in by_label]
+    scores = [_label_scores(row) for row in by_label]
     support = int(by_label[:, 2].sum())
     table = np.array([[entry.precision, entry.recall, entry.f1] for entry in scores]).reshape(-1, 3)
     macro = table.mean(axis=0) if len(table) else np.zeros(3)
     weighted = by_label[:, 2] @ table / support if support else np.zeros(3)
     averages = {
-        "micro": LabelScores(*precision_recall_f1(*by_label.sum(axis=0).tolist()), support),
-        "macro": LabelScores(*macro.tolist(), support),
-        "weighted": LabelScores(*weighted.tolist(), support),
+        "micro": _label_scores(by_label.sum(axis=0)),
+        "macro": LabelScores(float(macro[0]), float(macro[1]), float(macro[2]), support),
+        "weighted": LabelScores(float(weighted[0]), float(weighted[1]), float(weighted[2]), support),
     }
     return ClassificationReport(
         labels=tuple(labels),

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from flaxbert.config import DataConfig
 from flaxbert.data.sources import as_texts
-from flaxbert.data.squad import Questions, read_questions
+from flaxbert.data.squad import GoldAnswer, Questions, read_questions
 from flaxbert.data.windows import Windows, refuse_cut, tokenize_windows
 from flaxbert.errors import ConfigError, DataError, TrainingError
 from flaxbert.evaluation.answers import best_scores, best_threshold
@@ -67,7 +67,7 @@ def label_windows(windows: Windows, examples: Questions) -> Int[np.ndarray, "win
       windows: Questions with the windows of their texts.
       examples: The questions; the first of several answers counts.
     """
-    answers = examples.answers or ()
+    answers: list[Sequence[GoldAnswer]] = list(examples.answers or [])
     labels = np.zeros((len(windows.text_of), 2), np.int32)
     for window, question in enumerate(windows.text_of.tolist()):
         if not answers[question]:

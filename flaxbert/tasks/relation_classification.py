@@ -18,6 +18,9 @@ from flaxbert.evaluation.report import classification_report
 from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, one_line
 from flaxbert.tasks.sequence_classification import Prediction, predictions_from_logits, stack_rows
 
+MARKERS_KEY = "entity_markers"
+"""Key of ``config.json`` under which a model keeps how entities were marked in its training."""
+
 
 class RelationClassification(Task):
     """How two marked entities of a text belong together."""
@@ -53,6 +56,9 @@ class RelationClassification(Task):
 
     def encode(self, tokenizer: Any, examples: Any, setting: Setting, *, labelled: bool = True) -> Encoded:
         """See ``Task.encode``."""
+        symbols = setting.extra.get(MARKERS_KEY, setting.options.entity_markers) == "symbols"
+        if symbols != examples.symbols:  # the model was trained on texts marked in the other way
+            examples = mark_all(examples.marked, examples.raw_labels, examples.places, examples.name, symbols)
         windows = tokenize_windows(
             tokenizer, examples.texts, max_length=setting.max_length, stride=0, where=examples.where
         )
@@ -104,6 +110,7 @@ class RelationClassification(Task):
             rows=(predictions, truth),
             statistics={"f1_macro": official, "accuracy": "accuracy"},
             make_report=lambda: classification_report("sequence-classification", "", logits, truth, names),
+            changes={MARKERS_KEY: "symbols" if encoded.examples.symbols else "none"},
         )
 
     def metric_names(self, setting: Setting) -> dict[str, bool]:

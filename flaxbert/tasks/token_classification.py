@@ -91,6 +91,9 @@ def place_words(windows: Windows, examples: TaggedTexts) -> Placed:
     Args:
       windows: The texts as windows of tokens.
       examples: The texts with their words.
+
+    Returns:
+      The places of all words that some token stands for, text by text.
     """
     best: dict[tuple[int, int], tuple[int, int, int, int]] = {}
     for window, text in enumerate(windows.text_of.tolist()):
@@ -98,7 +101,7 @@ def place_words(windows: Windows, examples: TaggedTexts) -> Placed:
         inside = np.flatnonzero(windows.in_text[place])
         starts, ends = examples.words[text][:, 0], examples.words[text][:, 1]
         spans = windows.spans[place][inside]
-        characters = examples.texts[text]
+        characters = examples.texts[int(text)]
         first = np.array([s + (characters[s].isspace() and s + 1 < e) for s, e in spans.tolist()], np.int64)
         words = np.searchsorted(starts, first, side="right") - 1
         for order, (token, word, start) in enumerate(zip(inside.tolist(), words.tolist(), first.tolist(), strict=True)):
@@ -168,7 +171,8 @@ class TokenClassification(Task):
         names = LabelSet(setting.labels)
         pairs = zip(placed.text.tolist(), placed.word.tolist(), strict=True)
         numbers = np.array(
-            [names.number(tags[text][word], examples.where_word(text, word)) for text, word in pairs], np.int64
+            [names.number(tags[int(text)][int(word)], examples.where_word(text, word)) for text, word in pairs],
+            np.int64,
         )
         labels = np.full(len(windows.tokens.input_ids), IGNORED_LABEL, np.int32)
         labels[windows.tokens.offsets[placed.window] + placed.token] = numbers

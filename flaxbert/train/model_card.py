@@ -23,12 +23,14 @@ from flaxbert.train.usage import usage_snippets
 PIPELINE_TAGS: dict[str, str] = {
     "sequence-classification": "text-classification",
     "token-classification": "token-classification",
+    "question-answering": "question-answering",
+    "multiple-choice": "multiple-choice",
     "fill-mask": "fill-mask",
     "pretraining": "fill-mask",
     "sentence-similarity": "sentence-similarity",
     "feature-extraction": "feature-extraction",
 }
-"""The hub's pipeline of each task; next sentence prediction has none."""
+"""The hub's pipeline of each task; next sentence prediction and relations have none."""
 
 HUB_METRICS: dict[str, str] = {
     "accuracy": "accuracy",
@@ -44,6 +46,8 @@ HUB_METRICS: dict[str, str] = {
     "recall_micro": "recall",
     "matthews_correlation": "matthews_correlation",
     "exact_match": "exact_match",
+    "best_f1": "f1",
+    "best_exact_match": "exact_match",
     "spearman": "spearmanr",
     "pearson": "pearsonr",
     "mse": "mse",

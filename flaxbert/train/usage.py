@@ -34,11 +34,33 @@ print(vectors @ vectors.T)
 SECOND_TEXT = "Another text."
 
 
+_BODIES = {
+    "token-classification": (
+        "for entity in model.predict([{text!r}])[0].entities:\n    print(entity.label, entity.text, entity.start, entity.end)"
+    ),
+    "question-answering": (
+        'answer = model.predict(["What is it?"], [{text!r}])[0]\nprint(answer.text, answer.start, answer.end, answer.score)'
+    ),
+    "relation-classification": (
+        'prediction = model.predict(["The <e1>cat</e1> sat on the <e2>mat</e2>."])[0]\nprint(prediction.label, prediction.score)'
+    ),
+    "multiple-choice": (
+        'choice = model.predict([{text!r}], [["the first", "the second"]])[0]\nprint(choice.text, choice.score)'
+    ),
+}
+"""What is done with a model of each task that is not the labelling of whole texts."""
+
+_WITHOUT_PIPELINE = frozenset({"question-answering", "relation-classification", "multiple-choice"})
+"""Tasks for which only flaxbert's program is shown: transformers has no pipeline for them, or none any more."""
+
+
 def _flaxbert_body(task: str, problem_type: str, text: str, is_pair: bool) -> str:
     if task in ("sentence-similarity", "feature-extraction"):
         return f"vectors = model.encode([{text!r}, {SECOND_TEXT!r}], normalize=True)\nprint(vectors @ vectors.T)"
-    if task in ("token-classification", "fill-mask", "pretraining"):
+    if task in ("fill-mask", "pretraining"):
         return f"print(model.predict_logits([{text!r}])[0].shape)  # scores of each token"
+    if task in _BODIES:
+        return _BODIES[task].format(text=text)
     texts = f"[{text!r}], [{SECOND_TEXT!r}]" if is_pair or task == "next-sentence-prediction" else f"[{text!r}]"
     shown = "score" if problem_type == "regression" else "label, prediction.score"
     return f"for prediction in model.predict({texts}):\n    print(prediction.{shown})"
@@ -75,6 +97,6 @@ def usage_snippets(task: str, problem_type: str, text: str, is_pair: bool = Fals
         snippets["sentence-transformers"] = _SENTENCE_TRANSFORMERS.format(first=text, second=SECOND_TEXT)
     elif task == "next-sentence-prediction":
         snippets["transformers"] = _NEXT_SENTENCE.format(first=text, second=SECOND_TEXT)
-    else:
+    elif task not in _WITHOUT_PIPELINE:
         snippets["transformers"] = _pipeline(task, problem_type, text, is_pair)
     return snippets

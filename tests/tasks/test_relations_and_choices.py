@@ -50,6 +50,13 @@ def test_entities_are_masked_with_their_symbols(tokenizer):
     assert batch["labels"].tolist() == [0]
 
 
+def test_a_model_remembers_how_entities_were_marked(tokenizer):
+    setting = Setting(labels=NAMES, max_length=16, extra={"entity_markers": "none"})
+    encoded = RELATION.encode(tokenizer, RELATION.inputs([TEXTS[0]]), setting, labelled=False)
+    assert encoded.examples.texts == ["the film was fine ."]
+    assert collate(encoded.features, np.arange(1), 8)["entity_mask"].tolist() == [[0, 0, 1, 0, 2, 0, 0, 0]]
+
+
 def test_an_entity_that_is_cut_off_is_named(tokenizer):
     setting = Setting(labels=NAMES, max_length=6)
     examples = RELATION.read([(TEXTS[1], "Other"), (TEXTS[0], "Other")], setting)

@@ -155,6 +155,7 @@ def test_a_batch_without_any_label_has_weight_zero_and_no_gradient():
         ({"task": "sequence-classification", "problem_type": "regresion"}, "Did you mean 'regression'"),
         ({"task": "sequence-clasification"}, "Did you mean 'sequence-classification'"),
         ({"task": "sentence-similarity"}, "has no training loss"),
+        ({"task": "question-answering", "label_smoothing_rate": 0.1}, "do not apply to question answering"),
         ({"task": "token-classification", "class_weights": (1.0, 2.0), "num_labels": 3}, "2 entries.*3 labels"),
         ({"task": "token-classification", "class_weights": (1.0, -2.0)}, "not negative"),
         ({"task": "token-classification", "class_weights": (0.0, 0.0)}, "not all 0"),
@@ -178,3 +179,29 @@ def test_labels_that_do_not_fit_are_named(labels, words):
     batch = {} if labels is None else {"labels": jnp.asarray(labels)}
     with pytest.raises(ShapeError, match=words):
         loss_for("sequence-classification")(types.SimpleNamespace(logits=jnp.asarray(LOGITS)), batch)
+
+
+def test_answers_are_the_mean_of_two_cross_entropies_over_what_is_no_padding():
+    logits = RANDOM.normal(size=(3, 7, 2)).astype(np.float32)
+    labels = np.array([[1, 2], [0, 0], [3, 3]], np.int32)
+    mask = np.array([[1] * 7, [1] * 4 + [0] * 3, [1] * 5 + [0] * 2], np.int32)
+    batch = {"labels": jnp.asarray(labels), "attention_mask": jnp.asarray(mask)}
+    total, weight = loss_for("question-answering")(types.SimpleNamespace(logits=jnp.asarray(logits)), batch)
+    expected = []
+    for row, length in enumerate(mask.sum(axis=1)):
+        scores = logits[row, :length].astype(np.float64)
+        partition = np.log(np.exp(scores).sum(axis=0))
+        expected.append(np.mean([partition[end] - scores[labels[row, end], end] for end in (0, 1)]))
+    assert float(weight) == 3.0
+    np.testing.assert_allclose(float(total), sum(expected), rtol=TOLERANCE)
+    with pytest.raises(ShapeError, match=r"\[batch, 2\]"):
+        loss_for("question-answering")(types.SimpleNamespace(logits=jnp.asarray(logits)), {"labels": jnp.zeros(3)})
+
+
+def test_choices_are_classes():
+    loss = loss_for("multiple-choice")
+    total, weight = loss(types.SimpleNamespace(logits=jnp.asarray(LOGITS)), {"labels": jnp.asarray(LABELS)})
+    expected, expected_weight = loss_for("sequence-classification")(
+        types.SimpleNamespace(logits=jnp.asarray(LOGITS)), {"labels": jnp.asarray(LABELS)}
+    )
+    assert (float(total), float(weight)) == (float(expected), float(expected_weight))

@@ -22,6 +22,14 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("task", ["question-answering", "relation-classification", "multiple-choice"])
+def test_tasks_without_a_pipeline_show_flaxbert_alone(task):
+    ((name, code),) = usage_snippets(task, "", 'He said "no"\nand \\left```').items()
+    assert name == "flaxbert"
+    compile(code, name, "exec")
+    assert "model.predict([" in code
+
+
 @pytest.mark.parametrize(("task", "problem_type", "is_pair"), [*CASES, ("sentence-similarity", "", False)])
 def test_snippets_are_python(task, problem_type, is_pair):
     snippets = usage_snippets(task, problem_type, 'He said "no"\nand \\left```', is_pair)
