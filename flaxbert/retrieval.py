@@ -136,7 +136,7 @@ def rerank(
     elif name != "Identity":
         raise ConfigError(f"The model's activation is {name}; rerank knows Sigmoid and Identity.")
     order = np.argsort(-scores, kind="stable")[: top_k or None]
-    return [Ranked(int(index), float(scores[index]), texts[index]) for index in order]
+    return [Ranked(int(index), float(scores[index]), texts[int(index)]) for index in order]
 
 
 def _splade(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
@@ -198,6 +198,9 @@ def late_interaction(
     Args:
       queries: Token vectors per query.
       texts: Token vectors per text.
+
+    Returns:
+      float32 scores.
     """
     scores = np.zeros((len(queries), len(texts)), np.float32)
     for column, text in enumerate(texts):
