@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flaxbert.config import DataConfig
 from flaxbert.data.columns import LabelSet, count_labels
 from flaxbert.data.relations import Relations, mark_all, read_relations
 from flaxbert.data.sources import as_texts
@@ -42,6 +43,10 @@ class RelationClassification(Task):
                 "A relation stands in one text, with its entities in the tags <e1> and <e2>; pairs have none."
             )
         return mark_all(first, None, [f"input {index}" for index in range(len(first))], "inputs", symbols=True)
+
+    def reads_lines(self, path: str, config: DataConfig) -> bool:
+        """See ``Task.reads_lines``."""
+        return config.format != "semeval"
 
     def find_labels(self, examples: Any, setting: Setting, known: Sequence[str] = ()) -> tuple[tuple[str, ...], str]:
         """See ``Task.find_labels``."""

@@ -85,6 +85,9 @@ def test_relations_from_training_to_prediction(tmp_path):
     assert set(lines[0]["scores"]) == set(NAMES)
     (shown, _) = predict_lines(loaded, examples, format="text", batch_size=2, max_length=None)
     assert shown.split("\t")[2:] == ["film", "fine", TEXTS[0]]
+    (tmp_path / "a.txt").write_text(f'7\t"{TEXTS[0]}"\nOther\nComment:\n')
+    examples = read_inputs(loaded, (), str(tmp_path / "a.txt"), DataConfig(label_column="", format="semeval"))
+    assert examples.marked == [TEXTS[0]]
     with pytest.raises(DataError, match="input 0: .* does not have both entities"):
         loaded.predict(["no tags"])
 
