@@ -195,15 +195,16 @@ class DisentangledAttention(SelfAttention):
           key: Dropout key, or None.
         """
         config, options = self.config, self.config.own(DisentangledOptions)
+        # Padding sees nothing, as in stock transformers, whose results there then are the same: all scores of its queries are 0.
+        tokens, is_real = dataclasses.replace(tokens, packed=True), (tokens.segment_ids != 0)[:, None, :, None]
         query, keys, values = self.project(hidden, shared.contents)
+        query = jnp.where(is_real, query, jnp.zeros((), query.dtype))
         scale, scores = (config.head_dim * (1 + self.num_score_types())) ** -0.5, None
         if shared.rows is not None:
             rows = dropout(shared.rows, fold(key, 1), config.hidden_dropout_rate)
-            row_keys, row_queries = self.project_rows(rows)
-            factor = jnp.asarray(scale, query.dtype)
             places = ordered_rows(tokens.length, options.position_buckets, options.num_distances(config))[1]
-            row_keys, row_queries = (None if rows is None else rows * factor for rows in (row_keys, row_queries))
-            scores = relative_scores(query, keys, row_keys, row_queries, shared.places, places)
+            scores = relative_scores(query, keys, *self.project_rows(rows), shared.places, places)
+            scores = jnp.where(is_real, scores * jnp.float32(scale), jnp.float32(0.0)).astype(query.dtype)
         rate = config.attention_dropout_rate
         mixed = attend(query, keys, values, tokens, self.execution, rate, key, position_scores=scores, scale=scale)
         return jnp.swapaxes(jnp.asarray(mixed), 1, 2).reshape(*hidden.shape[:2], config.attention_size)

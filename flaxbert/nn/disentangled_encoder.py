@@ -84,7 +84,9 @@ class ResidualConvolution(nnx.Module):
             convolved = convolved + jnp.einsum("blgi,igo->blgo", split, kernel[tap], preferred_element_type=jnp.float32)
         convolved = (convolved.reshape(residual.shape) + self.bias.get_value()).astype(self.compute_dtype)
         dropped = dropout(convolved, fold(key, 3), self.config.hidden_dropout_rate, hidden.shape[1])
-        return self.norm(residual + get_activation(options.conv_act)(dropped))
+        joined = self.norm(residual + get_activation(options.conv_act)(dropped))
+        is_real = (segment_ids[:, :num_tokens] != 0)[..., None]
+        return jnp.where(is_real, joined, jnp.zeros((), joined.dtype))
 
 
 class DisentangledEncoder(Encoder):

@@ -98,7 +98,7 @@ def skew(scores: Float[Array, "batch heads length offsets"]) -> Float[Array, "ba
 def _by_rows(vectors: jax.Array, rows: jax.Array) -> jax.Array:
     rows = jnp.broadcast_to(rows, (vectors.shape[0], *rows.shape))
     dimensions = (((3,), (3,)), ((0, 1), (0, 1)))
-    return lax.dot_general(vectors, rows, dimensions, preferred_element_type=jnp.float32).astype(vectors.dtype)
+    return lax.dot_general(vectors, rows, dimensions, preferred_element_type=jnp.float32)
 
 
 def _gather(scores: jax.Array, places: jax.Array) -> jax.Array:
@@ -113,7 +113,7 @@ def relative_scores(
     places: Any,
     ordered_places: Int32[np.ndarray, "offsets"],
 ) -> Float[Array, "batch heads length length"]:
-    """Returns ``query_i . row_key(i, j) + key_j . row_query(i, j)`` for every query i and key j (He et al., 2020, section 3.1).
+    """Returns ``query_i . row_key(i, j) + key_j . row_query(i, j)`` for every query i and key j, float32 (He et al., 2020, section 3.1).
 
     Args:
       query: Queries.
