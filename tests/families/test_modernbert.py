@@ -69,6 +69,7 @@ def load_pair(case, tmp_path):
     return model, dataclasses.replace(loaded, params=jax.tree.map(jnp.asarray, loaded.params))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_equals_torch_and_comes_back(case, tmp_path):
     case = modern(case)
@@ -84,6 +85,8 @@ def test_equals_torch_and_comes_back(case, tmp_path):
     assert load_checkpoint(folder).config == loaded.config
 
 
+@pytest.mark.slow
+@pytest.mark.parity
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_gradients_equal_those_of_torch(case, tmp_path):
     case = modern(case)
@@ -92,7 +95,14 @@ def test_gradients_equal_those_of_torch(case, tmp_path):
     assert gradient_share(case, model, loaded, batch, tmp_path / "gradients") <= GRADIENT_TOLERANCE
 
 
-@pytest.mark.parametrize("layers", [[FULL, SLIDING, FULL], [FULL] * 3, [SLIDING] * 3])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [FULL, SLIDING, FULL],
+        pytest.param([FULL] * 3, marks=pytest.mark.slow),
+        pytest.param([SLIDING] * 3, marks=pytest.mark.slow),
+    ],
+)
 def test_scanned_layers_give_the_same_results_and_gradients(layers, tmp_path):
     case = modern(Case("scanned", "token-classification", {"layer_types": layers}))
     _, loaded = load_pair(case, tmp_path)
@@ -128,7 +138,7 @@ def in_blocks(monkeypatch, size):
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("block", [4, 5, 8])
+@pytest.mark.parametrize("block", [pytest.param(4, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_long_input_in_blocks_equals_torch(block, padding, tmp_path, monkeypatch):
     case = modern(Case("long", "token-classification", {"max_position_embeddings": 40}, padding, length=37))
     model, loaded = load_pair(case, tmp_path)

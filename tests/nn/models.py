@@ -9,7 +9,7 @@ import numpy as np
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core.trees import map_leaves, stack_layers
 from flaxbert.families import get_family
-from flaxbert.families.graph import forward, graph_definition, initialize_params
+from flaxbert.families.graph import abstract_params, forward, graph_definition
 from flaxbert.nn.disentangled_attention import DisentangledOptions
 
 SMALL = {
@@ -40,6 +40,7 @@ def small_config(family="bert", task="sequence-classification", **changes):
     read = entry.config_from_json({key: value for key, value in written.items() if key != "pad_token_id"})
     offset = read.position_offset and {"max_position_embeddings": read.max_position_embeddings + read.position_offset}
     return read.replace(
+        pad_token_id=read.pad_token_id if read.pad_token_id < sizes["vocab_size"] else 0,
         labels=(),
         num_labels=1 if task == "multiple-choice" else {**SMALL, **changes}["num_labels"],
         type_vocab_size=changes.get("type_vocab_size", read.type_vocab_size),
@@ -49,10 +50,16 @@ def small_config(family="bert", task="sequence-classification", **changes):
 
 @functools.lru_cache(maxsize=32)
 def _params(config, task):
-    params = initialize_params(config, task, 0)
+    """Random leaves of the size of new weights, biases and norms away from their start; nothing is compiled for them."""
     generator = np.random.default_rng(0)
-    move = lambda name, leaf: leaf + jnp.asarray(0.1 * generator.standard_normal(leaf.shape), leaf.dtype)
-    return map_leaves(lambda name, leaf: leaf if leaf.ndim > 1 else move(name, leaf), params)
+
+    def draw(name, leaf):
+        noise = generator.standard_normal(leaf.shape)
+        if leaf.ndim > 1:
+            return jnp.asarray(config.initializer_range * np.clip(noise, -2, 2), leaf.dtype)
+        return jnp.asarray((1.0 if name.endswith("scale") else 0.0) + 0.1 * noise, leaf.dtype)
+
+    return map_leaves(draw, abstract_params(config, task))
 
 
 def small_params(config, task="sequence-classification", scanned=False):

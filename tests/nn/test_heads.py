@@ -126,9 +126,14 @@ def test_the_classifier_reads_the_pooled_first_token():
     np.testing.assert_allclose(output.logits, logits, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("remat", ["none", "attention", "full"])
-@pytest.mark.parametrize("dropout_key", [None, 3])
-@pytest.mark.parametrize("task", sorted(FIRST_TOKEN_TASKS))
+@pytest.mark.parametrize(
+    ("task", "dropout_key", "remat"),
+    [
+        *((task, 3, "none") for task in sorted(FIRST_TOKEN_TASKS)),
+        *(("sequence-classification", None, remat) for remat in ("none", "attention", "full")),
+        ("sequence-classification", 3, "attention"),
+    ],
+)
 def test_finishing_the_first_token_alone_changes_nothing(task, dropout_key, remat):
     config = CONFIG.replace(hidden_dropout_rate=0.2, attention_dropout_rate=0.2)
     batch = small_batch(config)

@@ -82,8 +82,9 @@ def named(case: Case) -> str:
 
 
 def smoke_cases(family: str) -> list[Case]:
-    """Returns the part of the grid that the default tests run: every task once."""
+    """Returns the part of the grid that the default tests run: every task of BERT once, the first three of other families."""
     seen: dict[str, Case] = {}
     for case in cases_of(family):
         seen.setdefault(case.task, case)
-    return [dataclasses.replace(case, batch=2) for case in seen.values()]
+    chosen = list(seen.values()) if family == "bert" else list(seen.values())[:3]
+    return [dataclasses.replace(case, batch=2) for case in chosen]

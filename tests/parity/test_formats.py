@@ -178,6 +178,6 @@ def test_a_real_tensorflow_checkpoint_gives_the_logits_of_torch(test_data):
     ours = our_outputs(loaded.config, loaded.task, loaded.params, batch)
     float32, float64 = (torch_outputs(model, batch, dtype) for dtype in (torch.float32, torch.float64))
     assert ours.keys() >= float32.keys()
-    assert worst_excess(ours, float32, float64, batch["attention_mask"].astype(bool)) <= 1
+    assert worst_excess(ours, float32, float64, batch) <= 1
     assert load_checkpoint(folder).task == "pretraining"
     assert load_checkpoint(folder, "fill-mask").account.initialized == ()

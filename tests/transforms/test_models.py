@@ -56,7 +56,10 @@ TRANSFORMS = {
 }
 DENSE = {"int8": dequantize, "2:4 then int8": dequantize}
 CASES = [(family.model_type, task) for family in FAMILIES.values() for task in family.architectures]
-RUN_CASES = [case for case in CASES if case[0] == "bert" or case[1] == "fill-mask"]
+KINDS = ("bert", "albert", "deberta-v2")
+"""Families whose trees differ in kind: numbered layers, shared layers, tables beside the layers."""
+
+RUN_CASES = [case for case in CASES if case[0] == "bert" or (case[0] in KINDS and case[1] == "fill-mask")]
 
 
 def result(params, config, task, batch, scanned=False):
@@ -70,7 +73,7 @@ def movement(actual, expected):
     return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
-BOTH = [("2:4 then int8", family, "sequence-classification") for family in FAMILIES]
+BOTH = [("2:4 then int8", family, "sequence-classification") for family in KINDS]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_a_transformed_model_runs_like_its_dense_form(name, family, task):
         assert movement(actual, result(params, config, task, batch)) < INT8_MOVEMENT
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_stacking_commutes_with_transforms_and_scan_runs_typed_leaves(name, family):
     config, task = small_config(family), "sequence-classification"
@@ -107,7 +110,7 @@ def test_stacking_commutes_with_transforms_and_scan_runs_typed_leaves(name, fami
     assert movement(scanned, result(transformed, config, task, batch)) < (SCAN_MOVEMENT if "int8" in name else EXACT)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 @pytest.mark.parametrize("name", ["int8", "2:4"])
 def test_transformed_models_give_the_same_on_a_mesh(name, family):
     config, task = small_config(family, num_attention_heads=4), "sequence-classification"
@@ -140,7 +143,7 @@ SAME_DIRECTION = 0.98
 """Smallest cosine of two gradients: that of the int8 model is taken at activations that err by about 1 %."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_what_stays_float_in_a_quantized_model_trains_like_in_its_dense_form(family, precision):
     config, task = small_config(family), "sequence-classification"
@@ -163,7 +166,9 @@ def test_what_stays_float_in_a_quantized_model_trains_like_in_its_dense_form(fam
     assert actual.keys() == expected.keys()
     for name, gradient in actual.items():
         first, second = np.asarray(gradient, np.float64).ravel(), np.asarray(expected[name], np.float64).ravel()
-        if not name.endswith("attention.key.bias"):  # has no gradient but rounding: softmax does not see it
+        if not name.endswith(
+            ("attention.key.bias", "attention.position_key.bias")
+        ):  # has no gradient but rounding: softmax does not see it
             assert np.linalg.norm(second) > 0, name
             assert first @ second / np.linalg.norm(first) / np.linalg.norm(second) > SAME_DIRECTION, name
 

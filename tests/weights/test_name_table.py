@@ -46,7 +46,8 @@ def test_old_names_and_weightless_tensors():
 def test_tied_and_foreign_tensors_are_known():
     named = name_tensors(["cls.predictions.decoder.weight", "qa_outputs.weight", "fit_denses.0.weight"], BERT, CONFIG)
     assert named.tied == {"cls.predictions.decoder.weight": "cls.predictions.decoder.weight"}
-    assert named.foreign == ("qa_outputs.weight", "fit_denses.0.weight")
+    assert named.leaves == {"span.kernel": "qa_outputs.weight"}
+    assert named.foreign == ("fit_denses.0.weight",)
 
 
 def test_what_only_checkpoints_of_tensorflow_hold():
