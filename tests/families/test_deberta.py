@@ -104,7 +104,7 @@ def name_of(case):
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=() if place % 8 == 0 else pytest.mark.slow) for place, case in enumerate(ALL)],
+    [pytest.param(case, marks=() if place % 16 == 0 else pytest.mark.slow) for place, case in enumerate(ALL)],
     ids=name_of,
 )
 def test_logits_and_gradients_are_stock_ones_and_files_go_both_ways(case, tmp_path):
@@ -139,6 +139,7 @@ def load_variant(family, name, folder, **changes):
     return case, model, load_ours(save_torch(model, folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), EVERY)
 def test_scanned_layers_and_more_padding_change_nothing(family, name, tmp_path):
     case, _, loaded = load_variant(family, name, tmp_path)
@@ -363,7 +364,7 @@ def decoded_by_stock(model, batch):
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("scanned", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", BOTH)
 def test_the_enhanced_mask_decoder_is_that_of_the_original(family, biased, scanned, tmp_path):
     config = {"legacy": False, "position_biased_input": biased, "num_hidden_layers": 3}

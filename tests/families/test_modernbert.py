@@ -69,6 +69,7 @@ def load_pair(case, tmp_path):
     return model, dataclasses.replace(loaded, params=jax.tree.map(jnp.asarray, loaded.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_equals_torch_and_comes_back(case, tmp_path):

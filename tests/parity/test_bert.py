@@ -24,7 +24,10 @@ from tests.parity.oracle import (
 pytestmark = pytest.mark.parity
 
 ACTIVATION_CASES = [
-    Case(f"activation {name}", config={"hidden_act": name, "num_hidden_layers": 1}) for name in sorted(ACTIVATIONS)
+    pytest.param(
+        Case(f"activation {name}", config={"hidden_act": name, "num_hidden_layers": 1}), marks=pytest.mark.slow
+    )
+    for name in sorted(ACTIVATIONS)
 ]
 
 CASES = [
@@ -52,11 +55,10 @@ CASES = [
     Case("pre-training", task="pretraining"),
     Case("bare encoder", task="feature-extraction"),
     Case("bare encoder, left", task="feature-extraction", padding="left", batch=5),
-    *ACTIVATION_CASES,
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *ACTIVATION_CASES], ids=lambda case: case.name)
 def test_equals_torch(case, tmp_path):
     model = make_torch_model(case)
     loaded = load_ours(save_torch(model, tmp_path / "theirs"))

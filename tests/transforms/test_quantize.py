@@ -180,7 +180,9 @@ def test_leaves_that_can_not_be_quantized_are_named(params, message):
 def test_rules_are_total_and_their_purpose_is_told():
     with pytest.raises(RuleError, match=r"No quantization rule matches 'embeddings.word.embedding'"):
         quantize(tree(), DEFAULT_QUANTIZATION_RULES[:1])
-    with pytest.raises(RuleError, match=r"quantization rule 'encoder\\.\(layers\|groups\)\\.\.\*\\.kernel' matches no leaf"):
+    with pytest.raises(
+        RuleError, match=r"quantization rule 'encoder\\.\(layers\|groups\)\\.\.\*\\.kernel' matches no leaf"
+    ):
         quantize({"pooler": {"kernel": np.ones((2, 2), np.float32)}})
 
 
