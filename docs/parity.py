@@ -19,7 +19,7 @@ shapes whose every weight is random and far from gentle initial values.
   `1e-5 * max(1, largest output)`, or three times torch's own distance from float64 where that is more. Up to 1 passes.
 - **gradients**: the largest difference from torch's float64 gradient, as a share of the model's largest gradient; up to 1e-4 passes.
 - **bfloat16**: the largest absolute distance from torch in float64, ours and torch's own (`model.to(bfloat16)`). What must hold is
-  that the root mean square of ours is at most 1.05 times torch's.
+  that the root mean square of ours is at most 1.15 times torch's.
 - **round trip**: flaxbert saves what it loaded; stock transformers loads it with no tensor missing or left over and gives the
   same outputs, bit for bit where it says exact.
 

@@ -96,9 +96,12 @@ class GroupedDense(nnx.Module):
     def __call__(self, inputs: Float[Array, "*batch in_axis"]) -> Float[Array, "*batch out_axis"]:
         """Returns the products plus bias in the compute type."""
         kernel = self.grouped.get_value().astype(self.compute_dtype)
-        split = inputs.reshape(*inputs.shape[:-1], kernel.shape[0], kernel.shape[1])
-        products = jnp.einsum("...gi,gio->...go", split, kernel, preferred_element_type=jnp.float32)
-        products = products.reshape(*inputs.shape[:-1], -1) + self.bias.get_value()
+        groups, width, _ = kernel.shape
+        # Groups first: XLA:CPU has no bfloat16 product whose batch axis stands elsewhere.
+        split = jnp.swapaxes(inputs.astype(self.compute_dtype).reshape(-1, groups, width), 0, 1)
+        dimensions = (((2,), (1,)), ((0,), (0,)))
+        products = jax.lax.dot_general(split, kernel, dimensions, preferred_element_type=jnp.float32)
+        products = jnp.swapaxes(products, 0, 1).reshape(*inputs.shape[:-1], -1) + self.bias.get_value()
         return products.astype(self.compute_dtype)
 
 
