@@ -11,17 +11,14 @@ from flax import nnx
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core.precision import Precision
 from flaxbert.errors import ConfigError
-from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.base import TensorName, TiedTensor
 from flaxbert.families.config_json import FIELDS, ConfigMapping
 from flaxbert.families.layout import (
-    AXIS_RULES,
     HEAD_TENSORS,
-    IGNORED,
-    RENAMED,
     TABLE_TENSORS,
     class_names,
     dense,
-    derived_tables,
+    make_family,
     norm,
 )
 from flaxbert.nn.dropout import fold
@@ -178,21 +175,14 @@ CONFIG = ConfigMapping(
     option_fields={"num_hidden_groups": ("num_hidden_groups", int), "inner_group_num": ("inner_group_num", int)},
 )
 
-ALBERT = Family(
-    model_type="albert",
+ALBERT = make_family(
+    CONFIG,
     prefix="albert",
     tensors=TENSORS,
     tied={
         "predictions.decoder.weight": TiedTensor("embeddings.word.embedding", "masked_lm"),
         "predictions.decoder.bias": TiedTensor("masked_lm.bias", "masked_lm"),
     },
-    ignored=IGNORED,
-    foreign=(),
-    renamed=RENAMED,
-    axis_rules=AXIS_RULES,
-    architectures=CONFIG.architectures,
-    config_from_json=CONFIG.read,
-    config_to_json=CONFIG.write,
     network=functools.partial(
         Network,
         style=HeadStyle(orders_sentences=True),
@@ -203,5 +193,4 @@ ALBERT = Family(
         "group": config.own(AlbertOptions).num_hidden_groups,
         "inner": config.own(AlbertOptions).inner_group_num,
     },
-    derived=derived_tables,
 )

@@ -1,16 +1,13 @@
 """BERT (Devlin et al., 2019): also mBERT, BioBERT, Chinese BERT, MiniLM and TinyBERT, which share its layout."""
 
-from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.base import TensorName, TiedTensor
 from flaxbert.families.config_json import ConfigMapping
 from flaxbert.families.layout import (
-    AXIS_RULES,
     ENCODER_TENSORS,
     HEAD_TENSORS,
-    IGNORED,
-    RENAMED,
     class_names,
     dense,
-    derived_tables,
+    make_family,
     norm,
 )
 from flaxbert.nn.network import Network
@@ -29,23 +26,19 @@ ARCHITECTURES = class_names(
     "Bert", next_sentence_prediction="BertForNextSentencePrediction", pretraining="BertForPreTraining"
 )
 
+TIED: dict[str, TiedTensor] = {
+    "cls.predictions.decoder.weight": TiedTensor("embeddings.word.embedding", "masked_lm"),
+    "cls.predictions.decoder.bias": TiedTensor("masked_lm.bias", "masked_lm"),
+}
+"""Tensors that repeat others."""
+
 CONFIG = ConfigMapping("bert", ARCHITECTURES, extend=lambda config, task: {"position_embedding_type": "absolute"})
 
-BERT = Family(
-    model_type="bert",
+BERT = make_family(
+    CONFIG,
     prefix="bert",
     tensors=TENSORS,
-    tied={
-        "cls.predictions.decoder.weight": TiedTensor("embeddings.word.embedding", "masked_lm"),
-        "cls.predictions.decoder.bias": TiedTensor("masked_lm.bias", "masked_lm"),
-    },
-    ignored=IGNORED,
+    tied=TIED,
     foreign=(r"fit_denses?\.(\d+\.)?(weight|bias)",),
-    renamed=RENAMED,
-    axis_rules=AXIS_RULES,
-    architectures=ARCHITECTURES,
-    config_from_json=CONFIG.read,
-    config_to_json=CONFIG.write,
     network=Network,
-    derived=derived_tables,
 )

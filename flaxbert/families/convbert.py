@@ -18,17 +18,22 @@ from flaxbert.core import axes
 from flaxbert.core.precision import Precision
 from flaxbert.core.rules import Rule
 from flaxbert.errors import ConfigError
-from flaxbert.families.base import Family, TensorName
+from flaxbert.families.base import TensorName
 from flaxbert.families.config_json import FIELDS, ConfigMapping
 from flaxbert.families.electra import ELECTRA
 from flaxbert.families.electra import TENSORS as ELECTRA_TENSORS
-from flaxbert.families.layout import AXIS_RULES, IGNORED, RENAMED, class_names, dense, derived_tables
+from flaxbert.families.layout import (
+    axis_rules_without,
+    class_names,
+    dense,
+    make_family,
+)
 from flaxbert.nn.attention import SelfAttention, attend
 from flaxbert.nn.convolution import shifted
 from flaxbert.nn.encoder import Block, Encoder
 from flaxbert.nn.feed_forward import FeedForward
 from flaxbert.nn.heads import HeadStyle
-from flaxbert.nn.layers import Dense, truncated_normal
+from flaxbert.nn.layers import Dense, multiply_groups, truncated_normal
 from flaxbert.nn.network import Network
 from flaxbert.nn.tokens import Tokens
 
@@ -96,12 +101,7 @@ class GroupedDense(nnx.Module):
     def __call__(self, inputs: Float[Array, "*batch in_axis"]) -> Float[Array, "*batch out_axis"]:
         """Returns the products plus bias in the compute type."""
         kernel = self.grouped.get_value().astype(self.compute_dtype)
-        groups, width, _ = kernel.shape
-        # Groups first: XLA:CPU has no bfloat16 product whose batch axis stands elsewhere.
-        split = jnp.swapaxes(inputs.astype(self.compute_dtype).reshape(-1, groups, width), 0, 1)
-        dimensions = (((2,), (1,)), ((0,), (0,)))
-        products = jax.lax.dot_general(split, kernel, dimensions, preferred_element_type=jnp.float32)
-        products = jnp.swapaxes(products, 0, 1).reshape(*inputs.shape[:-1], -1) + self.bias.get_value()
+        products = multiply_groups(inputs.astype(self.compute_dtype), kernel) + self.bias.get_value()
         return products.astype(self.compute_dtype)
 
 
@@ -205,21 +205,8 @@ class MixedAttention(SelfAttention):
 class ConvBertBlock(Block):
     """A block with ConvBERT's halves."""
 
-    def make_attention(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> Any:
-        """Returns attention and convolutions."""
-        return MixedAttention(config, execution, rngs)
-
-    def make_feed_forward(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> Any:
-        """Returns the feed-forward half."""
-        return ConvBertFeedForward(config, execution, rngs)
-
-
-class ConvBertEncoder(Encoder):
-    """A stack of ConvBERT's blocks."""
-
-    def make_block(self, index: int, rngs: nnx.Rngs) -> Any:
-        """Returns a new block."""
-        return ConvBertBlock(self.config, self.execution, rngs)
+    attention_type = MixedAttention
+    feed_forward_type = ConvBertFeedForward
 
 
 _OURS, _THEIRS = "encoder.layers.{layer}", "encoder.layer.{layer}"
@@ -268,10 +255,8 @@ _RULES: tuple[Rule[tuple[str, ...]], ...] = (
     Rule(r"encoder\.layers\.\d+\.feed_forward\.up\.grouped", ("groups", "group_embed", "group_mlp"), optional=True),
     Rule(r"encoder\.layers\.\d+\.feed_forward\.down\.grouped", ("groups", "group_mlp", "group_embed"), optional=True),
     *(
-        dataclasses.replace(rule, optional=True)
-        if r"feed_forward" in rule.pattern or "attention" in rule.pattern
-        else rule
-        for rule in AXIS_RULES
+        dataclasses.replace(rule, optional=True) if "feed_forward" in rule.pattern else rule
+        for rule in axis_rules_without("query|key|value")
     ),
 )
 
@@ -296,18 +281,12 @@ CONFIG = ConfigMapping(
     extend=_summarised_first,
 )
 
-CONVBERT = Family(
-    model_type="convbert",
+CONVBERT = make_family(
+    CONFIG,
     prefix="convbert",
     tensors=TENSORS,
     tied=ELECTRA.tied,
-    ignored=IGNORED,
-    foreign=(),
-    renamed=RENAMED,
     axis_rules=_RULES,
-    architectures=CONFIG.architectures,
-    config_from_json=CONFIG.read,
-    config_to_json=CONFIG.write,
     network=functools.partial(
         Network,
         style=HeadStyle(
@@ -317,7 +296,7 @@ CONVBERT = Family(
             masked_lm_activation="gelu",
             has_pooler=False,
         ),
-        encoder=ConvBertEncoder,
+        encoder=functools.partial(Encoder, block=ConvBertBlock),
     ),
     own_axes={
         "single": lambda config: 1,
@@ -328,6 +307,5 @@ CONVBERT = Family(
         "group_embed": lambda config: config.hidden_size // config.own(ConvBertOptions).num_groups,
         "group_mlp": lambda config: config.intermediate_size // config.own(ConvBertOptions).num_groups,
     },
-    derived=derived_tables,
     stock_reads_padding=True,
 )

@@ -15,18 +15,17 @@ from flaxbert.core import axes
 from flaxbert.core.precision import Precision
 from flaxbert.core.rules import Rule
 from flaxbert.errors import ConfigError
-from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.base import TensorName, TiedTensor
 from flaxbert.families.config_json import FIELDS, POSITIONS_KEY, ConfigMapping
 from flaxbert.families.layout import (
-    AXIS_RULES,
     HEAD_TENSORS,
-    IGNORED,
-    RENAMED,
+    OUTPUT_TENSORS,
     TABLE_TENSORS,
+    axis_rules_without,
     class_names,
     dense,
+    make_family,
     norm,
-    output_tensors,
 )
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.disentangled_attention import DisentangledOptions
@@ -170,8 +169,6 @@ def _normalize(json: dict[str, Any]) -> dict[str, Any]:
     heads, head_size = json.get("num_attention_heads"), json.pop("attention_head_size", None)
     if head_size is not None and width != head_size * heads:
         raise ConfigError(f"attention_head_size {head_size} of config.json does not make {heads} heads fill {width}.")
-    if json.get("embedding_size") == width:
-        json.pop("embedding_size")
     if not json.pop("position_biased_input", True):
         json[POSITIONS_KEY] = "none"
     return json
@@ -222,9 +219,10 @@ def write_json(mapping: ConfigMapping, config: ModelConfig, task: str) -> dict[s
     """
     json = mapping.write(config, task)
     json["position_biased_input"] = json.pop(POSITIONS_KEY, "learned") != "none"
-    for key in ("embedding_size", DECODER_KEY):
-        if not json[key]:
-            json.pop(key)
+    if not config.embedding_size:
+        json.pop("embedding_size")
+    if not json[DECODER_KEY]:
+        json.pop(DECODER_KEY)
     return json
 
 
@@ -276,7 +274,7 @@ SHARED_TENSORS: tuple[TensorName, ...] = (
     *TABLE_TENSORS,
     TensorName("embeddings.project.kernel", "embeddings.embed_proj.weight", "transpose"),
     TensorName("encoder.distance.embedding", "encoder.rel_embeddings.weight"),
-    *output_tensors(),
+    *OUTPUT_TENSORS,
     *dense("pooler.dense", "pooler.dense", in_base=False),
     *dense("classifier", "classifier", in_base=False),
     *_masked_lm(),
@@ -314,25 +312,18 @@ ARCHITECTURES = {task: name for task, name in class_names("Deberta").items() if 
 
 CONFIG = make_mapping("deberta", ARCHITECTURES, {})
 
-DEBERTA = Family(
-    model_type="deberta",
+DEBERTA = make_family(
+    CONFIG,
     prefix="deberta",
     tensors=TENSORS,
     tied=TIED,
-    ignored=IGNORED,
     foreign=FOREIGN,
-    renamed=RENAMED,
     axis_rules=(
         *SHARED_RULES,
         Rule(r"encoder\.layers\.\d+\.attention\.joint\.kernel", (axes.EMBED, "joint")),
         Rule(r"encoder\.layers\.\d+\.attention\.(query|value)_bias", (axes.ATTENTION,)),
-        *(
-            dataclasses.replace(rule, optional=True) if "query|key|value" in rule.pattern else rule
-            for rule in AXIS_RULES
-        ),
+        *axis_rules_without("query|key|value"),
     ),
-    architectures=ARCHITECTURES,
-    config_from_json=CONFIG.read,
     config_to_json=functools.partial(write_json, CONFIG),
     network=functools.partial(DebertaNetwork, encoder=functools.partial(DisentangledEncoder, block=JointBlock)),
     own_axes={

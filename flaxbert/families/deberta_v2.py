@@ -4,7 +4,7 @@ import functools
 
 from flaxbert.core import axes
 from flaxbert.core.rules import Rule
-from flaxbert.families.base import Family, TensorName
+from flaxbert.families.base import TensorName
 from flaxbert.families.deberta import (
     FOREIGN,
     SHARED_RULES,
@@ -15,7 +15,7 @@ from flaxbert.families.deberta import (
     make_mapping,
     write_json,
 )
-from flaxbert.families.layout import AXIS_RULES, IGNORED, RENAMED, class_names, dense, norm
+from flaxbert.families.layout import AXIS_RULES, class_names, dense, make_family, norm
 from flaxbert.nn.disentangled_attention import DisentangledOptions
 from flaxbert.nn.disentangled_encoder import DisentangledEncoder
 
@@ -49,21 +49,17 @@ CONFIG = make_mapping(
     },
 )
 
-DEBERTA_V2 = Family(
-    model_type="deberta-v2",
+DEBERTA_V2 = make_family(
+    CONFIG,
     prefix="deberta",
     tensors=TENSORS,
     tied=TIED,
-    ignored=IGNORED,
     foreign=FOREIGN,
-    renamed=RENAMED,
     axis_rules=(
         *SHARED_RULES,
         Rule(r"encoder\.convolution\.kernel", ("taps", "conv_inputs", axes.EMBED), optional=True),
         *AXIS_RULES,
     ),
-    architectures=ARCHITECTURES,
-    config_from_json=CONFIG.read,
     config_to_json=functools.partial(write_json, CONFIG),
     network=functools.partial(DebertaNetwork, encoder=DisentangledEncoder),
     own_axes={

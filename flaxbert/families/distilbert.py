@@ -3,16 +3,13 @@
 import functools
 from typing import Any
 
-from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.base import TensorName, TiedTensor
 from flaxbert.families.config_json import POSITIONS_KEY, ConfigMapping
 from flaxbert.families.layout import (
-    AXIS_RULES,
     HEAD_TENSORS,
-    IGNORED,
-    RENAMED,
     class_names,
     dense,
-    derived_tables,
+    make_family,
     norm,
 )
 from flaxbert.nn.heads import HeadStyle
@@ -85,18 +82,10 @@ STYLE = HeadStyle(
 )
 
 
-DISTILBERT = Family(
-    model_type="distilbert",
+DISTILBERT = make_family(
+    CONFIG,
     prefix="distilbert",
     tensors=TENSORS,
     tied={"vocab_projector.weight": TiedTensor("embeddings.word.embedding", "masked_lm")},
-    ignored=IGNORED,
-    foreign=(),
-    renamed=RENAMED,
-    axis_rules=AXIS_RULES,
-    architectures=ARCHITECTURES,
-    config_from_json=CONFIG.read,
-    config_to_json=CONFIG.write,
     network=functools.partial(Network, style=STYLE),
-    derived=functools.partial(derived_tables, has_types=False),
 )

@@ -2,18 +2,15 @@
 
 import functools
 
-from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.base import TensorName, TiedTensor
 from flaxbert.families.config_json import FIELDS, ConfigMapping
 from flaxbert.families.layout import (
-    AXIS_RULES,
     HEAD_TENSORS,
-    IGNORED,
     LAYER_TENSORS,
-    RENAMED,
     TABLE_TENSORS,
     class_names,
     dense,
-    derived_tables,
+    make_family,
     norm,
 )
 from flaxbert.nn.heads import HeadStyle
@@ -55,18 +52,10 @@ STYLE = HeadStyle(
     has_pooler=False,
 )
 
-ELECTRA = Family(
-    model_type="electra",
+ELECTRA = make_family(
+    CONFIG,
     prefix="electra",
     tensors=TENSORS,
     tied={"generator_lm_head.weight": TiedTensor("embeddings.word.embedding", "masked_lm")},
-    ignored=IGNORED,
-    foreign=(),
-    renamed=RENAMED,
-    axis_rules=AXIS_RULES,
-    architectures=ARCHITECTURES,
-    config_from_json=CONFIG.read,
-    config_to_json=CONFIG.write,
     network=functools.partial(Network, style=STYLE),
-    derived=derived_tables,
 )

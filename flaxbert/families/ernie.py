@@ -9,10 +9,11 @@ from jaxtyping import Array, Float
 
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core.rules import Rule
-from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.base import TensorName
 from flaxbert.families.bert import TENSORS as BERT_TENSORS
+from flaxbert.families.bert import TIED
 from flaxbert.families.config_json import ConfigMapping
-from flaxbert.families.layout import AXIS_RULES, IGNORED, RENAMED, class_names, derived_tables
+from flaxbert.families.layout import AXIS_RULES, class_names, make_family
 from flaxbert.nn.embeddings import Embeddings
 from flaxbert.nn.layers import Embed
 from flaxbert.nn.network import Network
@@ -68,25 +69,15 @@ CONFIG = ConfigMapping(
     option_fields={"task_type_vocab_size": ("task_type_vocab_size", int), "use_task_id": ("use_task_id", bool)},
 )
 
-ERNIE = Family(
-    model_type="ernie",
+ERNIE = make_family(
+    CONFIG,
     prefix="ernie",
     tensors=(
         *BERT_TENSORS,
         TensorName("embeddings.task_type.embedding", "embeddings.task_type_embeddings.weight"),
     ),
-    tied={
-        "cls.predictions.decoder.weight": TiedTensor("embeddings.word.embedding", "masked_lm"),
-        "cls.predictions.decoder.bias": TiedTensor("masked_lm.bias", "masked_lm"),
-    },
-    ignored=IGNORED,
-    foreign=(),
-    renamed=RENAMED,
+    tied=TIED,
     axis_rules=(Rule(r"embeddings\.task_type\.embedding", ("task_types", "embedding"), optional=True), *AXIS_RULES),
-    architectures=ARCHITECTURES,
-    config_from_json=CONFIG.read,
-    config_to_json=CONFIG.write,
     network=functools.partial(Network, embeddings=ErnieEmbeddings),
     own_axes={"task_types": lambda config: config.own(ErnieOptions).task_type_vocab_size},
-    derived=derived_tables,
 )

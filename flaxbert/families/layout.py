@@ -1,13 +1,16 @@
 """Tensor names and axes that families with BERT's blocks share."""
 
+import functools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from flaxbert.architecture import ModelConfig
 from flaxbert.core import axes
 from flaxbert.core.rules import Rule
-from flaxbert.families.base import TensorName
+from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.config_json import ConfigMapping
 from flaxbert.nn.embeddings import sinusoids
 
 _LAYER = "encoder.layers.{layer}"
@@ -71,7 +74,7 @@ def class_names(prefix: str, **others: str) -> dict[str, str]:
     }
 
 
-def derived_tables(config: ModelConfig, has_types: bool = True) -> dict[str, np.ndarray]:
+def derived_tables(config: ModelConfig, has_types: bool) -> dict[str, np.ndarray]:
     """Returns tables that stock classes have although the config gives them: the one zero row of a model without token types,
     and the sinusoids of one without learned positions.
 
@@ -97,38 +100,21 @@ TABLE_TENSORS: tuple[TensorName, ...] = (
 """Embeddings."""
 
 
-def layer_tensors(ours: str = _LAYER, theirs: str = _THEIR_LAYER) -> tuple[TensorName, ...]:
-    """Returns the lines of a block with BERT's names.
+OUTPUT_TENSORS: tuple[TensorName, ...] = (
+    *dense(f"{_LAYER}.attention.output", f"{_THEIR_LAYER}.attention.output.dense"),
+    *norm(f"{_LAYER}.attention.norm", f"{_THEIR_LAYER}.attention.output.LayerNorm"),
+    *dense(f"{_LAYER}.feed_forward.up", f"{_THEIR_LAYER}.intermediate.dense"),
+    *dense(f"{_LAYER}.feed_forward.down", f"{_THEIR_LAYER}.output.dense"),
+    *norm(f"{_LAYER}.feed_forward.norm", f"{_THEIR_LAYER}.output.LayerNorm"),
+)
+"""What comes after queries, keys and values in a layer."""
 
-    Args:
-      ours: Our name of the block.
-      theirs: Its name in a checkpoint.
-    """
-    return (
-        *dense(f"{ours}.attention.query", f"{theirs}.attention.self.query"),
-        *dense(f"{ours}.attention.key", f"{theirs}.attention.self.key"),
-        *dense(f"{ours}.attention.value", f"{theirs}.attention.self.value"),
-        *output_tensors(ours, theirs),
-    )
-
-
-def output_tensors(ours: str = _LAYER, theirs: str = _THEIR_LAYER) -> tuple[TensorName, ...]:
-    """Returns the lines of what comes after the attention of a block with BERT's names.
-
-    Args:
-      ours: Our name of the block.
-      theirs: Its name in a checkpoint.
-    """
-    return (
-        *dense(f"{ours}.attention.output", f"{theirs}.attention.output.dense"),
-        *norm(f"{ours}.attention.norm", f"{theirs}.attention.output.LayerNorm"),
-        *dense(f"{ours}.feed_forward.up", f"{theirs}.intermediate.dense"),
-        *dense(f"{ours}.feed_forward.down", f"{theirs}.output.dense"),
-        *norm(f"{ours}.feed_forward.norm", f"{theirs}.output.LayerNorm"),
-    )
-
-
-LAYER_TENSORS = layer_tensors()
+LAYER_TENSORS: tuple[TensorName, ...] = (
+    *dense(f"{_LAYER}.attention.query", f"{_THEIR_LAYER}.attention.self.query"),
+    *dense(f"{_LAYER}.attention.key", f"{_THEIR_LAYER}.attention.self.key"),
+    *dense(f"{_LAYER}.attention.value", f"{_THEIR_LAYER}.attention.self.value"),
+    *OUTPUT_TENSORS,
+)
 """Layers."""
 
 ENCODER_TENSORS: tuple[TensorName, ...] = (*TABLE_TENSORS, *LAYER_TENSORS, *dense("pooler.dense", "pooler.dense"))
@@ -143,6 +129,8 @@ HEAD_TENSORS: tuple[TensorName, ...] = (
 )
 """Heads that have the same names in every family."""
 
+_BLOCK = r"encoder\.(layers\.\d+|groups\.\d+\.blocks\.\d+)\."
+
 AXIS_RULES: tuple[Rule[tuple[str, ...]], ...] = (
     Rule(r"embeddings\.word\.embedding", (axes.VOCAB, axes.EMBEDDING)),
     Rule(r"embeddings\.position\.embedding", (axes.POSITIONS, axes.EMBEDDING), optional=True),
@@ -150,14 +138,14 @@ AXIS_RULES: tuple[Rule[tuple[str, ...]], ...] = (
     Rule(r"embeddings\.norm\.(scale|bias)", (axes.EMBEDDING,)),
     Rule(r"embeddings\.project\.kernel", (axes.EMBEDDING, axes.EMBED), optional=True),
     Rule(
-        r"encoder\.(layers\.\d+|groups\.\d+\.blocks\.\d+)\.attention\.(query|key|value)\.kernel",
+        _BLOCK + r"attention\.(query|key|value)\.kernel",
         (axes.EMBED, axes.ATTENTION),
     ),
-    Rule(r"encoder\.(layers\.\d+|groups\.\d+\.blocks\.\d+)\.attention\.(query|key|value)\.bias", (axes.ATTENTION,)),
-    Rule(r"encoder\.(layers\.\d+|groups\.\d+\.blocks\.\d+)\.attention\.output\.kernel", (axes.ATTENTION, axes.EMBED)),
-    Rule(r"encoder\.(layers\.\d+|groups\.\d+\.blocks\.\d+)\.feed_forward\.up\.kernel", (axes.EMBED, axes.MLP)),
-    Rule(r"encoder\.(layers\.\d+|groups\.\d+\.blocks\.\d+)\.feed_forward\.up\.bias", (axes.MLP,)),
-    Rule(r"encoder\.(layers\.\d+|groups\.\d+\.blocks\.\d+)\.feed_forward\.down\.kernel", (axes.MLP, axes.EMBED)),
+    Rule(_BLOCK + r"attention\.(query|key|value)\.bias", (axes.ATTENTION,)),
+    Rule(_BLOCK + r"attention\.output\.kernel", (axes.ATTENTION, axes.EMBED)),
+    Rule(_BLOCK + r"feed_forward\.up\.kernel", (axes.EMBED, axes.MLP)),
+    Rule(_BLOCK + r"feed_forward\.up\.bias", (axes.MLP,)),
+    Rule(_BLOCK + r"feed_forward\.down\.kernel", (axes.MLP, axes.EMBED)),
     Rule(r"pooler\.dense\.kernel", (axes.EMBED, axes.POOLED), optional=True),
     Rule(r"pooler\.dense\.bias", (axes.POOLED,), optional=True),
     Rule(r"classifier_dense\.kernel", (axes.EMBED, axes.POOLED), optional=True),
@@ -182,8 +170,55 @@ AXIS_RULES: tuple[Rule[tuple[str, ...]], ...] = (
 )
 """Axis names of all leaves that these families have."""
 
+
+def axis_rules_without(*parts: str) -> tuple[Rule[tuple[str, ...]], ...]:
+    """Returns the axis rules for a family that has other leaves in the place of some.
+
+    Args:
+      *parts: Rules whose pattern has one of these in it are left out.
+    """
+    return tuple(rule for rule in AXIS_RULES if not any(part in rule.pattern for part in parts))
+
+
 RENAMED: dict[str, str] = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
 """Endings of the first releases."""
 
 IGNORED: tuple[str, ...] = (r"embeddings\.position_ids", r"embeddings\.token_type_ids")
 """Buffers that carry no weights."""
+
+
+def make_family(
+    config: ConfigMapping,
+    prefix: str,
+    tensors: tuple[TensorName, ...],
+    tied: Mapping[str, TiedTensor],
+    kind: type[Family] = Family,
+    **others: Any,
+) -> Family:
+    """Returns a family with what most have alike.
+
+    Args:
+      config: How its ``config.json`` is read and written; also gives model type and class names.
+      prefix: As for ``Family``.
+      tensors: As for ``Family``.
+      tied: As for ``Family``.
+      kind: Class of the family.
+      **others: Further attributes of ``Family``; those that are left out are BERT's.
+    """
+    usual: dict[str, Any] = {
+        "ignored": IGNORED,
+        "foreign": (),
+        "renamed": RENAMED,
+        "axis_rules": AXIS_RULES,
+        "config_from_json": config.read,
+        "config_to_json": config.write,
+        "derived": functools.partial(derived_tables, has_types=config.type_row_needed),
+    }
+    return kind(
+        model_type=config.model_type,
+        prefix=prefix,
+        tensors=tensors,
+        tied=tied,
+        architectures=config.architectures,
+        **{**usual, **others},
+    )

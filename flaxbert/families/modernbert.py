@@ -16,7 +16,14 @@ from flaxbert.core.precision import Precision
 from flaxbert.core.rules import Rule
 from flaxbert.families.base import Family, TensorName, TiedTensor
 from flaxbert.families.config_json import POSITIONS_KEY, ConfigMapping
-from flaxbert.families.layout import AXIS_RULES, HEAD_TENSORS, IGNORED, class_names, dense, norm
+from flaxbert.families.layout import (
+    HEAD_TENSORS,
+    axis_rules_without,
+    class_names,
+    dense,
+    make_family,
+    norm,
+)
 from flaxbert.families.modernbert_encoder import (
     FULL,
     SLIDING,
@@ -284,11 +291,7 @@ RULES: tuple[Rule[tuple[str, ...]], ...] = (
     Rule(r"encoder\.layers\.\d+\.feed_forward\.up\.bias", ("gated",), optional=True),
     Rule(r"prediction\.dense\.kernel", (axes.EMBED, axes.POOLED), optional=True),
     Rule(r"prediction\.(dense|norm)\.(bias|scale)", (axes.POOLED,), optional=True),
-    *(
-        rule
-        for rule in AXIS_RULES
-        if r"attention\.(query" not in rule.pattern and r"feed_forward\.up" not in rule.pattern
-    ),
+    *axis_rules_without(r"attention\.(query", r"feed_forward\.up"),
 )
 
 
@@ -306,19 +309,16 @@ class ModernBertFamily(Family):
         return table
 
 
-MODERNBERT = ModernBertFamily(
-    model_type="modernbert",
+MODERNBERT = make_family(
+    CONFIG,
     prefix="model",
     tensors=TENSORS,
     tied={"decoder.weight": TiedTensor("embeddings.word.embedding", "masked_lm")},
-    ignored=IGNORED,
-    foreign=(),
     renamed={},
     axis_rules=RULES,
-    architectures=CONFIG.architectures,
-    config_from_json=CONFIG.read,
     config_to_json=write_config,
     network=ModernBertNetwork,
+    kind=ModernBertFamily,
     own_axes={
         "query_key_value": lambda config: 3 * config.hidden_size,
         "gated": lambda config: 2 * config.intermediate_size,

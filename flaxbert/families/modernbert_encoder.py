@@ -17,7 +17,7 @@ from flaxbert.nn.activations import get_activation
 from flaxbert.nn.attention import attend, attend_with_bias
 from flaxbert.nn.dropout import dropout, fold
 from flaxbert.nn.embeddings import Embeddings
-from flaxbert.nn.encoder import Encoder
+from flaxbert.nn.encoder import Encoder, run_attention
 from flaxbert.nn.layers import Dense, Embed, LayerNorm
 from flaxbert.nn.local_attention import Window, join_blocks, make_window, split_blocks, with_neighbours
 from flaxbert.nn.residual import add_residual
@@ -293,20 +293,10 @@ class ModernBertBlock(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the residual stream after this block and the same normalised, or those of the first token alone."""
         hidden, normalised = states
-        gathered = self._attend(normalised, tokens, shared, key, first_only)
+        gathered = run_attention(self.attention, self.recompute_attention, normalised, tokens, shared, key, first_only)
         attended = add_residual(hidden[:, :1] if first_only else hidden, gathered)
         after = add_residual(attended, self.feed_forward(attended, key, hidden.shape[1]))
         return after, self.norm(after)
-
-    def _attend(self, hidden: jax.Array, tokens: Tokens, shared: Any, key: Any, first_only: bool) -> jax.Array:
-        if not self.recompute_attention:
-            return self.attention(hidden, tokens, shared, key, first_only)
-        graphdef, state = nnx.split(self.attention)
-
-        def apply(state: Any, hidden: jax.Array, tokens: Tokens, shared: Any, key: Any) -> jax.Array:
-            return nnx.merge(graphdef, state)(hidden, tokens, shared, key, first_only)
-
-        return jax.checkpoint(apply)(state, hidden, tokens, shared, key)
 
 
 class ModernBertEncoder(Encoder):

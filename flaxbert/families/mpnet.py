@@ -14,20 +14,17 @@ from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core import axes
 from flaxbert.core.rules import Rule
 from flaxbert.errors import ConfigError
-from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.base import TensorName
 from flaxbert.families.config_json import FIELDS, ConfigMapping
 from flaxbert.families.layout import (
     AXIS_RULES,
-    HEAD_TENSORS,
-    IGNORED,
-    RENAMED,
     class_names,
     dense,
-    derived_tables,
+    make_family,
     norm,
 )
+from flaxbert.families.roberta import ROBERTA_HEADS, STYLE, TIED
 from flaxbert.nn.encoder import Encoder
-from flaxbert.nn.heads import HeadStyle
 from flaxbert.nn.layers import Embed
 from flaxbert.nn.network import Network
 from flaxbert.nn.tokens import Tokens
@@ -121,12 +118,7 @@ TENSORS: tuple[TensorName, ...] = (
     *dense(f"{_LAYER}.feed_forward.down", f"{_THEIR_LAYER}.output.dense"),
     *norm(f"{_LAYER}.feed_forward.norm", f"{_THEIR_LAYER}.output.LayerNorm"),
     *dense("pooler.dense", "pooler.dense"),
-    *dense("classifier_dense", "classifier.dense", in_base=False),
-    *dense("classifier", "classifier", in_base=False, by_task={"sequence-classification": "classifier.out_proj"}),
-    *dense("masked_lm.transform", "lm_head.dense", in_base=False),
-    *norm("masked_lm.norm", "lm_head.layer_norm", in_base=False),
-    TensorName("masked_lm.bias", "lm_head.bias", in_base=False),
-    *HEAD_TENSORS,
+    *ROBERTA_HEADS,
 )
 
 CONFIG = ConfigMapping(
@@ -141,26 +133,16 @@ CONFIG = ConfigMapping(
     option_fields={"relative_attention_num_buckets": ("num_buckets", int)},
 )
 
-MPNET = Family(
-    model_type="mpnet",
+MPNET = make_family(
+    CONFIG,
     prefix="mpnet",
     tensors=TENSORS,
-    tied={
-        "lm_head.decoder.weight": TiedTensor("embeddings.word.embedding", "masked_lm"),
-        "lm_head.decoder.bias": TiedTensor("masked_lm.bias", "masked_lm"),
-    },
-    ignored=IGNORED,
-    foreign=(),
-    renamed=RENAMED,
+    tied=TIED,
     axis_rules=(Rule(r"encoder\.distance\.embedding", ("distances", axes.HEADS)), *AXIS_RULES),
-    architectures=CONFIG.architectures,
-    config_from_json=CONFIG.read,
-    config_to_json=CONFIG.write,
     network=functools.partial(
         Network,
-        style=HeadStyle(classifier_activation="tanh", drops_classifier_input=True, masked_lm_activation="gelu"),
+        style=STYLE,
         encoder=MPNetEncoder,
     ),
-    derived=functools.partial(derived_tables, has_types=False),
     own_axes={"distances": lambda config: config.own(MPNetOptions).num_buckets},
 )

@@ -13,9 +13,17 @@ from flaxbert.core import axes
 from flaxbert.core.precision import Precision
 from flaxbert.core.rules import Rule
 from flaxbert.errors import ConfigError
-from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.base import TensorName
+from flaxbert.families.bert import TIED
 from flaxbert.families.config_json import POSITIONS_KEY, ConfigMapping
-from flaxbert.families.layout import AXIS_RULES, HEAD_TENSORS, IGNORED, class_names, dense, derived_tables, norm
+from flaxbert.families.layout import (
+    HEAD_TENSORS,
+    axis_rules_without,
+    class_names,
+    dense,
+    make_family,
+    norm,
+)
 from flaxbert.families.rope_json import read_theta, write_theta
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.attention import SelfAttention, attend
@@ -104,21 +112,12 @@ class NomicBertFeedForward(FeedForward):
 class NomicBertBlock(Block):
     """A block with NomicBERT's halves."""
 
-    def make_attention(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> Any:
-        """Returns the attention half."""
-        return RotaryAttention(config, execution, rngs)
-
-    def make_feed_forward(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> Any:
-        """Returns the feed-forward half."""
-        return NomicBertFeedForward(config, execution, rngs)
+    attention_type = RotaryAttention
+    feed_forward_type = NomicBertFeedForward
 
 
 class NomicBertEncoder(Encoder):
-    """A stack of NomicBERT's blocks."""
-
-    def make_block(self, index: int, rngs: nnx.Rngs) -> Any:
-        """Returns a new block."""
-        return NomicBertBlock(self.config, self.execution, rngs)
+    """A stack of blocks that share the angles of the tokens."""
 
     def share(self, hidden: Float[Array, "batch length embed"], tokens: Tokens, key: Any) -> Rotation:
         """Returns the angles of the tokens."""
@@ -190,32 +189,23 @@ CONFIG = ConfigMapping(
     extend=lambda config, task: {"rope_parameters": write_theta(config.own(NomicBertOptions).rope_theta)},
 )
 
-NOMIC_BERT = Family(
-    model_type="nomic_bert",
+NOMIC_BERT = make_family(
+    CONFIG,
     prefix="nomic_bert",
     tensors=TENSORS,
-    tied={
-        "cls.predictions.decoder.weight": TiedTensor("embeddings.word.embedding", "masked_lm"),
-        "cls.predictions.decoder.bias": TiedTensor("masked_lm.bias", "masked_lm"),
-    },
-    ignored=IGNORED,
-    foreign=(),
+    tied=TIED,
     renamed={},
     axis_rules=(
         Rule(r"encoder\.layers\.\d+\.attention\.query_key_value\.kernel", (axes.EMBED, "query_key_value")),
         Rule(r"encoder\.layers\.\d+\.feed_forward\.(up|gate)\.kernel", (axes.EMBED, axes.MLP)),
-        *(
-            rule
-            for rule in AXIS_RULES
-            if r"attention\.(query" not in rule.pattern and r"feed_forward\.up" not in rule.pattern
-        ),
+        *axis_rules_without(r"attention\.(query", r"feed_forward\.up"),
     ),
-    architectures=CONFIG.architectures,
-    config_from_json=CONFIG.read,
     config_to_json=lambda config, task: CONFIG.write(config.replace(position_embedding="none"), task),
     network=functools.partial(
-        Network, style=HeadStyle(has_pooler=False), embeddings=make_embeddings, encoder=NomicBertEncoder
+        Network,
+        style=HeadStyle(has_pooler=False),
+        embeddings=make_embeddings,
+        encoder=functools.partial(NomicBertEncoder, block=NomicBertBlock),
     ),
     own_axes={"query_key_value": lambda config: 3 * config.hidden_size},
-    derived=derived_tables,
 )

@@ -5,21 +5,17 @@ import functools
 from flaxbert.families.base import Family, TensorName, TiedTensor
 from flaxbert.families.config_json import ConfigMapping
 from flaxbert.families.layout import (
-    AXIS_RULES,
     ENCODER_TENSORS,
     HEAD_TENSORS,
-    IGNORED,
-    RENAMED,
     class_names,
     dense,
-    derived_tables,
+    make_family,
     norm,
 )
 from flaxbert.nn.heads import HeadStyle
 from flaxbert.nn.network import Network
 
-TENSORS: tuple[TensorName, ...] = (
-    *ENCODER_TENSORS,
+ROBERTA_HEADS: tuple[TensorName, ...] = (
     *dense("classifier_dense", "classifier.dense", in_base=False),
     *dense("classifier", "classifier", in_base=False, by_task={"sequence-classification": "classifier.out_proj"}),
     *dense("masked_lm.transform", "lm_head.dense", in_base=False),
@@ -27,6 +23,15 @@ TENSORS: tuple[TensorName, ...] = (
     TensorName("masked_lm.bias", "lm_head.bias", in_base=False),
     *HEAD_TENSORS,
 )
+"""Heads with RoBERTa's names."""
+
+TENSORS: tuple[TensorName, ...] = (*ENCODER_TENSORS, *ROBERTA_HEADS)
+
+TIED: dict[str, TiedTensor] = {
+    "lm_head.decoder.weight": TiedTensor("embeddings.word.embedding", "masked_lm"),
+    "lm_head.decoder.bias": TiedTensor("masked_lm.bias", "masked_lm"),
+}
+"""Tensors that repeat others."""
 
 STYLE = HeadStyle(classifier_activation="tanh", drops_classifier_input=True, masked_lm_activation="gelu")
 
@@ -38,26 +43,8 @@ def roberta_family(model_type: str, class_prefix: str) -> Family:
       model_type: Its name in ``config.json``.
       class_prefix: What the names of its classes begin with.
     """
-    architectures = class_names(class_prefix)
-    config = ConfigMapping(model_type, architectures, {"pad_token_id": 1}, starts_after_padding=True)
-    return Family(
-        model_type=model_type,
-        prefix="roberta",
-        tensors=TENSORS,
-        tied={
-            "lm_head.decoder.weight": TiedTensor("embeddings.word.embedding", "masked_lm"),
-            "lm_head.decoder.bias": TiedTensor("masked_lm.bias", "masked_lm"),
-        },
-        ignored=IGNORED,
-        foreign=(),
-        renamed=RENAMED,
-        axis_rules=AXIS_RULES,
-        architectures=architectures,
-        config_from_json=config.read,
-        config_to_json=config.write,
-        network=functools.partial(Network, style=STYLE),
-        derived=derived_tables,
-    )
+    config = ConfigMapping(model_type, class_names(class_prefix), {"pad_token_id": 1}, starts_after_padding=True)
+    return make_family(config, "roberta", TENSORS, TIED, network=functools.partial(Network, style=STYLE))
 
 
 ROBERTA = roberta_family("roberta", "Roberta")

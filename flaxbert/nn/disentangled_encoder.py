@@ -18,7 +18,7 @@ from flaxbert.nn.convolution import shifted
 from flaxbert.nn.disentangled_attention import DisentangledAttention, DisentangledOptions, Distances, JointAttention
 from flaxbert.nn.dropout import dropout, fold
 from flaxbert.nn.encoder import Block, Encoder
-from flaxbert.nn.layers import Embed, LayerNorm, truncated_normal
+from flaxbert.nn.layers import Embed, LayerNorm, multiply_groups, truncated_normal
 from flaxbert.nn.relative_positions import ordered_rows, rows_of_positions
 from flaxbert.nn.tokens import Tokens
 
@@ -26,17 +26,13 @@ from flaxbert.nn.tokens import Tokens
 class DisentangledBlock(Block):
     """A block of DeBERTa v2."""
 
-    def make_attention(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> Any:
-        """Returns the attention half."""
-        return DisentangledAttention(config, execution, rngs)
+    attention_type = DisentangledAttention
 
 
 class JointBlock(Block):
     """A block of DeBERTa v1."""
 
-    def make_attention(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> Any:
-        """Returns the attention half."""
-        return JointAttention(config, execution, rngs)
+    attention_type = JointAttention
 
 
 class ResidualConvolution(nnx.Module):
@@ -77,12 +73,11 @@ class ResidualConvolution(nnx.Module):
         options, num_tokens = self.config.own(DisentangledOptions), residual.shape[1]
         kernel = self.kernel.get_value().astype(self.compute_dtype)
         size, inputs = kernel.shape[:2]
-        kernel = kernel.reshape(size, inputs, options.conv_groups, -1)
+        kernel = jnp.swapaxes(kernel.reshape(size, inputs, options.conv_groups, -1), 1, 2)
         convolved = jnp.zeros((), jnp.float32)
         for tap, values in enumerate(shifted(hidden, segment_ids, size)):
-            split = values[:, :num_tokens].reshape(*residual.shape[:2], options.conv_groups, inputs)
-            convolved = convolved + jnp.einsum("blgi,igo->blgo", split, kernel[tap], preferred_element_type=jnp.float32)
-        convolved = (convolved.reshape(residual.shape) + self.bias.get_value()).astype(self.compute_dtype)
+            convolved = convolved + multiply_groups(values[:, :num_tokens], kernel[tap])
+        convolved = (convolved + self.bias.get_value()).astype(self.compute_dtype)
         dropped = dropout(convolved, fold(key, 3), self.config.hidden_dropout_rate, hidden.shape[1])
         joined = self.norm(residual + get_activation(options.conv_act)(dropped))
         is_real = (segment_ids[:, :num_tokens] != 0)[..., None]
@@ -102,8 +97,7 @@ class DisentangledEncoder(Encoder):
     def __init__(
         self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs, block: type[Block] = DisentangledBlock
     ) -> None:
-        self.block = block
-        super().__init__(config, execution, rngs)
+        super().__init__(config, execution, rngs, block)
         options, dtype = config.own(DisentangledOptions), Precision(execution.precision).compute_dtype
         if options.relative_attention:
             self.distance = Embed(options.num_rows(config), config.hidden_size, config.initializer_range, rngs)
@@ -111,10 +105,6 @@ class DisentangledEncoder(Encoder):
             self.distance_norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon, dtype)
         if options.conv_kernel_size:
             self.convolution = ResidualConvolution(config, execution, rngs)
-
-    def make_block(self, index: int, rngs: nnx.Rngs) -> Any:
-        """Returns a new block."""
-        return self.block(self.config, self.execution, rngs)
 
     def share(self, hidden: Float[Array, "batch length embed"], tokens: Tokens, key: Any) -> Distances:
         """Returns the rows of distances that can occur."""

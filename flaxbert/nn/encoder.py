@@ -1,7 +1,7 @@
 """Blocks and the stack of them: unrolled or scanned, with a choice of what the backward pass recomputes."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,33 @@ def _applied(graphdef: Any, first_only: bool) -> Callable[..., Any]:
     return apply
 
 
+def run_attention(
+    attention: Any, recompute: bool, hidden: jax.Array, tokens: Tokens, shared: Any, key: Any, first_only: bool
+) -> jax.Array:
+    """Runs the attention half of a block.
+
+    Args:
+      attention: The module.
+      recompute: Whether the backward pass computes it again instead of keeping what is inside.
+      hidden: What it reads.
+      tokens: The tokens.
+      shared: What all blocks share.
+      key: Dropout key of the block, or None.
+      first_only: Whether the result is that of the first token alone.
+
+    Returns:
+      What the half returns.
+    """
+    if not recompute:
+        return attention(hidden, tokens, shared, key, first_only)
+    graphdef, state = nnx.split(attention)
+    return jax.checkpoint(_applied(graphdef, first_only))(state, hidden, tokens, shared, key)
+
+
 class Block(nnx.Module):
     """Self-attention and feed-forward, each with residual and norm after it.
+
+    A family whose halves differ names them: ``attention_type``, ``feed_forward_type``.
 
     Args:
       config: Architecture.
@@ -33,30 +58,13 @@ class Block(nnx.Module):
       rngs: Source of keys for new weights.
     """
 
+    attention_type: ClassVar[Callable[..., Any]] = SelfAttention
+    feed_forward_type: ClassVar[Callable[..., Any]] = FeedForward
+
     def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
         self.recompute_attention = execution.remat == "attention"
-        self.attention = self.make_attention(config, execution, rngs)
-        self.feed_forward = self.make_feed_forward(config, execution, rngs)
-
-    def make_attention(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> Any:
-        """Returns the attention half; families with their own replace it.
-
-        Args:
-          config: Architecture.
-          execution: Precision and attention implementation.
-          rngs: Source of keys for new weights.
-        """
-        return SelfAttention(config, execution, rngs)
-
-    def make_feed_forward(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> Any:
-        """Returns the feed-forward half; families with their own replace it.
-
-        Args:
-          config: Architecture.
-          execution: Precision and attention implementation.
-          rngs: Source of keys for new weights.
-        """
-        return FeedForward(config, execution, rngs)
+        self.attention = self.attention_type(config, execution, rngs)
+        self.feed_forward = self.feed_forward_type(config, execution, rngs)
 
     def __call__(
         self,
@@ -67,14 +75,8 @@ class Block(nnx.Module):
         first_only: bool = False,
     ) -> Float[Array, "batch tokens embed"]:
         """Returns the hidden states after this block, or that of the first token alone."""
-        attended = self._attend(hidden, tokens, shared, key, first_only)
+        attended = run_attention(self.attention, self.recompute_attention, hidden, tokens, shared, key, first_only)
         return self.feed_forward(attended, key, hidden.shape[1])
-
-    def _attend(self, hidden: jax.Array, tokens: Tokens, shared: Any, key: Any, first_only: bool) -> jax.Array:
-        if not self.recompute_attention:
-            return self.attention(hidden, tokens, shared, key, first_only)
-        graphdef, state = nnx.split(self.attention)
-        return jax.checkpoint(_applied(graphdef, first_only))(state, hidden, tokens, shared, key)
 
 
 class StackedBlock(nnx.Module):
@@ -99,18 +101,22 @@ def _rematerialize(function: Callable[..., Any], policy: str) -> Callable[..., A
 class Encoder(nnx.Module):
     """A stack of blocks.
 
-    A family whose mathematics differs extends it: ``make_block``, what all blocks share (``share``), what happens between
+    A family whose mathematics differs hands in its block or extends it: ``make_block``, what all blocks share (``share``), what happens between
     them (``after_block``) and at the end (``finish``).
 
     Args:
       config: Architecture.
       execution: How it is run.
       rngs: Source of keys for new weights.
+      block: Builds a block.
     """
 
-    def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs, block: Callable[..., Any] = Block
+    ) -> None:
         self.config = config
         self.execution = execution
+        self.block = block
         self.layers: Any
         if execution.scan_layers:
             self.layers = StackedBlock(self.make_block(0, rngs))
@@ -124,7 +130,7 @@ class Encoder(nnx.Module):
           index: Its number, from 0.
           rngs: Source of keys for new weights.
         """
-        return Block(self.config, self.execution, rngs)
+        return self.block(self.config, self.execution, rngs)
 
     def share(self, hidden: Float[Array, "batch length embed"], tokens: Tokens, key: Any) -> Any:
         """Returns what is computed once for all blocks: a tree of arrays, or None.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flaxbert.nn.layers import Dense, Embed, LayerNorm, truncated_normal
+from flaxbert.nn.layers import Dense, Embed, LayerNorm, multiply_groups, truncated_normal
 
 FLOAT32_TOLERANCE = 3e-6
 """Relative to the largest entry: 50 roundings of 6e-8."""
@@ -35,6 +35,17 @@ def test_dense_is_a_product_plus_bias_in_the_compute_type(dtype):
     assert outputs.dtype == dtype
     kernel, bias = (np.asarray(leaf.get_value(), np.float64) for leaf in (layer.kernel, layer.bias))
     assert_near(outputs, inputs.astype(np.float64) @ kernel + bias, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+def test_groups_are_multiplied_by_their_own_kernels(dtype, groups):
+    inputs, kernel = (jnp.asarray(draw(*shape)).astype(dtype) for shape in ((2, 5, 12), (groups, 12 // groups, 4)))
+    outputs = jax.jit(multiply_groups)(inputs, kernel)
+    assert outputs.dtype == jnp.float32
+    split = np.asarray(inputs, np.float64).reshape(2, 5, groups, -1)
+    expected = [split[:, :, group] @ np.asarray(kernel[group], np.float64) for group in range(groups)]
+    assert_near(outputs, np.concatenate(expected, axis=-1), FLOAT32_TOLERANCE)
 
 
 def normalise(inputs, scale, bias, epsilon):
