@@ -187,7 +187,7 @@ def random_params(config, task, seed):
     name=st.sampled_from(sorted(TRANSFORMS)),
     num_layers=st.integers(1, 3),
     num_heads=st.integers(1, 3),
-    head_dim=st.sampled_from([4, 8]),
+    head_dim=st.sampled_from([8, 16]),
     mlp=st.sampled_from([4, 12, 40]),
     token_types=st.integers(0, 2),
     scanned=st.booleans(),
