@@ -26,6 +26,18 @@ TASK_HEADS: dict[str, tuple[str, ...]] = {
 FIRST_TOKEN_TASKS = frozenset({"sequence-classification", "next-sentence-prediction", "multiple-choice"})
 """Tasks whose heads read the vector of the first token only; the last block need not finish the others."""
 
+PIPELINE_TAGS: dict[str, str] = {
+    "sequence-classification": "text-classification",
+    "token-classification": "token-classification",
+    "question-answering": "question-answering",
+    "multiple-choice": "multiple-choice",
+    "fill-mask": "fill-mask",
+    "pretraining": "fill-mask",
+    "sentence-similarity": "sentence-similarity",
+    "feature-extraction": "feature-extraction",
+}
+"""The hub's pipeline of each task; next sentence prediction and relations have none."""
+
 Options = TypeVar("Options")
 
 PositionEmbedding = Literal["learned", "sinusoidal", "none"]

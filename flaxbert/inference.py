@@ -13,7 +13,7 @@ from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.data.batches import collate
 from flaxbert.data.ordering import default_length_buckets
 from flaxbert.data.tokenization import TokenizedExamples
-from flaxbert.errors import ConfigError
+from flaxbert.errors import ConfigError, DataError
 from flaxbert.families.graph import INPUT_NAMES, forward, graph_definition
 from flaxbert.nn.heads import pool
 from flaxbert.nn.network import ModelOutput
@@ -52,6 +52,36 @@ def pooled_vectors(modes: tuple[str, ...], num_skipped: int = 0) -> Postprocess:
         return vectors[0] if len(vectors) == 1 else jax.numpy.concatenate(vectors, axis=-1)
 
     return postprocess
+
+
+def checked_batch(config: ModelConfig, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a batch as arrays for the network, without what is None; arrays of JAX pass unread.
+
+    Args:
+      config: Architecture.
+      batch: Arrays or nested lists by input name.
+
+    Raises:
+      DataError: Ids lie outside the vocabulary, or the input is longer than the model's maximum.
+    """
+    return {name: _checked(config, name, value) for name, value in batch.items() if value is not None}
+
+
+def _checked(config: ModelConfig, name: str, value: Any) -> jax.Array:
+    if isinstance(value, jax.Array):
+        return value
+    array = np.asarray(value)
+    if name in INPUT_NAMES and array.size:
+        array = array.astype(np.int32)
+        limit = {"input_ids": config.vocab_size, "position_ids": config.max_length}.get(name)
+        if limit is not None and (array.min() < 0 or array.max() >= limit):
+            raise DataError(f"{name} holds {int(array.max())}, but the model knows 0 to {limit - 1}.")
+        if array.ndim == 2 and array.shape[1] > config.max_length and name == "input_ids":
+            raise DataError(
+                f"input_ids has {array.shape[1]} tokens a row, but the model has "
+                f"{config.max_length} positions; truncate, or load a longer model."
+            )
+    return jax.numpy.asarray(array)
 
 
 @functools.lru_cache(maxsize=64)

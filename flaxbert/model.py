@@ -17,7 +17,6 @@ from flaxbert.core.trees import is_stacked, map_leaves, stack_layers, unstack_la
 from flaxbert.data.sources import as_texts
 from flaxbert.data.tokenization import TokenizedExamples, tokenize, warn_truncated
 from flaxbert.errors import ConfigError, DataError
-from flaxbert.families.graph import INPUT_NAMES
 from flaxbert.nn.network import ModelOutput
 from flaxbert.task_config import TaskConfig
 from flaxbert.tasks.base import Encoded, Setting, setting_of
@@ -77,26 +76,9 @@ class Model:
         Raises:
           DataError: Ids lie outside the vocabulary, or the input is longer than the model's maximum.
         """
-        batch = {name: self._check_input(name, value) for name, value in batch.items() if value is not None}
+        batch = inference.checked_batch(self.config, batch)
         program = inference.compiled_apply(self.config, self.task, self.execution, keep_hidden)
         return program(params, batch, dropout_key)
-
-    def _check_input(self, name: str, value: Any) -> Any:
-        if isinstance(value, jax.Array):
-            return value
-        array = np.asarray(value)
-        if name in INPUT_NAMES and array.size:
-            array = array.astype(np.int32)
-            limits = {"input_ids": self.config.vocab_size, "position_ids": self.config.max_length}
-            limit = limits.get(name)
-            if limit is not None and (array.min() < 0 or array.max() >= limit):
-                raise DataError(f"{name} holds {int(array.max())}, but the model knows 0 to {limit - 1}.")
-            if array.ndim == 2 and array.shape[1] > self.config.max_length and name == "input_ids":
-                raise DataError(
-                    f"input_ids has {array.shape[1]} tokens a row, but the model has "
-                    f"{self.config.max_length} positions; truncate, or load a longer model."
-                )
-        return jnp.asarray(array)
 
     def replace(self, **changes: Any) -> "Model":
         """Returns a copy with some attributes changed, for example ``model.replace(params=quantized)``.
@@ -119,16 +101,33 @@ class Model:
             raise ConfigError("The model has no tokenizer; load it from a folder with one, or use model.apply on ids.")
         return self.tokenizer
 
-    def _run(
+    def run_texts(
         self,
         texts: Any,
         pairs: Any,
         postprocess: inference.Postprocess,
         batch_size: int,
-        max_length: int | None,
+        max_length: int | None = None,
         keep_length: bool = False,
         truncation: str = "longest_first",
     ) -> list[np.ndarray]:
+        """Tokenizes texts and runs the network on them.
+
+        Args:
+          texts: As for ``predict``.
+          pairs: As for ``predict``.
+          postprocess: What is returned of the network's output; traced, and compiled once per function.
+          batch_size: Most texts computed together.
+          max_length: Most tokens of an input; None: the model's maximum.
+          keep_length: Whether results have a length axis.
+          truncation: As for ``predict_logits``.
+
+        Returns:
+          What the function makes of the network's outputs, one result per input.
+
+        Raises:
+          ConfigError: The model has no tokenizer.
+        """
         inputs = get_task("sequence-classification").inputs(texts, pairs)
         if not len(inputs):
             return []
@@ -178,7 +177,7 @@ class Model:
             raise ConfigError(f"A model for '{self.task}' has no head; load it with task='sequence-classification'.")
         task = find_task(self.task)
         per_token = self.task in ("fill-mask", "pretraining") if task is None else task.scores_tokens
-        rows = self._run(texts, pairs, inference.logits_of, batch_size, max_length, per_token, truncation)
+        rows = self.run_texts(texts, pairs, inference.logits_of, batch_size, max_length, per_token, truncation)
         if per_token:
             return rows
         return np.stack(rows) if rows else np.zeros((0, self.config.num_labels), np.float32)
@@ -289,7 +288,7 @@ class Model:
         if lead and not pooling.include_prompt:
             skipped = len(self._require_tokenizer()(lead)["input_ids"]) - 1  # all but the closing special token
         postprocess = inference.pooled_vectors(tuple(pooling.modes), skipped)
-        rows = self._run([lead + text for text in first], None, postprocess, batch_size, max_length)
+        rows = self.run_texts([lead + text for text in first], None, postprocess, batch_size, max_length)
         width = self.config.hidden_size * len(pooling.modes)
         vectors = np.stack(rows) if rows else np.zeros((0, width), np.float32)
         vectors = pooling.apply_dense(vectors)

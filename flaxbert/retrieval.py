@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from flaxbert import inference
-from flaxbert.data.tokenization import tokenize
 from flaxbert.errors import ConfigError
 from flaxbert.model import Model
 
@@ -68,27 +67,6 @@ def _require(model: Model, task: str, purpose: str) -> None:
         raise ConfigError(
             f"{purpose} takes a model for '{task}', but this one is for '{model.task}'; load it with task='{task}'."
         )
-    if model.tokenizer is None:
-        raise ConfigError("The model has no tokenizer; load it from a folder with one.")
-
-
-def _run(
-    model: Model,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    postprocess: inference.Postprocess,
-    batch_size: int,
-    max_length: int | None,
-    keep_length: bool = False,
-) -> list[np.ndarray]:
-    if not texts:
-        return []
-    length = max_length or model.max_length
-    examples = tokenize(model.tokenizer, list(texts), pairs, max_length=length)
-    program = inference.compiled_forward(model.config, model.task, model.execution, postprocess)
-    return inference.run_examples(
-        program, model.params, examples, batch_size=batch_size, max_length=length, keep_length=keep_length
-    )
 
 
 def _activation_name(extra: Mapping[str, Any]) -> str:
@@ -128,7 +106,7 @@ def rerank(
     _require(model, "sequence-classification", "rerank")
     if model.config.num_labels != 1:
         raise ConfigError(f"rerank takes a model with one output, but this one has {model.config.num_labels} labels.")
-    rows = _run(model, [query] * len(texts), list(texts), inference.logits_of, batch_size, max_length)
+    rows = model.run_texts([query] * len(texts), list(texts), inference.logits_of, batch_size, max_length)
     scores = np.asarray(rows, np.float64).reshape(-1)
     name = _activation_name(model.config.extra)
     if name == "Sigmoid":
@@ -163,7 +141,7 @@ def encode_sparse(
     """
     _require(model, "fill-mask", "encode_sparse")
     vectors = []
-    for row in _run(model, texts, None, _splade, batch_size, max_length):
+    for row in model.run_texts(list(texts), None, _splade, batch_size, max_length):
         indices = np.flatnonzero(row > 0)
         vectors.append(SparseVector(indices, np.asarray(row[indices], np.float32)))
     return vectors
@@ -187,7 +165,7 @@ def encode_tokens(
       ConfigError: The model has no projection for late interaction.
     """
     _require(model, "late-interaction", "encode_tokens")
-    return _run(model, texts, None, inference.logits_of, batch_size, max_length, keep_length=True)
+    return model.run_texts(list(texts), None, inference.logits_of, batch_size, max_length, keep_length=True)
 
 
 def late_interaction(

@@ -5,6 +5,9 @@ from typing import Literal
 
 from flaxbert.errors import ConfigError
 
+IGNORED_LABEL = -100
+"""Label of tokens that take no part in loss and metrics: padding, special tokens, all but the first piece of a word."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
@@ -16,7 +19,7 @@ class TaskConfig:
       span_column: The same for a list of spans ``{start, end, label}`` of characters beside a text. Empty: entities or spans.
       tag_scheme: How the data writes entities as tags: iob1, iob2 or iobes, whose faults are errors; tags for labels of single words such as parts of speech. Empty: found out, read as conlleval does.
       model_scheme: How a new tagger writes entities: iob2 or iobes.
-      stride: Tokens that the windows of a text longer than data.max_length share (token classification, question answering).
+      stride: Tokens that the windows of a text longer than data.max_length share (token classification, question answering); quarter: a quarter of a window.
       question_column: Question answering and multiple choice: name of the question.
       context_column: Question answering: name of the text that holds the answer; multiple choice: of a text before the question, where there is one.
       answers_column: Question answering: name of the answers, ``{text, answer_start}`` or a list of them.
@@ -32,7 +35,7 @@ class TaskConfig:
     span_column: str = ""
     tag_scheme: Literal["", "iob1", "iob2", "iobes", "tags"] = ""
     model_scheme: Literal["iob2", "iobes"] = "iob2"
-    stride: int = 32
+    stride: int | Literal["quarter"] = "quarter"
     question_column: str = "question"
     context_column: str = "context"
     answers_column: str = "answers"
@@ -44,5 +47,6 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         for field, least in (("stride", 0), ("max_answer_length", 1), ("num_best", 1)):
-            if getattr(self, field) < least:
-                raise ConfigError(f"task.{field} is {getattr(self, field)}, but must be at least {least}.")
+            value = getattr(self, field)
+            if isinstance(value, int) and value < least:
+                raise ConfigError(f"task.{field} is {value}, but must be at least {least}.")

@@ -22,7 +22,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = str(_SESSION_FOLDER / "huggingface")
-os.environ["FLAXBERT_COMPILATION_CACHE"] = str(_SESSION_FOLDER / "compilation")
+# Programs that take long to compile are compiled once for all tests, and for all processes of a parallel run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_SESSION_FOLDER / "compilation"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["FLAXBERT_COMPILATION_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

@@ -18,11 +18,9 @@ from jaxtyping import Bool, Int
 from flaxbert.data.ordering import WINDOW_BATCHES, default_length_buckets, plan_epoch
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError, DataError, MeshError
+from flaxbert.task_config import IGNORED_LABEL
 
 _PREFETCHED_BATCHES = 4
-
-IGNORED_LABEL = -100
-"""Label of tokens that have no loss: padding, special tokens, all but the first piece of a word."""
 
 Batch = dict[str, np.ndarray]
 

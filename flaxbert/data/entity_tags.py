@@ -34,6 +34,15 @@ def split_tag(tag: str) -> tuple[str, str]:
     return _RENAMED.get(letter, letter), label
 
 
+def scheme_of(names: Sequence[str]) -> str:
+    """Returns the scheme that a tagger with these tags writes: iobes where it has ends or singles, else iob2.
+
+    Args:
+      names: Its tags.
+    """
+    return "iobes" if any(split_tag(name)[0] in ("E", "S") for name in names) else "iob2"
+
+
 def decode_tags(tags: Sequence[str]) -> list[Span]:
     """Returns the entities of a sentence as conlleval and seqeval by default read them, whatever the scheme.
 

@@ -7,15 +7,13 @@ import numpy as np
 
 from flaxbert.architecture import resolve_task
 from flaxbert.errors import ConfigError, DataError, TrainingError, nearest
+from flaxbert.task_config import IGNORED_LABEL
 
 MetricKind = Literal["single_label", "multi_label", "regression", "token", "masked_lm"]
 """What the labels of a task are, and hence which metrics measure it."""
 
 Arrays = np.ndarray | Sequence[np.ndarray]
 """One array over all examples, or one array per example where lengths differ."""
-
-IGNORED_LABEL = -100
-"""Label of tokens that take no part in loss and metrics."""
 
 
 def metric_kind(task: str, problem_type: str = "") -> MetricKind:

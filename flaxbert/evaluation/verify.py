@@ -5,10 +5,11 @@ import pathlib
 
 import numpy as np
 
-from flaxbert.core.trees import flatten_names, flatten_parts
+from flaxbert.core.trees import count_parameters, flatten_names
 from flaxbert.core.units import format_count
 from flaxbert.errors import WeightsError
 from flaxbert.evaluation.reference import Difference, compare, describe_reference, load_reference, missing_reference
+from flaxbert.weights.finite import find_not_finite
 from flaxbert.weights.load import LoadedCheckpoint, load_checkpoint
 from flaxbert.weights.name_table import TensorAccount
 from flaxbert.weights.save import verify_checkpoint
@@ -57,15 +58,6 @@ class Verification:
         return "\n".join([*lines, "PASS" if self.passed else "FAIL"])
 
 
-def _not_finite(loaded: LoadedCheckpoint) -> list[str]:
-    found = []
-    for name, array in flatten_parts(loaded.params).items():
-        values = np.asarray(array)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            found.append(f"'{name}' holds {int((~np.isfinite(values)).sum())} values that are not finite.")
-    return found
-
-
 def _tokenizer_problems(folder: pathlib.Path, loaded: LoadedCheckpoint) -> list[str]:
     try:
         load_tokenizer(folder, loaded.config)
@@ -95,11 +87,11 @@ def verify_folder(
     """
     folder = pathlib.Path(folder)
     loaded = load_checkpoint(folder, task, seed=seed)
-    not_finite = _not_finite(loaded)
+    leaves = flatten_names(loaded.params)
+    not_finite = [f"{entry} holds values that are not finite." for entry in find_not_finite(leaves)]
     problems = [*not_finite, *_tokenizer_problems(folder, loaded)]
     if (folder / MANIFEST_FILE).is_file():
         problems.extend(verify_checkpoint(folder))
-    leaves = flatten_names(loaded.params)
     typed = [name for name, leaf in leaves.items() if not isinstance(leaf, np.ndarray)]
     differences: tuple[Difference, ...] = ()
     reason = "its weights are stored in a compressed form" if typed else missing_reference(loaded)
@@ -119,7 +111,7 @@ def verify_folder(
     return Verification(
         family=loaded.config.family,
         task=loaded.task,
-        num_parameters=sum(int(np.prod(leaf.shape)) for leaf in leaves.values()),
+        num_parameters=count_parameters(loaded.params),
         account=loaded.account,
         problems=tuple(problems),
         differences=differences,

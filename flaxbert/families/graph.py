@@ -62,6 +62,17 @@ def graph_definition(config: ModelConfig, task: str, execution: Execution) -> An
     return _abstract(config, task, execution)[0]
 
 
+def finishes_first_token_alone(config: ModelConfig, task: str, execution: Execution) -> bool:
+    """Returns whether the last block computes what comes after its attention for the first token of each input only.
+
+    Args:
+      config: Architecture.
+      task: Canonical task name.
+      execution: How the network is run.
+    """
+    return nnx.merge(*_abstract(config, task, execution)).reads_first_token() and not execution.scan_layers
+
+
 def abstract_params(config: ModelConfig, task: str, execution: Execution | None = None) -> Params:
     """Returns the shapes of a task's parameters without making any.
 

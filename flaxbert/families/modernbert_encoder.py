@@ -21,7 +21,7 @@ from flaxbert.nn.encoder import Encoder, run_attention
 from flaxbert.nn.layers import Dense, Embed, LayerNorm
 from flaxbert.nn.local_attention import Window, join_blocks, make_window, split_blocks, with_neighbours
 from flaxbert.nn.residual import add_residual
-from flaxbert.nn.rotary import Rotation, check_head_dim, rotate, rotation
+from flaxbert.nn.rotary import Rotation, check_head_dim, rotation, split_heads
 from flaxbert.nn.tokens import Tokens
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -175,9 +175,7 @@ class ModernBertAttention(nnx.Module):
         self.output = Dense(width, width, narrow_deviation(config), dtype, rngs, use_bias)
 
     def _project(self, hidden: jax.Array, turned: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
-        heads = self.config.num_attention_heads
-        joined = self.query_key_value.by_heads(hidden, 3 * heads)
-        return rotate(joined[:, :heads], turned), rotate(joined[:, heads : 2 * heads], turned), joined[:, 2 * heads :]
+        return split_heads(self.query_key_value.by_heads(hidden, 3 * self.config.num_attention_heads), turned)
 
     def _join(self, mixed: jax.Array) -> jax.Array:
         mixed = jnp.swapaxes(mixed, 1, 2)

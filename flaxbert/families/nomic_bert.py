@@ -34,7 +34,7 @@ from flaxbert.nn.feed_forward import FeedForward
 from flaxbert.nn.heads import HeadStyle
 from flaxbert.nn.layers import Dense, LayerNorm
 from flaxbert.nn.network import Network
-from flaxbert.nn.rotary import Rotation, check_head_dim, rotate, rotation
+from flaxbert.nn.rotary import Rotation, check_head_dim, rotation, split_heads
 from flaxbert.nn.tokens import Tokens
 
 
@@ -77,8 +77,8 @@ class RotaryAttention(SelfAttention):
         """Returns what each token gathers from the tokens that it sees, all heads side by side."""
         heads, rate = self.config.num_attention_heads, self.config.attention_dropout_rate
         joined = self.query_key_value.by_heads(hidden, 3 * heads)
-        query, keys = rotate(joined[:, :heads], shared), rotate(joined[:, heads : 2 * heads], shared)
-        mixed = attend(query, keys, joined[:, 2 * heads :], tokens, self.execution, rate, key)
+        query, keys, values = split_heads(joined, shared)
+        mixed = attend(query, keys, values, tokens, self.execution, rate, key)
         return jnp.swapaxes(jnp.asarray(mixed), 1, 2).reshape(hidden.shape)
 
 

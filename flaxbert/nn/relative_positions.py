@@ -9,6 +9,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Int32
 
+_BLOCKS = (64, 48)
+"""Vectors that are multiplied together by the rows of distances that they can meet."""
+
 
 def log_buckets(distances: Int[np.ndarray, "..."], num_buckets: int, num_positions: int) -> Int[np.ndarray, "..."]:
     """Returns distances that are exact up to half the buckets and logarithmic from there on (He et al., 2021, DeBERTa-v2's code).
@@ -79,20 +82,48 @@ def rows_of_positions(
     return jnp.take(table, distances + jnp.int32(farthest))
 
 
-def skew(scores: Float[Array, "batch heads length offsets"]) -> Float[Array, "batch heads length length"]:
-    """Returns scores by offset shifted into columns: entry ``[i, j]`` is that of row ``i`` at ``length - 1 + j - i``.
+def skew(scores: Float[Array, "*leading rows offsets"]) -> Float[Array, "*leading rows columns"]:
+    """Returns scores by offset shifted into columns: entry ``[i, j]`` is that of row ``i`` at ``rows - 1 + j - i``.
 
     The rows are laid out one after the other and cut anew, one entry shorter (Dai et al., 2019, appendix B).
 
     Args:
-      scores: One column for each of ``2 * length - 1`` offsets.
+      scores: One column for each of ``rows + columns - 1`` offsets.
     """
-    *leading, length, width = scores.shape
-    if length == 1:
+    *leading, rows, width = scores.shape
+    if rows == 1:
         return scores
-    flat = scores.reshape(*leading, length * width)
-    flat = lax.slice_in_dim(flat, length - 1, length - 1 + length * (width - 1), axis=-1)
-    return flat.reshape(*leading, length, width - 1)[..., :length]
+    flat = scores.reshape(*leading, rows * width)
+    flat = lax.slice_in_dim(flat, rows - 1, rows - 1 + rows * (width - 1), axis=-1)
+    return flat.reshape(*leading, rows, width - 1)[..., : width - rows + 1]
+
+
+def ordered_scores(
+    vectors: Float[Array, "batch heads length head_dim"],
+    rows: Float[Array, "heads rows head_dim"],
+    places: Int32[np.ndarray, "offsets"],
+) -> Float[Array, "batch heads length length"]:
+    """Returns the products of vectors with rows by offset: entry ``[i, j]`` is ``vector_i . row(j - i)``, float32.
+
+    A block of vectors is multiplied by no more rows than it can meet: ``length + block - 1`` of ``2 * length - 1``.
+
+    Args:
+      vectors: Queries or keys.
+      rows: Keys or queries of the rows.
+      places: Row of each offset from ``1 - length`` to ``length - 1``.
+    """
+    batch, heads, length, width = vectors.shape
+    block = next((size for size in _BLOCKS if length % size == 0 and length > size), length)
+    num_blocks = length // block
+    firsts = np.arange(num_blocks)[::-1, None] * block
+    met = jnp.take(rows, places[firsts + np.arange(length + block - 1)], axis=1)
+    # Heads and blocks stand first, so that one product serves all inputs of a batch and no row is copied for each.
+    blocks = vectors.reshape(batch, heads, num_blocks, block, width).transpose(1, 2, 0, 3, 4)
+    blocks = blocks.reshape(heads, num_blocks, batch * block, width)
+    dimensions = (((3,), (3,)), ((0, 1), (0, 1)))
+    products = lax.dot_general(blocks, met, dimensions, preferred_element_type=jnp.float32)
+    scores = skew(products.reshape(heads, num_blocks, batch, block, length + block - 1))
+    return scores.transpose(2, 0, 1, 3, 4).reshape(batch, heads, length, length)
 
 
 def _by_rows(vectors: jax.Array, rows: jax.Array) -> jax.Array:
@@ -127,9 +158,9 @@ def relative_scores(
     if row_keys is not None and places is not None:
         scores.append(_gather(_by_rows(query, row_keys), places))
     elif row_keys is not None:
-        scores.append(skew(_by_rows(query, jnp.take(row_keys, ordered_places[::-1], axis=1))))
+        scores.append(ordered_scores(query, row_keys, ordered_places[::-1]))
     if row_queries is not None and places is not None:
         scores.append(jnp.swapaxes(_gather(_by_rows(key, row_queries), jnp.swapaxes(places, 1, 2)), -1, -2))
     elif row_queries is not None:
-        scores.append(jnp.swapaxes(skew(_by_rows(key, jnp.take(row_queries, ordered_places, axis=1))), -1, -2))
+        scores.append(jnp.swapaxes(ordered_scores(key, row_queries, ordered_places), -1, -2))
     return functools.reduce(jnp.add, scores)

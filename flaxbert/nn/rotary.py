@@ -61,6 +61,20 @@ def _turn(values: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
     return compute_once(turned.astype(values.dtype))
 
 
+def split_heads(
+    joined: Float[Array, "batch heads length head_dim"], turned: Rotation
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns queries and keys, both turned, and values from the heads of one product.
+
+    Args:
+      joined: Heads of the queries, then of the keys, then of the values.
+      turned: The angles.
+    """
+    heads = joined.shape[1] // 3
+    queries, keys = joined[:, :heads], joined[:, heads : 2 * heads]
+    return rotate(queries, turned), rotate(keys, turned), joined[:, 2 * heads :]
+
+
 @jax.custom_vjp
 def _rotate(values: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
     return _turn(values, cosine, sine)

@@ -13,7 +13,8 @@ import numpy as np
 
 from flaxbert.architecture import ModelConfig
 from flaxbert.config import DataConfig
-from flaxbert.data.tokenization import TokenizedExamples
+from flaxbert.data.tokenization import TokenizedExamples, Where
+from flaxbert.data.windows import Windows, refuse_cut, tokenize_windows
 from flaxbert.errors import ConfigError, nearest
 from flaxbert.evaluation.bootstrap import Interval, Statistic, bootstrap_interval
 from flaxbert.evaluation.report import ClassificationReport
@@ -277,6 +278,53 @@ class Task(abc.ABC):
                 f"{nearest(requested, names)}"
             )
         return name, names[name]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns probabilities over the last axis, in float64.
+
+    Args:
+      logits: Scores.
+    """
+    logits = np.asarray(logits, np.float64)
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def no_report() -> ClassificationReport | None:
+    """Returns None: the task has no scores per label."""
+    return None
+
+
+def cut_texts(
+    tokenizer: Any,
+    texts: Sequence[str],
+    firsts: Sequence[str] | None,
+    setting: Setting,
+    where: Where,
+    stride: int | None = None,
+) -> Windows:
+    """Cuts texts into windows as the setting says.
+
+    Args:
+      tokenizer: A fast tokenizer.
+      texts: The texts to be cut.
+      firsts: A text that stands whole before every window of each, or None.
+      setting: Lengths, and whether a text may be cut at all.
+      where: Returns the place of a text for messages.
+      stride: Tokens that neighbouring windows share; None takes what the task's options say.
+
+    Raises:
+      ConfigError: The tokenizer is not a fast one, or windows would not move on.
+      DataError: A text may not be cut, or leaves no room.
+    """
+    if stride is None:
+        asked = setting.options.stride
+        stride = setting.max_length // 4 if asked == "quarter" else asked
+    windows = tokenize_windows(tokenizer, texts, firsts, max_length=setting.max_length, stride=stride, where=where)
+    if setting.data.truncation == "error":
+        refuse_cut(windows, setting.max_length, where)
+    return windows
 
 
 def one_line(text: str) -> str:

@@ -13,8 +13,7 @@ from flaxbert.data.tokenization import tokenize
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.evaluation.alignment import align
 from flaxbert.evaluation.metrics import mean_loss
-from flaxbert.evaluation.report import ClassificationReport
-from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, one_line
+from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, no_report, one_line, softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +92,7 @@ class MultipleChoice(Task):
         """See ``Task.decode``."""
         predictions = []
         for choices, row in zip(encoded.examples.choices, outputs, strict=True):
-            logits = np.asarray(row, np.float64)
-            shares = np.exp(logits - logits.max())
-            shares /= shares.sum()
+            shares = softmax(row)
             best = int(shares.argmax())
             predictions.append(Choice(best, choices[best], float(shares[best]), tuple(shares.tolist())))
         return predictions
@@ -111,7 +108,7 @@ class MultipleChoice(Task):
             "accuracy": float(np.mean(predictions == truth)),
             "loss": mean_loss("single_label", logits, truth) or 0.0,
         }
-        return Scored(metrics, (predictions, truth), {"accuracy": "accuracy"}, _no_report)
+        return Scored(metrics, (predictions, truth), {"accuracy": "accuracy"}, no_report)
 
     def metric_names(self, setting: Setting) -> dict[str, bool]:
         """See ``Task.metric_names``."""
@@ -125,7 +122,3 @@ class MultipleChoice(Task):
         """See ``Task.lines``."""
         shown = one_line(prediction.text)
         yield f"{prediction.index}\t{prediction.score:.4f}\t{shown}\t{one_line(examples.questions[index])}"
-
-
-def _no_report() -> ClassificationReport | None:
-    return None

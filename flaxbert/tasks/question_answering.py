@@ -10,11 +10,10 @@ from jaxtyping import Int
 from flaxbert.config import DataConfig
 from flaxbert.data.sources import as_texts
 from flaxbert.data.squad import GoldAnswer, Questions, read_questions
-from flaxbert.data.windows import Windows, refuse_cut, tokenize_windows
+from flaxbert.data.windows import Windows
 from flaxbert.errors import ConfigError, DataError, TrainingError
 from flaxbert.evaluation.answers import best_scores, best_threshold
-from flaxbert.evaluation.report import ClassificationReport
-from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, one_line
+from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, cut_texts, no_report, one_line, softmax
 
 THRESHOLD_KEY = "null_score_threshold"
 """Key of ``config.json`` under which a model keeps the threshold that was best on the held-out questions."""
@@ -147,17 +146,7 @@ class QuestionAnswering(Task):
         """See ``Task.encode``."""
         if labelled and examples.answers is None:
             raise ConfigError("The questions have no answers, but they are needed; name task.answers_column.")
-        stride = min(setting.options.stride, setting.max_length // 2)
-        windows = tokenize_windows(
-            tokenizer,
-            examples.contexts,
-            examples.questions,
-            max_length=setting.max_length,
-            stride=stride,
-            where=examples.where,
-        )
-        if setting.data.truncation == "error":
-            refuse_cut(windows, setting.max_length, examples.where)
+        windows = cut_texts(tokenizer, examples.contexts, examples.questions, setting, examples.where)
         features = windows.tokens.with_labels(label_windows(windows, examples)) if labelled else windows.tokens
         return Encoded(examples, features, windows)
 
@@ -217,7 +206,7 @@ class QuestionAnswering(Task):
             "f1": lambda rows, _: float(rows[:, 1].mean()),
             "exact_match": lambda rows, _: float(rows[:, 0].mean()),
         }
-        return Scored(metrics, (rows, rows), statistics, _no_report, {THRESHOLD_KEY: threshold})
+        return Scored(metrics, (rows, rows), statistics, no_report, {THRESHOLD_KEY: threshold})
 
     def metric_names(self, setting: Setting) -> dict[str, bool]:
         """See ``Task.metric_names``."""
@@ -244,19 +233,13 @@ class QuestionAnswering(Task):
         yield f"{shown}\t{prediction.score:.4f}\t{place}\t{one_line(examples.questions[index])}"
 
 
-def _no_report() -> ClassificationReport | None:
-    return None
-
-
 def _resampled_best(rows: np.ndarray, _: np.ndarray) -> float:
     return best_threshold(rows[:, 3], rows[:, 4], rows[:, 5] > 0)[0]
 
 
 def _choose(context: str, found: dict[tuple[int, int], float], null: float, num_best: int, threshold: float) -> Answer:
     ordered = sorted(found.items(), key=lambda item: -item[1])[:num_best]
-    logits = np.array([null, *(score for _, score in ordered)])
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
+    shares = softmax(np.array([null, *(score for _, score in ordered)]))
     candidates = tuple(
         Candidate(context[start:end], start, end, score, float(share))
         for ((start, end), score), share in zip(ordered, shares[1:], strict=True)

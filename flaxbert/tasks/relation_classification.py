@@ -10,13 +10,13 @@ from flaxbert.config import DataConfig
 from flaxbert.data.columns import LabelSet, count_labels
 from flaxbert.data.relations import Relations, mark_all, read_relations
 from flaxbert.data.sources import as_texts
-from flaxbert.data.windows import first_windows, refuse_cut, tokenize_windows
+from flaxbert.data.windows import first_windows
 from flaxbert.errors import DataError
 from flaxbert.evaluation.alignment import align
 from flaxbert.evaluation.metrics import mean_loss
 from flaxbert.evaluation.relations import relation_f1
 from flaxbert.evaluation.report import classification_report
-from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, one_line
+from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, cut_texts, one_line
 from flaxbert.tasks.sequence_classification import Prediction, predictions_from_logits, stack_rows
 
 MARKERS_KEY = "entity_markers"
@@ -64,12 +64,7 @@ class RelationClassification(Task):
         symbols = setting.extra.get(MARKERS_KEY, setting.options.entity_markers) == "symbols"
         if symbols != examples.symbols:  # the model was trained on texts marked in the other way
             examples = mark_all(examples.marked, examples.raw_labels, examples.places, examples.name, symbols)
-        windows = tokenize_windows(
-            tokenizer, examples.texts, max_length=setting.max_length, stride=0, where=examples.where
-        )
-        if setting.data.truncation == "error":
-            refuse_cut(windows, setting.max_length, examples.where)
-        windows = first_windows(windows)
+        windows = first_windows(cut_texts(tokenizer, examples.texts, None, setting, examples.where, stride=0))
         mask = np.zeros(len(windows.tokens.input_ids), np.int32)
         for index in range(len(examples)):
             place = windows.window(index)

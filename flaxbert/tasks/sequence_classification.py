@@ -24,7 +24,7 @@ from flaxbert.errors import DataError
 from flaxbert.evaluation.alignment import align, metric_kind
 from flaxbert.evaluation.metrics import LOSS_METRICS, compute_metrics, metric_names
 from flaxbert.evaluation.report import classification_report
-from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, one_line
+from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, one_line, softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,7 @@ def predictions_from_logits(
     if problem_type == "multi_label_classification":
         scores = 1.0 / (1.0 + np.exp(-logits))
         return [_multi_label(names, row) for row in scores]
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores = shifted / shifted.sum(axis=1, keepdims=True)
+    scores = softmax(logits)
     best = scores.argmax(axis=1)
     return [
         Prediction(str(names[top]), float(row[top]), _by_name(names, row))

@@ -1,6 +1,7 @@
 """Token classification: entities in a text, or a label for every word."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,26 +9,27 @@ import numpy as np
 from jaxtyping import Int
 
 from flaxbert.config import DataConfig
-from flaxbert.data.batches import IGNORED_LABEL
-from flaxbert.data.columns import LabelSet
+from flaxbert.data.columns import LabelSet, count_labels
 from flaxbert.data.entity_tags import (
     Span,
     decode_strict,
     decode_tags,
     encode_spans,
     is_entity_tag,
+    scheme_of,
     split_tag,
     tag_names,
 )
 from flaxbert.data.sources import as_texts, is_table_file
 from flaxbert.data.tagged import TaggedTexts, find_words, is_conll, read_tagged
-from flaxbert.data.windows import Windows, refuse_cut, tokenize_windows
+from flaxbert.data.windows import Windows
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.evaluation.alignment import align
 from flaxbert.evaluation.entities import count_spans, entity_report, precision_recall_f1, span_f1
 from flaxbert.evaluation.metrics import METRICS, compute_metrics, mean_loss
 from flaxbert.evaluation.report import ClassificationReport, classification_report
-from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, one_line
+from flaxbert.task_config import IGNORED_LABEL
+from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, cut_texts, one_line, softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +160,14 @@ class TokenClassification(Task):
 
     def encode(self, tokenizer: Any, examples: Any, setting: Setting, *, labelled: bool = True) -> Encoded:
         """See ``Task.encode``."""
-        stride = min(setting.options.stride, setting.max_length // 2)
-        windows = tokenize_windows(
-            tokenizer, examples.texts, max_length=setting.max_length, stride=stride, where=examples.where
-        )
-        if setting.data.truncation == "error":
-            refuse_cut(windows, setting.max_length, examples.where)
+        windows = cut_texts(tokenizer, examples.texts, None, setting, examples.where)
         placed = place_words(windows, examples)
+        if placed.num_lost:
+            warnings.warn(
+                f"{examples.name}: the tokenizer drops all characters of {placed.num_lost} words, so that the model never sees "
+                "them and tags them as no entity; check whether the tokenizer fits the data.",
+                stacklevel=2,
+            )
         if not labelled:
             return Encoded(examples, windows.tokens, placed)
         tags = _tags_of(examples, setting)
@@ -183,10 +186,8 @@ class TokenClassification(Task):
         """See ``Task.decode``."""
         examples, placed = encoded.examples, encoded.details
         logits = _word_logits(placed, outputs, len(setting.labels))
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         best = logits.argmax(axis=1)
-        scores = shifted.max(axis=1) / shifted.sum(axis=1)
-        tags, certain = _spread(examples, placed, best, scores, setting.labels)
+        tags, certain = _spread(examples, placed, best, softmax(logits).max(axis=1), setting.labels)
         return [
             _tagged(examples.texts[index], examples.words[index], tags[index], certain[index])
             for index in range(len(examples))
@@ -205,15 +206,15 @@ class TokenClassification(Task):
         labels = _entity_labels(names)
         predicted = [decode_tags(sentence) for sentence in tags]
         counts = count_spans(predicted, examples.entities, labels)
-        scheme = "iobes" if any(name[:2] in ("S-", "E-") for name in names) else "iob2"
-        strict = count_spans([decode_strict(sentence, scheme) for sentence in tags], examples.entities, labels)
+        strict = [decode_strict(sentence, scheme_of(names)) for sentence in tags]
+        strict_counts = count_spans(strict, examples.entities, labels)
         precision, recall, f1 = precision_recall_f1(*counts.sum(axis=(0, 1)).tolist())
         accuracy = float(np.mean(best == truth))
         metrics = {
             "f1": f1,
             "precision": precision,
             "recall": recall,
-            "f1_strict": precision_recall_f1(*strict.sum(axis=(0, 1)).tolist())[2],
+            "f1_strict": precision_recall_f1(*strict_counts.sum(axis=(0, 1)).tolist())[2],
             "accuracy": accuracy,
             "loss": mean_loss("token", logits, truth) or 0.0,
         }
@@ -229,10 +230,7 @@ class TokenClassification(Task):
 
     def summary(self, encoded: Encoded, setting: Setting) -> dict[str, int]:
         """See ``Task.summary``."""
-        if encoded.details.labels is None:
-            return {}
-        counts = np.bincount(encoded.details.labels, minlength=len(setting.labels))
-        return {name: int(count) for name, count in zip(setting.labels, counts, strict=True)}
+        return count_labels(encoded.details.labels, LabelSet(setting.labels), "single_label_classification")
 
     def describe(self, examples: Any, index: int, prediction: Any) -> dict[str, Any]:
         """See ``Task.describe``."""
@@ -256,13 +254,13 @@ def _tags_of(examples: TaggedTexts, setting: Setting) -> Sequence[Sequence[str]]
     if examples.entities is None:
         raise ConfigError("The examples have no tags, but they are needed; name task.tag_column or task.span_column.")
     known = set(_entity_labels(setting.labels))
-    iobes = any(name[:2] in ("S-", "E-") for name in setting.labels)
+    scheme = scheme_of(setting.labels)
     tags = []
     for index, spans in enumerate(examples.entities):
         unknown = next((span for span in spans if span[0] not in known), None)
         if unknown is not None:
             LabelSet(tuple(sorted(known))).number(unknown[0], examples.where_word(index, unknown[1]))
-        tags.append(encode_spans(spans, len(examples.words[index]), "iobes" if iobes else "iob2"))
+        tags.append(encode_spans(spans, len(examples.words[index]), scheme))
     return tags
 
 

@@ -14,9 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxbert.architecture import resolve_task
 from flaxbert.errors import ConfigError, ShapeError, nearest
-
-IGNORED_LABEL = -100
-"""Label of positions that have no loss: padding, special tokens, words that are not masked."""
+from flaxbert.task_config import IGNORED_LABEL
 
 HIDDEN_SCORE = -1e30
 """Score of padding where an answer is chosen among tokens."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from flaxbert.architecture import ModelConfig
+from flaxbert.architecture import PIPELINE_TAGS, ModelConfig
 from flaxbert.config import RunConfig
 from flaxbert.core.units import format_count, format_duration
 from flaxbert.evaluation.bootstrap import Interval
@@ -19,18 +19,6 @@ from flaxbert.evaluation.report import (
 from flaxbert.train.callbacks import flatten_options
 from flaxbert.train.provenance import is_hub_id, public_name, public_options
 from flaxbert.train.usage import usage_snippets
-
-PIPELINE_TAGS: dict[str, str] = {
-    "sequence-classification": "text-classification",
-    "token-classification": "token-classification",
-    "question-answering": "question-answering",
-    "multiple-choice": "multiple-choice",
-    "fill-mask": "fill-mask",
-    "pretraining": "fill-mask",
-    "sentence-similarity": "sentence-similarity",
-    "feature-extraction": "feature-extraction",
-}
-"""The hub's pipeline of each task; next sentence prediction and relations have none."""
 
 HUB_METRICS: dict[str, str] = {
     "accuracy": "accuracy",

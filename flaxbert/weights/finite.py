@@ -12,17 +12,16 @@ from flaxbert.core.arrays import TypedArray
 _MOST_SHOWN = 8
 
 
-def note_not_finite(tensors: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
-    """Looks for NaN and infinite values, and warns once where there are any.
+def find_not_finite(tensors: Mapping[str, Any]) -> list[str]:
+    """Looks for NaN and infinite values.
 
     Sound tensors cost one sum each: it is finite only where all values are, so others alone are counted.
 
     Args:
       tensors: Arrays and typed arrays by name.
-      folder: Where they were read.
 
     Returns:
-      A sentence that names tensors and counts; nothing where all is finite.
+      Name and counts of every tensor that has some.
     """
     found = []
     for name, leaf in tensors.items():
@@ -31,6 +30,20 @@ def note_not_finite(tensors: Mapping[str, Any], folder: pathlib.Path) -> list[st
         num_nan, num_infinite = (sum(column) for column in zip(*counts, strict=True))
         if num_nan or num_infinite:
             found.append(f"'{name}' ({num_nan} NaN, {num_infinite} infinite of {leaf.size})")
+    return found
+
+
+def note_not_finite(tensors: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
+    """Warns once where tensors hold NaN or infinite values.
+
+    Args:
+      tensors: Arrays and typed arrays by name.
+      folder: Where they were read.
+
+    Returns:
+      A sentence that names tensors and counts; nothing where all is finite.
+    """
+    found = find_not_finite(tensors)
     if not found:
         return []
     more = f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""

@@ -4,10 +4,11 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from flaxbert.architecture import PIPELINE_TAGS
 from flaxbert.core.units import format_bytes
 from flaxbert.errors import ConfigError, WeightsError
-from flaxbert.families import FAMILIES
-from flaxbert.weights.folder import check_folder
+from flaxbert.families import FAMILIES, get_family
+from flaxbert.weights.folder import check_folder, declared_task
 from flaxbert.weights.readers import read_json_object
 from flaxbert.weights.sentence_transformers import transformer_folder
 
@@ -53,28 +54,20 @@ class Upload:
 def _card(folder: pathlib.Path, repository: str) -> str:
     settings = read_json_object(transformer_folder(folder) / "config.json")
     sentence = (folder / "modules.json").is_file()
-    architecture = str((settings.get("architectures") or ["model"])[0])
-    tags = {
-        "ForSequenceClassification": "text-classification",
-        "ForTokenClassification": "token-classification",
-        "ForQuestionAnswering": "question-answering",
-        "ForMultipleChoice": "multiple-choice",
-        "ForMaskedLM": "fill-mask",
-    }
-    tag = next((tag for ending, tag in tags.items() if architecture.endswith(ending)), "feature-extraction")
-    library = "sentence-transformers" if sentence else "transformers"
+    task, architecture = declared_task(settings, get_family(str(settings["model_type"])))
+    tag = PIPELINE_TAGS.get("sentence-similarity" if sentence else task or "feature-extraction")
     lines = [
         "---",
-        f"library_name: {library}",
+        f"library_name: {'sentence-transformers' if sentence else 'transformers'}",
         "tags:",
         "- flaxbert",
-        f"- {settings.get('model_type', 'bert')}",
-        f"pipeline_tag: {'sentence-similarity' if sentence else tag}",
+        f"- {settings['model_type']}",
+        *([f"pipeline_tag: {tag}"] if tag else []),
         "---",
         "",
         f"# {repository.rsplit('/', 1)[-1]}",
         "",
-        f"A {settings.get('model_type', 'bert')} model ({architecture}), saved by flaxbert.",
+        f"A {settings['model_type']} model ({architecture or 'no head named'}), saved by flaxbert.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flaxbert.errors import ConfigError, ShapeError
-from flaxbert.train.losses import IGNORED_LABEL, loss_for, negative_log_likelihood
+from flaxbert.task_config import IGNORED_LABEL
+from flaxbert.train.losses import loss_for, negative_log_likelihood
 
 TOLERANCE = 2e-6
 """Relative error of a float32 sum of a few dozen logarithms."""

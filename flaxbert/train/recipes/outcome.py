@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from flaxbert.architecture import FIRST_TOKEN_TASKS
 from flaxbert.core.trees import count_parameters
 from flaxbert.evaluation.bootstrap import Interval
 from flaxbert.evaluation.report import ClassificationReport, comparison_text, label_report_text
+from flaxbert.families.graph import finishes_first_token_alone
 from flaxbert.model import Model
 from flaxbert.tasks.base import Scored
 from flaxbert.tasks.load import TrainingData
@@ -85,7 +85,7 @@ def build_callbacks(prepared: Prepared, folder: pathlib.Path, extra: Sequence[Ca
     listeners: list[Any] = [JsonLinesWriter(folder / METRICS_FILE), ProgressReporter(output.progress, metric)]
     if output.tensorboard:
         listeners.append(TensorBoardWriter(folder / "tensorboard"))
-    first_token_only = model.task in FIRST_TOKEN_TASKS and not model.execution.scan_layers
+    first_token_only = finishes_first_token_alone(model.config, model.task, model.execution)
     return MeasuredCallbacks([*listeners, *extra], first_token_only=first_token_only)
 
 
