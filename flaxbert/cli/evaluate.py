@@ -8,7 +8,7 @@ from flaxbert.task_config import TaskConfig
 
 def run(
     model: str,
-    data: DataConfig = DataConfig(),
+    data: DataConfig = DataConfig(max_length=0),
     task: TaskConfig = TaskConfig(),
     examples: str = "",
     output: str = "",

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from flaxbert.architecture import Execution, ModelConfig
@@ -41,10 +42,35 @@ def _to_state(tree: Mapping[str, Any]) -> Any:
     return nnx.State(convert(tree))
 
 
-@functools.lru_cache(maxsize=64)
+class _Keys(nnx.RngStream):
+    """The keys that ``nnx.RngStream`` gives, counted in Python.
+
+    Its own counter is a variable; while tracing, each of its updates asks a tracer for a sharding that it has not, and the text
+    of that error, which nobody reads, takes most of the time of building a network (flax 0.12, jax 0.10).
+    """
+
+    def __init__(self, key: jax.Array) -> None:
+        super().__init__(key, tag="params")
+        self.number = 0
+
+    def __call__(self) -> jax.Array:
+        """Returns the next key."""
+        self.number += 1
+        return jax.random.fold_in(self.key[...], np.uint32(self.number - 1))
+
+
+class _Rngs(nnx.Rngs):
+    """One such stream, for new weights."""
+
+    def __init__(self, key: jax.Array) -> None:
+        super().__init__()
+        self.params = _Keys(key)
+
+
+@functools.lru_cache(maxsize=512)
 def _abstract(config: ModelConfig, task: str, execution: Execution) -> tuple[Any, Any]:
     build = get_family(config.family).network
-    module = nnx.eval_shape(lambda: build(config, task, execution, nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: build(config, task, execution, _Rngs(jax.random.key(0))))
     return nnx.split(module)
 
 
@@ -96,7 +122,7 @@ def _initializer(config: ModelConfig, task: str, names: frozenset[str] | None) -
     build = get_family(config.family).network
 
     def initialize(key: jax.Array) -> Params:
-        module = build(config, task, Execution(), nnx.Rngs(params=key))
+        module = build(config, task, Execution(), _Rngs(key))
         params = _to_strings(nnx.to_pure_dict(nnx.split(module)[1]))
         if names is None:
             return params

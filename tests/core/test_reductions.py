@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flaxbert.core.reductions import column_sum, compute_once, row_magnitude, row_max, row_sum
+from tests.helpers import slow_unless
 
 TOLERANCE = 1e-5
 """Relative to the sum of magnitudes: float32 rounds at 6e-8, and the longest sum has 3072 terms."""
@@ -18,7 +19,7 @@ def draw(*shape):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("lead", [(), (5,), (2, 3)])
+@pytest.mark.parametrize("lead", slow_unless((2, 3).__eq__, [(), (5,), (2, 3)]))
 def test_rows(lead, width):
     values = draw(*lead, width)
     for compiled in (False, True):

@@ -104,7 +104,7 @@ def name_of(case):
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=() if place % 16 == 0 else pytest.mark.slow) for place, case in enumerate(ALL)],
+    [pytest.param(case, marks=() if place % 32 == 0 else pytest.mark.slow) for place, case in enumerate(ALL)],
     ids=name_of,
 )
 def test_logits_and_gradients_are_stock_ones_and_files_go_both_ways(case, tmp_path):

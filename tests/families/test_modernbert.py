@@ -96,14 +96,8 @@ def test_gradients_equal_those_of_torch(case, tmp_path):
     assert gradient_share(case, model, loaded, batch, tmp_path / "gradients") <= GRADIENT_TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "layers",
-    [
-        [FULL, SLIDING, FULL],
-        pytest.param([FULL] * 3, marks=pytest.mark.slow),
-        pytest.param([SLIDING] * 3, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [[FULL, SLIDING, FULL], [FULL] * 3, [SLIDING] * 3])
 def test_scanned_layers_give_the_same_results_and_gradients(layers, tmp_path):
     case = modern(Case("scanned", "token-classification", {"layer_types": layers}))
     _, loaded = load_pair(case, tmp_path)

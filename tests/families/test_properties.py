@@ -14,6 +14,7 @@ from flaxbert.families.graph import forward, graph_definition
 from flaxbert.transforms import quantize
 from flaxbert.weights.load import load_checkpoint
 from flaxbert.weights.save import save_checkpoint
+from tests.helpers import slow_unless
 from tests.nn.models import run, small_batch, small_config, small_params
 
 EXACT = 2e-5
@@ -25,9 +26,7 @@ INT8_MOVEMENT = 0.1
 DIFFERENT = ("bert", "albert", "convbert", "deberta-v2", "modernbert")
 """Families whose mathematics differs; the default tests run these, ``make test-slow`` the others too."""
 
-EVERY_FAMILY = pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.slow) for name in FAMILIES]
-)
+EVERY_FAMILY = pytest.mark.parametrize("family", slow_unless(DIFFERENT.__contains__, FAMILIES))
 EVERY_HEAD = pytest.mark.parametrize(
     ("family", "task"), [(family.model_type, task) for family in FAMILIES.values() for task in family.architectures]
 )
@@ -85,7 +84,7 @@ def test_compiled_equals_eager(family):
     np.testing.assert_allclose(logits(config, params, batch), eager, atol=EXACT)
 
 
-@EVERY_FAMILY
+@pytest.mark.parametrize("family", slow_unless({"bert", "deberta-v2"}.__contains__, FAMILIES))
 def test_scanned_equals_unrolled_with_dropout(family):
     config = config_of(family, num_hidden_layers=3, hidden_dropout_rate=0.1, attention_dropout_rate=0.1)
     params, batch = small_params(config, "token-classification"), small_batch(config)

@@ -129,9 +129,15 @@ def test_the_classifier_reads_the_pooled_first_token():
 @pytest.mark.parametrize(
     ("task", "dropout_key", "remat"),
     [
-        *((task, 3, "none") for task in sorted(FIRST_TOKEN_TASKS)),
-        *(("sequence-classification", None, remat) for remat in ("none", "attention", "full")),
+        ("multiple-choice", 3, "none"),
+        ("sequence-classification", None, "none"),
         ("sequence-classification", 3, "attention"),
+        pytest.param("next-sentence-prediction", 3, "none", marks=pytest.mark.slow),
+        pytest.param("sequence-classification", 3, "none", marks=pytest.mark.slow),
+        *(
+            pytest.param("sequence-classification", None, remat, marks=pytest.mark.slow)
+            for remat in ("attention", "full")
+        ),
     ],
 )
 def test_finishing_the_first_token_alone_changes_nothing(task, dropout_key, remat):

@@ -74,6 +74,7 @@ def test_prompts_equal_those_of_sentence_transformers(minilm_path, tmp_path, inc
     assert _worst_cosine(model.encode(SENTENCES, prompt_name="query"), theirs) >= 0.99999
 
 
+@pytest.mark.slow
 def test_quality_on_stsb_is_the_published_one(minilm_path, test_data):
     with (test_data / "stsb" / "sts-dev.csv").open(encoding="utf-8") as stream:
         rows = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))

@@ -34,6 +34,7 @@ from flaxbert.transforms import (
     quantize,
     sparsify,
 )
+from tests.helpers import slow_unless
 from tests.nn.models import run, small_batch, small_config, small_params
 
 INT8_MOVEMENT = 0.1
@@ -110,7 +111,7 @@ def test_stacking_commutes_with_transforms_and_scan_runs_typed_leaves(name, fami
     assert movement(scanned, result(transformed, config, task, batch)) < (SCAN_MOVEMENT if "int8" in name else EXACT)
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", slow_unless("bert".__eq__, KINDS))
 @pytest.mark.parametrize("name", ["int8", "2:4"])
 def test_transformed_models_give_the_same_on_a_mesh(name, family):
     config, task = small_config(family, num_attention_heads=4), "sequence-classification"
@@ -143,7 +144,7 @@ SAME_DIRECTION = 0.98
 """Smallest cosine of two gradients: that of the int8 model is taken at activations that err by about 1 %."""
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", slow_unless("bert".__eq__, KINDS))
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_what_stays_float_in_a_quantized_model_trains_like_in_its_dense_form(family, precision):
     config, task = small_config(family), "sequence-classification"
