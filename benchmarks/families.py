@@ -36,7 +36,7 @@ AFTER_PADDING: dict[str, Any] = {
 SIZES: dict[str, dict[str, Any]] = {
     "bert": {},
     "roberta": AFTER_PADDING,
-    "distilbert": {"n_layers": 6, "dim": 768, "hidden_dim": 3072, "n_heads": 12},
+    "distilbert": {"num_hidden_layers": 6, "hidden_dim": 3072},
     "albert": {"vocab_size": 30000, "embedding_size": 128},
     "electra": {"embedding_size": 768},
     "ernie": {"use_task_id": True},

@@ -57,7 +57,14 @@ FIELDS: dict[str, tuple[str, type]] = {
 }
 
 
-def _name_positions(json: dict[str, Any]) -> dict[str, Any]:
+OTHER_NAMES: dict[str, str] = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+"""What other families call these keys; stock transformers takes them too, and before DistilBERT's own."""
+
+
+def _take_names(json: dict[str, Any]) -> dict[str, Any]:
+    for other, own in OTHER_NAMES.items():
+        if other in json:
+            json[own] = json.pop(other)
     if json.pop("sinusoidal_pos_embds", False):
         json[POSITIONS_KEY] = "sinusoidal"
     return json
@@ -69,7 +76,7 @@ CONFIG = ConfigMapping(
     {"type_vocab_size": 0, "classifier_dropout_rate": 0.2},
     type_row_needed=False,
     fields=FIELDS,
-    normalize=_name_positions,
+    normalize=_take_names,
     extend=lambda config, task: {"sinusoidal_pos_embds": config.position_embedding == "sinusoidal"},
 )
 

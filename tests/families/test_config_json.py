@@ -113,3 +113,24 @@ def test_unusable_values_are_named(change, message):
 def test_unknown_family_suggests():
     with pytest.raises(ConfigError, match="Did you mean 'bert'"):
         get_family("berta")
+
+
+def test_distilberts_sizes_may_have_the_names_of_other_families():
+    pytest.importorskip("torch", reason="needs the test extra")
+    from transformers import DistilBertConfig
+
+    both = {
+        "vocab_size": 9,
+        "hidden_dim": 5,
+        "n_layers": 6,
+        "num_hidden_layers": 3,
+        "dim": 8,
+        "hidden_size": 12,
+        "n_heads": 2,
+        "num_attention_heads": 4,
+    }
+    config, stock = get_family("distilbert").config_from_json(dict(both)), DistilBertConfig(**both)
+    ours = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
+    assert ours == (stock.n_layers, stock.dim, stock.n_heads) == (3, 12, 4)
+    written = get_family("distilbert").config_to_json(config, "fill-mask")
+    assert (written["n_layers"], "num_hidden_layers" in written) == (3, False)
