@@ -125,7 +125,7 @@ def _row(worker: Worker, base: Worker, is_reference: bool) -> dict[str, Any]:
         "rounds": len(worker.seconds),
         "num_sequences": settings.num_sequences,
         "sequences_per_second": settings.num_sequences / median,
-        "ratio": 1.0 if is_reference else statistics.median(ratios),
+        "ratio": 1.0 if is_reference else statistics.median(ratios) if ratios else None,
         "peak_mib": worker.peak_bytes / 2**20,
         "value": worker.value,
     }
@@ -143,10 +143,10 @@ def table(rows: Sequence[dict[str, Any]], reference: str) -> str:
         if "error" in row:
             lines.append(f"{row['name']:<34} {'not run: ' + row['error']}")
             continue
-        size = row["num_sequences"]
+        size, ratio = row["num_sequences"], "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
         span = f"{size / row['seconds_most']:.1f}–{size / row['seconds_least']:.1f}"
         lines.append(
-            f"{row['name']:<34} {row['sequences_per_second']:>8.2f} {span:>15} {row['ratio']:>24.2f} "
+            f"{row['name']:<34} {row['sequences_per_second']:>8.2f} {span:>15} {ratio:>24} "
             f"{row['peak_mib']:>9.0f}  {row.get('version', '')}"
         )
     return "\n".join(lines)
