@@ -74,7 +74,8 @@ def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, compiled = settings.variant.partition("+")
     dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(settings.folder, dtype=dtype).to(device)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(settings.folder)
+    model = model.to(device=device, dtype=dtype)
     if compiled:
         model = torch.compile(model)
     if settings.job == "label":
