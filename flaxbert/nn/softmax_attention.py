@@ -12,6 +12,12 @@ from jaxtyping import Array, Float
 from flaxbert.core.reductions import row_max, row_sum
 from flaxbert.nn.dropout import keep_mask
 
+LONG = 1024
+"""Queries from which on the scores of all pairs are never held at once."""
+
+BLOCK = 256
+"""Queries, or keys in the backward pass, whose scores are held together then."""
+
 
 def _batched_dot(left: jax.Array, right: jax.Array, right_axis: int) -> jax.Array:
     """Contracts the left operand's last axis, the fast form on CPU, for every batch and head."""
@@ -110,6 +116,8 @@ def _forward(
     first_row: int,
     scale: float,
 ) -> tuple[jax.Array, Any]:
+    if _is_long(query, position_scores, words):
+        return _forward_in_blocks(query, key, value, bias, scale)
     dtype = query.dtype
     scores = _batched_dot(query * jnp.asarray(scale, dtype), key, 3) + bias
     if position_scores is not None:
@@ -128,6 +136,8 @@ def _backward(
     rate: float, first_row: int, scale: float, residuals: Any, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None, None]:
     query, key, value, bias, position_scores, words, maximum, inverse, mixed = residuals
+    if _is_long(query, position_scores, words):
+        return _backward_in_blocks(residuals, scale, cotangent)
     dtype = query.dtype
     query = query * jnp.asarray(scale, dtype)
     cotangent = inverse * cotangent.astype(jnp.float32)
@@ -154,6 +164,66 @@ def _backward(
             summed = jnp.sum(summed, axis=0, keepdims=True)
         position_gradient = _swap(summed).astype(position_scores.dtype)
     return query_gradient, key_gradient, value_gradient, None, position_gradient, None
+
+
+def _is_long(query: jax.Array, position_scores: jax.Array | None, words: Any) -> bool:
+    length = query.shape[2]
+    return length >= LONG and length % BLOCK == 0 and position_scores is None and words is None
+
+
+def _to_blocks(array: jax.Array, axis: int) -> jax.Array:
+    """Cuts an axis into blocks; their number becomes the first axis."""
+    shape = (*array.shape[:axis], array.shape[axis] // BLOCK, BLOCK, *array.shape[axis + 1 :])
+    return jnp.moveaxis(array.reshape(shape), axis, 0)
+
+
+def _from_blocks(blocks: jax.Array, axis: int) -> jax.Array:
+    joined = jnp.moveaxis(blocks, 0, axis)
+    return joined.reshape(*joined.shape[:axis], -1, *joined.shape[axis + 2 :])
+
+
+def _forward_in_blocks(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, scale: float
+) -> tuple[jax.Array, Any]:
+    """Does what ``_forward`` does, one block of queries after the other."""
+    by_query = bias.shape[2] > 1
+
+    def run(block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        visible = block[1] if by_query else bias
+        scores = _batched_dot(block[0] * jnp.asarray(scale, query.dtype), key, 3) + visible
+        maximum = row_max(scores)
+        weights = jnp.exp(scores - maximum).astype(query.dtype)
+        inverse = 1.0 / row_sum(weights)
+        return (_batched_dot(weights, value, 2) * inverse).astype(query.dtype), maximum, inverse
+
+    blocks = (_to_blocks(query, 2), *((_to_blocks(bias, 2),) if by_query else ()))
+    mixed, maximum, inverse = (_from_blocks(blocks, 2) for blocks in lax.map(run, blocks))
+    return mixed, (query, key, value, bias, None, None, maximum, inverse, mixed)
+
+
+def _backward_in_blocks(
+    residuals: Any, scale: float, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None, None, None]:
+    """Does what ``_backward`` does, one block of keys after the other."""
+    query, key, value, bias, _, _, maximum, inverse, mixed = residuals
+    dtype = query.dtype
+    query = query * jnp.asarray(scale, dtype)
+    cotangent = inverse * cotangent.astype(jnp.float32)
+    delta = _swap(row_sum(cotangent * mixed.astype(jnp.float32)))
+    cotangent, maximum = cotangent.astype(dtype), _swap(maximum)
+
+    def run(total: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        key, value, visible = block
+        weights = jnp.exp(_batched_dot(key, query, 3) + visible - maximum)
+        scores_gradient = (weights * (_batched_dot(value, cotangent, 3) - delta)).astype(dtype)
+        value_gradient = _batched_dot(weights.astype(dtype), cotangent, 2).astype(dtype)
+        key_gradient = _batched_dot(scores_gradient, query, 2).astype(dtype)
+        return total + _batched_dot(_key_columns(key), scores_gradient, 2), (key_gradient, value_gradient)
+
+    blocks = (_to_blocks(key, 2), _to_blocks(value, 2), _to_blocks(_swap(bias), 2))
+    total, (key_gradient, value_gradient) = lax.scan(run, jnp.zeros(_swap(query).shape, jnp.float32), blocks)
+    query_gradient = _swap((total * jnp.float32(scale)).astype(dtype))
+    return query_gradient, _from_blocks(key_gradient, 2), _from_blocks(value_gradient, 2), None, None, None
 
 
 _attend.defvjp(_forward, _backward)

@@ -9,6 +9,7 @@ from flaxbert.config import MeshConfig
 from flaxbert.core.sharding import build_mesh
 from flaxbert.errors import ConfigError
 from flaxbert.nn import attention
+from flaxbert.nn import softmax_attention as softmax_module
 from flaxbert.nn.attention import (
     MOST_ATTENTION_PARTS,
     SPLASH_LENGTH,
@@ -259,6 +260,38 @@ def test_a_batch_in_parts_has_the_same_result_gradients_and_masks(num_parts, rat
 
     for whole, cut in zip(run(1), run(num_parts), strict=True):
         np.testing.assert_allclose(cut, whole, atol=FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_a_long_input_in_blocks_has_the_same_result_and_gradients(packed, dtype, on_mesh, monkeypatch):
+    arrays, weights = (draw(2, 4, 32, 4, seed=seed) for seed in (0, 1))
+    arrays, ids = [array.astype(dtype) for array in arrays], [[1] * 11 + [2] * 21, [1] * 20 + [2] * 7 + [0] * 5]
+    bias = attention_bias(jnp.asarray(ids, jnp.int32), packed)
+
+    def run(*arrays):
+        loss = lambda *three: jnp.sum(softmax_attention(*three, bias, None, 0.0).astype(jnp.float32) * weights[0])
+        return softmax_attention(*arrays, bias, None, 0.0), *jax.grad(loss, argnums=(0, 1, 2))(*arrays)
+
+    whole = jax.jit(run)(*arrays)
+    monkeypatch.setattr(softmax_module, "LONG", 16)
+    monkeypatch.setattr(softmax_module, "BLOCK", 8)
+    if on_mesh:
+        spread = jax.NamedSharding(build_mesh(MeshConfig(data=2, tensor=4)), jax.P("data", "tensor"))
+        arrays = [jax.device_put(array, spread) for array in arrays]
+    for one, cut in zip(whole, jax.jit(lambda *three: run(*three))(*arrays), strict=True):
+        np.testing.assert_allclose(cut.astype(jnp.float32), one.astype(jnp.float32), atol=TOLERANCES[dtype])
+
+
+def test_the_scores_of_a_long_input_are_never_held_at_once():
+    length = softmax_module.LONG
+    shapes = [jax.ShapeDtypeStruct((1, 2, length, 4), jnp.float32)] * 3
+    bias = jnp.zeros((1, 1, 1, length))
+    loss = lambda *three: jnp.sum(softmax_attention(*three, bias, None, 0.0))
+    text = str(jax.make_jaxpr(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*shapes))
+    assert f"{softmax_module.BLOCK},{length}]" in text
+    assert f"{length},{length}]" not in text
 
 
 def test_a_batch_is_cut_for_the_threads_of_one_cpu_device_only(monkeypatch):
