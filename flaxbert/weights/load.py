@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from flaxbert.families import TensorName
 from flaxbert.families.graph import abstract_params, initialize_params
 from flaxbert.weights.finite import note_not_finite
 from flaxbert.weights.folder import Source, check_folder, choose_task, declared_task, open_tensors, read_family
+from flaxbert.weights.formats.stored import StoredTensor
 from flaxbert.weights.labels import CLASSIFIER_TASKS, LabelPlan, plan_labels
 from flaxbert.weights.name_table import (
     TensorAccount,
@@ -23,7 +24,13 @@ from flaxbert.weights.name_table import (
     head_of,
     name_tensors,
 )
-from flaxbert.weights.sentence_transformers import SentencePooling, read_pooling, transformer_folder
+from flaxbert.weights.sentence_transformers import (
+    SentencePooling,
+    declared_activation,
+    read_pooling,
+    token_projection,
+    transformer_folder,
+)
 from flaxbert.weights.typed_leaves import read_leaf
 
 DERIVED_TOLERANCE = 1e-4
@@ -65,12 +72,27 @@ def _num_outputs(source: Source, leaf: str) -> int | None:
 
 
 def _fit_head(config: ModelConfig, task: str, source: Source) -> ModelConfig:
-    """Returns the config with the outputs that the task's head has whatever the file says."""
+    """Returns the config with the outputs that the task's head has whatever the file says; refuses a head that the family lacks."""
+    known = source.family.architectures
+    if task not in known:
+        raise ConfigError(f"A {config.family} has no head for {task}; it can be loaded for {', '.join(known)}.")
     if task == "multiple-choice":
         return config.replace(num_labels=1, labels=())
     if task == "late-interaction":
         return config.replace(projection_size=_num_outputs(source, "projection.dense.kernel") or config.projection_size)
     return config
+
+
+def _add_modules(
+    folder: pathlib.Path, tensors: dict[str, StoredTensor], json: Mapping[str, Any], config: ModelConfig
+) -> tuple[dict[str, StoredTensor], Mapping[str, Any], ModelConfig]:
+    """Adds what sentence-transformers keeps beside the transformer: ColBERT's projection, the activation of a cross-encoder."""
+    projection, activation = token_projection(folder), declared_activation(folder)
+    if projection is not None:
+        tensors, json = {**tensors, "linear.weight": projection}, {**json, "architectures": ["HF_ColBERT"]}
+    if activation:
+        config = config.replace(extra={**config.extra, "sentence_transformers": {"activation_fn": activation}})
+    return tensors, json, config
 
 
 def load_checkpoint(
@@ -104,15 +126,12 @@ def load_checkpoint(
     root = transformer_folder(folder)
     tensors, typed, parts = ({}, {}, {}) if from_scratch else open_tensors(root)
     json, family, config, notes = read_family(root, [*tensors, *parts])
+    tensors, json, config = _add_modules(folder, tensors, json, config)
     named = name_tensors(tensors, family, config, declared_task(json, family)[0])
     check_unexpected(named, family, config)
     source = Source(root, family, json, tensors, typed, parts, named)
     pooling = read_pooling(folder)
     task, classifier_fits = choose_task(task, source, pooling, notes)
-    if task not in family.architectures:
-        raise ConfigError(
-            f"A {family.model_type} has no head for {task}; it can be loaded for {', '.join(family.architectures)}."
-        )
     declares_labels = bool(json.get("id2label")) or "num_labels" in json
     stored_labels = _num_outputs(source, f"{_classifier_of(task)}.kernel") if classifier_fits else None
     config = _fit_head(config, task, source)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flaxbert.errors import ConfigError, WeightsError, nearest
+from flaxbert.weights.formats.stored import StoredTensor
 from flaxbert.weights.readers import open_weights, read_json, read_json_object
 
 _MODES: dict[str, str] = {
@@ -244,6 +245,40 @@ def read_pooling(folder: pathlib.Path) -> SentencePooling | None:
         include_prompt=include_prompt,
         similarity=str(settings.get("similarity_fn_name") or ""),
     )
+
+
+def token_projection(folder: pathlib.Path) -> StoredTensor | None:
+    """Returns the projection of token vectors where a folder is a multi-vector model (ColBERT): without pooling, with a dense module.
+
+    Args:
+      folder: A model folder.
+
+    Raises:
+      WeightsError: The module is more than one kernel, or there are several.
+    """
+    modules = _modules(folder)
+    dense = [path for kind, path in modules if kind == "Dense"]
+    if not dense or any(kind == "Pooling" for kind, _ in modules):
+        return None
+    tensors = open_weights(dense[0])
+    settings = read_json_object(dense[0] / "config.json")
+    activation = str(settings.get("activation_function", "Identity")).rsplit(".", 1)[-1]
+    if len(dense) > 1 or set(tensors) != {"linear.weight"} or activation != "Identity" or settings.get("use_residual"):
+        raise WeightsError(
+            f"{folder} projects its token vectors by {len(dense)} modules, the first with {', '.join(tensors)} and {activation}; "
+            "flaxbert reads one with linear.weight alone and no activation."
+        )
+    return tensors["linear.weight"]
+
+
+def declared_activation(folder: pathlib.Path) -> str:
+    """Returns the activation of scores that version 6 declares for a cross-encoder; empty where it declares none.
+
+    Args:
+      folder: A model folder.
+    """
+    file = folder / "config_sentence_transformers.json"
+    return str((read_json_object(file) if file.is_file() else {}).get("activation_fn") or "")
 
 
 def _write_json(file: pathlib.Path, value: Any) -> None:
