@@ -18,6 +18,9 @@ from benchmarks.settings import Settings
 KINDS: dict[str, str] = {"global": "full_attention", "local": "sliding_attention"}
 """What ``layer_types`` of ``config.json`` calls them."""
 
+THEIRS: dict[str, str] = {"f32": "f32", "bf16": "autocast"}
+"""What torch's variants of a precision are called."""
+
 
 def main() -> None:
     """Measures, prints and writes."""
@@ -35,7 +38,7 @@ def main() -> None:
         for name, kind in KINDS.items():
             settings = {**sizes, "layer_types": [kind] * arguments.layers}
             folder = str(save_random(pathlib.Path(scratch) / name, "modernbert", settings))
-            for side, variant in (("flaxbert", arguments.precision), ("torch", "f32")):
+            for side, variant in (("flaxbert", arguments.precision), ("torch", THEIRS[arguments.precision])):
                 job = Settings(
                     "infer", variant, folder, arguments.batch_size, arguments.length, vocab_size=sizes["vocab_size"]
                 )

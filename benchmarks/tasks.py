@@ -78,6 +78,8 @@ def run_side(side: str, config: Any, scratch: pathlib.Path) -> dict[str, float]:
     from flaxbert.train.recipes.finetune import finetune
 
     result = finetune(config, say=lambda line: None)
+    if result.reason == "preempted":
+        raise SystemExit("The run was asked to stop.")
     return {**result.after, **{f"test:{name}": value for name, value in (result.test or {}).items()}}
 
 
@@ -91,13 +93,17 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     Returns:
       The rows, and means and standard deviations of the deciding metric by side.
     """
+    from flaxbert.tasks.base import Setting
+    from flaxbert.tasks.registry import get_task
+
     rows: list[dict[str, Any]] = []
     metric = ""
     with tempfile.TemporaryDirectory(prefix="flaxbert-bench-") as folder:
         scratch = pathlib.Path(folder)
         for seed in arguments.seeds:
             config = read_run(name, arguments, scratch / f"seed-{seed}", seed)
-            metric = config.train.metric
+            task, setting = get_task(config.model.task), Setting(config.data, problem_type=config.model.problem_type)
+            metric = task.primary(setting, config.train.metric)[0]
             for side in arguments.sides:
                 start = time.perf_counter()
                 metrics = run_side(side, config, scratch)
@@ -130,8 +136,10 @@ def main(options: Sequence[str] | None = None) -> None:
     from flaxbert.core.runtime import configure
 
     configure()
-    tasks = {name: compare(name, arguments) for name in arguments.names}
-    write_json(arguments.json, {"machine": machine(), "options": vars(arguments), "tasks": tasks})
+    tasks: dict[str, Any] = {}
+    for name in arguments.names:
+        tasks[name] = compare(name, arguments)
+        write_json(arguments.json, {"machine": machine(), "options": vars(arguments), "tasks": tasks})
 
 
 if __name__ == "__main__":

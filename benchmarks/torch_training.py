@@ -4,6 +4,7 @@ Head, batches and their order, AdamW, decay rules, clipping, linear schedule and
 the run; model, autograd, optimizer and schedule are torch's and transformers' own.
 """
 
+import inspect
 import math
 import pathlib
 from collections.abc import Mapping
@@ -17,6 +18,21 @@ CLASSES: dict[str, str] = {
     "question-answering": "AutoModelForQuestionAnswering",
 }
 """Stock class of each task that can be compared; there is none for relations."""
+
+
+NOT_KNOWN = (
+    "schedule",
+    "optimizer",
+    "end_learning_rate",
+    "accumulation_steps",
+    "label_smoothing_rate",
+    "class_weights",
+    "freeze",
+    "early_stopping_patience",
+    "plateau_patience",
+    "load_best_at_end",
+)
+"""Options of training that have to stand as they are by default."""
 
 
 def train_torch(config: Any, scratch: pathlib.Path) -> tuple[list[float], dict[str, float]]:
@@ -40,13 +56,14 @@ def train_torch(config: Any, scratch: pathlib.Path) -> tuple[list[float], dict[s
     transformers.logging.set_verbosity_error()
     prepared, train = prepare(config, say=lambda line: None), config.train
     task = prepared.model.task
-    if task not in CLASSES or train.schedule != "linear" or train.optimizer != "adamw":
-        raise SystemExit(f"The torch loop knows {', '.join(CLASSES)}, with adamw and a linear schedule.")
+    usual = {name: getattr(type(train)(), name) for name in NOT_KNOWN}
+    other = [name for name, value in usual.items() if getattr(train, name) != value]
+    if task not in CLASSES or other:
+        raise SystemExit(f"The torch loop knows {', '.join(CLASSES)}, and no other train.{', train.'.join(NOT_KNOWN)}.")
     folder = prepared.model.save(scratch / "start", overwrite=True)
     torch.manual_seed(train.seed)
     model = getattr(transformers, CLASSES[task]).from_pretrained(folder).train()
-    exempt = [value for name, value in model.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
-    decayed = [value for name, value in model.named_parameters() if not (name.endswith("bias") or "LayerNorm" in name)]
+    decayed, exempt = ([value for value in model.parameters() if (value.ndim > 1) == large] for large in (True, False))
     groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
     betas = (train.adam_beta1, train.adam_beta2)
     optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=train.adam_epsilon)
@@ -59,7 +76,7 @@ def train_torch(config: Any, scratch: pathlib.Path) -> tuple[list[float], dict[s
     batches = iter(prepared.pipeline)
     for step in range(1, steps + 1):
         optimizer.zero_grad()
-        loss = model(**_tensors(next(batches), task, prepared.setting.problem_type)).loss
+        loss = model(**_tensors(model, next(batches), task, prepared.setting.problem_type)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm or math.inf)
         optimizer.step()
@@ -67,22 +84,27 @@ def train_torch(config: Any, scratch: pathlib.Path) -> tuple[list[float], dict[s
         losses.append(float(loss.detach()))
         if step % every == 0 or step == steps:
             found = _metrics(model, prepared)
-            if not best or (found[metric] > best[metric]) == higher:
+            if not best or (found[metric] > best[metric] if higher else found[metric] < best[metric]):
                 best = found
     return losses, best
 
 
-def _tensors(batch: Mapping[str, np.ndarray], task: str, problem_type: str) -> dict[str, Any]:
+def _tensors(model: Any, batch: Mapping[str, np.ndarray], task: str, problem_type: str) -> dict[str, Any]:
     import torch
 
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    tensors = {name: torch.as_tensor(np.asarray(batch[name])).long() for name in names if name in batch}
+    # The rows that fill an epoch's last batch weigh nothing for flaxbert; torch gets the others alone.
+    real = np.asarray(batch["example_weight"]) > 0 if "example_weight" in batch else slice(None)
+    names = {"input_ids", "attention_mask", "token_type_ids"} & set(inspect.signature(model.forward).parameters)
+    tensors = {name: torch.as_tensor(np.asarray(batch[name])[real]).long() for name in names if name in batch}
     if "labels" not in batch:
         return tensors
-    labels = torch.as_tensor(np.asarray(batch["labels"]))
+    labels = torch.as_tensor(np.asarray(batch["labels"])[real])
     if task == "question-answering":
         return {**tensors, "start_positions": labels[:, 0].long(), "end_positions": labels[:, 1].long()}
-    return {**tensors, "labels": labels.float() if problem_type == "regression" else labels.long()}
+    return {
+        **tensors,
+        "labels": labels.long() if problem_type in ("", "single_label_classification") else labels.float(),
+    }
 
 
 def _metrics(model: Any, prepared: Any) -> dict[str, float]:
@@ -94,7 +116,7 @@ def _metrics(model: Any, prepared: Any) -> dict[str, float]:
 
     def logits(_: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         with torch.inference_mode():
-            output = model(**_tensors(batch, prepared.model.task, ""))
+            output = model(**_tensors(model, batch, prepared.model.task, ""))
         if prepared.model.task == "question-answering":
             return torch.stack([output.start_logits, output.end_logits], dim=-1).numpy()
         return output.logits.numpy()

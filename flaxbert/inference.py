@@ -72,10 +72,11 @@ def _checked(config: ModelConfig, name: str, value: Any) -> jax.Array:
         return value
     array = np.asarray(value)
     if name in INPUT_NAMES and array.size:
-        array = array.astype(np.int32)
         limit = {"input_ids": config.vocab_size, "position_ids": config.max_length}.get(name)
         if limit is not None and (array.min() < 0 or array.max() >= limit):
-            raise DataError(f"{name} holds {int(array.max())}, but the model knows 0 to {limit - 1}.")
+            wrong = array.min() if array.min() < 0 else array.max()
+            raise DataError(f"{name} holds {int(wrong)}, but the model knows 0 to {limit - 1}.")
+        array = array.astype(np.int32)
         if array.ndim == 2 and array.shape[1] > config.max_length and name == "input_ids":
             raise DataError(
                 f"input_ids has {array.shape[1]} tokens a row, but the model has "

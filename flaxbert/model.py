@@ -131,7 +131,7 @@ class Model:
         inputs = get_task("sequence-classification").inputs(texts, pairs)
         if not len(inputs):
             return []
-        length, tokenizer = self.max_length if max_length is None else max_length, self._require_tokenizer()
+        length, tokenizer = max_length or self.max_length, self._require_tokenizer()
         examples = tokenize(tokenizer, inputs.texts, inputs.pairs, max_length=length, truncation=truncation)
         return self._run_features(examples, postprocess, batch_size, length, keep_length)
 

@@ -19,7 +19,7 @@ class TaskConfig:
       span_column: The same for a list of spans ``{start, end, label}`` of characters beside a text. Empty: entities or spans.
       tag_scheme: How the data writes entities as tags: iob1, iob2 or iobes, whose faults are errors; tags for labels of single words such as parts of speech. Empty: found out, read as conlleval does.
       model_scheme: How a new tagger writes entities: iob2 or iobes.
-      stride: Tokens that the windows of a text longer than data.max_length share (token classification, question answering); quarter: a quarter of a window.
+      stride: Tokens that the windows of a text longer than data.max_length share (token classification, question answering); quarter: a quarter of a window, less where a question leaves little room.
       question_column: Question answering and multiple choice: name of the question.
       context_column: Question answering: name of the text that holds the answer; multiple choice: of a text before the question, where there is one.
       answers_column: Question answering: name of the answers, ``{text, answer_start}`` or a list of them.
@@ -48,5 +48,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         for field, least in (("stride", 0), ("max_answer_length", 1), ("num_best", 1)):
             value = getattr(self, field)
-            if isinstance(value, int) and value < least:
-                raise ConfigError(f"task.{field} is {value}, but must be at least {least}.")
+            if field == "stride" and value == "quarter":
+                continue
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"task.{field} is {value}, but must be a whole number of at least {least}.")

@@ -32,9 +32,8 @@ def _infer(settings: Settings, model: Any, device: str, autocast: bool) -> Calla
     import torch
 
     model.eval()
-    known = set(inspect.signature(getattr(model, "_orig_mod", model).forward).parameters) - {
-        "labels"
-    }  # not every family has token types
+    # Not every family has token types.
+    known = set(inspect.signature(getattr(model, "_orig_mod", model).forward).parameters) - {"labels"}
     batch = {
         name: torch.as_tensor(array).long().to(device) for name, array in settings.batch().items() if name in known
     }

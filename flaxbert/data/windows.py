@@ -56,7 +56,7 @@ def tokenize_windows(
     firsts: Sequence[str] | None = None,
     *,
     max_length: int,
-    stride: int,
+    stride: int | None,
     where: Where,
 ) -> Windows:
     """Tokenizes texts, cut into overlapping windows where they are too long.
@@ -66,38 +66,74 @@ def tokenize_windows(
       texts: The texts to be cut.
       firsts: A text that stands whole before every window, such as the question; None for none.
       max_length: Most tokens of a window, special tokens and first text included.
-      stride: Tokens that neighbouring windows share.
+      stride: Tokens that neighbouring windows share; None: a quarter of a window, but at most half of what a first text leaves of it.
       where: Returns the place of a text for messages.
 
     Raises:
       ConfigError: The tokenizer is not a fast one, or the stride leaves no room.
-      DataError: A first text alone fills the window, or a text is no valid Unicode.
+      DataError: A first text leaves no room for the stride, or a text is no valid Unicode.
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "encode_batch_fast"):
         raise ConfigError("The tokenizer is not a fast one, so it does not tell where its tokens stand in a text.")
     num_special = backend.num_special_tokens_to_add(firsts is not None)
     require_room(max_length, num_special, "windows")
-    if not 0 <= stride < max_length - num_special:
+    if stride is not None and not 0 <= stride < max_length - num_special:
         raise ConfigError(
             f"task.stride is {stride}, but windows of {max_length} tokens, {num_special} of them special, must move on; set "
             f"a stride under {max_length - num_special}."
         )
     encodings: list[Any] = []
     text_of: list[int] = []
-    with tokenizer_settings(backend, max_length, "longest_first" if firsts is None else "only_second", stride):
-        for start in range(0, len(texts), _CHUNK_TEXTS):
-            chunk = range(start, min(start + _CHUNK_TEXTS, len(texts)))
-            inputs: list[Any] = [texts[i] if firsts is None else (firsts[i], texts[i]) for i in chunk]
-            try:
-                encoded = backend.encode_batch(inputs)
-            except Exception as error:
-                raise explain_failure(backend, inputs, chunk, where, max_length, error) from error
-            for index, encoding in zip(chunk, encoded, strict=True):
-                windows = [encoding, *encoding.overflowing]
-                encodings += windows
-                text_of += [index] * len(windows)
+    for start in range(0, len(texts), _CHUNK_TEXTS):
+        chunk = range(start, min(start + _CHUNK_TEXTS, len(texts)))
+        inputs: list[Any] = [texts[i] if firsts is None else (firsts[i], texts[i]) for i in chunk]
+        try:
+            rooms = _rooms(backend, inputs, max_length - num_special)
+            encoded = _encode(backend, inputs, _strides(rooms, max_length, stride, chunk, where), max_length)
+        except DataError:
+            raise
+        except Exception as error:
+            raise explain_failure(backend, inputs, chunk, where, max_length, error) from error
+        for index, encoding in zip(chunk, encoded, strict=True):
+            windows = [encoding, *encoding.overflowing]
+            encodings += windows
+            text_of += [index] * len(windows)
     return _collect(encodings, text_of, 0 if firsts is None else 1, pad_token_id(tokenizer))
+
+
+def _rooms(backend: Any, inputs: Sequence[Any], room: int) -> Int[np.ndarray, "texts"]:
+    """Returns how many tokens of each text fit into a window."""
+    if not inputs or isinstance(inputs[0], str):
+        return np.full(len(inputs), room)
+    with tokenizer_settings(backend, 0, "error"):
+        firsts = backend.encode_batch_fast([first for first, _ in inputs], add_special_tokens=False)
+    return room - np.array([len(encoding) for encoding in firsts])
+
+
+def _strides(
+    rooms: Int[np.ndarray, "texts"], max_length: int, stride: int | None, chunk: range, where: Where
+) -> Int[np.ndarray, "texts"]:
+    """Returns what the windows of each text share; the tokenizer itself panics where that is as much as fits."""
+    if stride is None:
+        return np.minimum(max_length // 4, np.maximum(rooms, 0) // 2)
+    full = np.flatnonzero((rooms > 0) & (rooms <= stride))
+    if len(full):
+        raise DataError(
+            f"{where(chunk[int(full[0])])}: what stands before every window leaves {rooms[full[0]]} of {max_length} tokens, but "
+            f"windows share {stride}, so that they would not move on. Lower task.stride, or raise data.max_length."
+        )
+    return np.where(rooms > 0, stride, 0)  # where there is no room, the tokenizer says so
+
+
+def _encode(backend: Any, inputs: Sequence[Any], strides: Int[np.ndarray, "texts"], max_length: int) -> list[Any]:
+    encoded: dict[int, Any] = {}
+    for stride in np.unique(strides).tolist():
+        members = np.flatnonzero(strides == stride).tolist()
+        strategy = "longest_first" if isinstance(inputs[0], str) else "only_second"
+        with tokenizer_settings(backend, max_length, strategy, stride):
+            encoded |= zip(members, backend.encode_batch([inputs[member] for member in members]), strict=True)
+    return [encoded[place] for place in range(len(inputs))]
 
 
 def _collect(encodings: Sequence[Any], text_of: Sequence[int], part: int, pad: int) -> Windows:

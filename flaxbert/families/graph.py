@@ -183,6 +183,7 @@ __all__ = [
     "INPUT_NAMES",
     "STACKED",
     "abstract_params",
+    "finishes_first_token_alone",
     "forward",
     "graph_definition",
     "initialize_params",

@@ -176,7 +176,13 @@ def axis_rules_without(*parts: str) -> tuple[Rule[tuple[str, ...]], ...]:
 
     Args:
       *parts: Rules whose pattern has one of these in it are left out.
+
+    Raises:
+      ValueError: A part is in no pattern.
     """
+    unmatched = [part for part in parts if not any(part in rule.pattern for rule in AXIS_RULES)]
+    if unmatched:
+        raise ValueError(f"No axis rule has {unmatched[0]} in its pattern.")
     return tuple(rule for rule in AXIS_RULES if not any(part in rule.pattern for part in parts))
 
 

@@ -101,8 +101,8 @@ def _rematerialize(function: Callable[..., Any], policy: str) -> Callable[..., A
 class Encoder(nnx.Module):
     """A stack of blocks.
 
-    A family whose mathematics differs hands in its block or extends it: ``make_block``, what all blocks share (``share``), what happens between
-    them (``after_block``) and at the end (``finish``).
+    A family whose mathematics differs hands in its block or extends it: ``make_block``, what all blocks share (``share``), what
+    happens between them (``after_block``) and at the end (``finish``).
 
     Args:
       config: Architecture.

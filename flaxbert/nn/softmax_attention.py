@@ -13,7 +13,7 @@ from flaxbert.core.reductions import row_max, row_sum
 from flaxbert.nn.dropout import keep_mask
 
 LONG = 1024
-"""Queries from which on the scores of all pairs are never held at once."""
+"""Queries from which on scores are computed in blocks, where weights are not dropped, no position scores are added, and blocks fit."""
 
 BLOCK = 256
 """Queries, or keys in the backward pass, whose scores are held together then."""
@@ -116,7 +116,7 @@ def _forward(
     first_row: int,
     scale: float,
 ) -> tuple[jax.Array, Any]:
-    if _is_long(query, position_scores, words):
+    if _is_long(query, key, position_scores, words):
         return _forward_in_blocks(query, key, value, bias, scale)
     dtype = query.dtype
     scores = _batched_dot(query * jnp.asarray(scale, dtype), key, 3) + bias
@@ -136,7 +136,7 @@ def _backward(
     rate: float, first_row: int, scale: float, residuals: Any, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None, None]:
     query, key, value, bias, position_scores, words, maximum, inverse, mixed = residuals
-    if _is_long(query, position_scores, words):
+    if _is_long(query, key, position_scores, words):
         return _backward_in_blocks(residuals, scale, cotangent)
     dtype = query.dtype
     query = query * jnp.asarray(scale, dtype)
@@ -166,9 +166,9 @@ def _backward(
     return query_gradient, key_gradient, value_gradient, None, position_gradient, None
 
 
-def _is_long(query: jax.Array, position_scores: jax.Array | None, words: Any) -> bool:
-    length = query.shape[2]
-    return length >= LONG and length % BLOCK == 0 and position_scores is None and words is None
+def _is_long(query: jax.Array, key: jax.Array, position_scores: jax.Array | None, words: Any) -> bool:
+    fits = query.shape[2] % BLOCK == 0 and key.shape[2] % BLOCK == 0
+    return fits and query.shape[2] >= LONG and position_scores is None and words is None
 
 
 def _to_blocks(array: jax.Array, axis: int) -> jax.Array:

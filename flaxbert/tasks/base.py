@@ -318,9 +318,8 @@ def cut_texts(
       ConfigError: The tokenizer is not a fast one, or windows would not move on.
       DataError: A text may not be cut, or leaves no room.
     """
-    if stride is None:
-        asked = setting.options.stride
-        stride = setting.max_length // 4 if asked == "quarter" else asked
+    if stride is None and setting.options.stride != "quarter":
+        stride = setting.options.stride
     windows = tokenize_windows(tokenizer, texts, firsts, max_length=setting.max_length, stride=stride, where=where)
     if setting.data.truncation == "error":
         refuse_cut(windows, setting.max_length, where)

@@ -76,7 +76,6 @@ class Placed:
       window: Number of the window.
       token: Number of the token in the window.
       labels: Number of each word's tag, or None.
-      num_lost: Words that no token stands for, because the tokenizer drops their characters.
     """
 
     text: Int[np.ndarray, "placed"]
@@ -84,7 +83,6 @@ class Placed:
     window: Int[np.ndarray, "placed"]
     token: Int[np.ndarray, "placed"]
     labels: Int[np.ndarray, "placed"] | None
-    num_lost: int
 
 
 def place_words(windows: Windows, examples: TaggedTexts) -> Placed:
@@ -116,8 +114,7 @@ def place_words(windows: Windows, examples: TaggedTexts) -> Placed:
                 best[text, word] = (start, -context, window, token)
     keys = sorted(best)
     columns = np.array([[*key, *best[key][2:]] for key in keys], np.int64).reshape(-1, 4)
-    num_lost = sum(len(words) for words in examples.words) - len(keys)
-    return Placed(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3], None, num_lost)
+    return Placed(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3], None)
 
 
 class TokenClassification(Task):
@@ -162,15 +159,10 @@ class TokenClassification(Task):
         """See ``Task.encode``."""
         windows = cut_texts(tokenizer, examples.texts, None, setting, examples.where)
         placed = place_words(windows, examples)
-        if placed.num_lost:
-            warnings.warn(
-                f"{examples.name}: the tokenizer drops all characters of {placed.num_lost} words, so that the model never sees "
-                "them and tags them as no entity; check whether the tokenizer fits the data.",
-                stacklevel=2,
-            )
         if not labelled:
             return Encoded(examples, windows.tokens, placed)
         tags = _tags_of(examples, setting)
+        _warn_lost(examples, placed, tags, _blank(setting.labels))
         names = LabelSet(setting.labels)
         pairs = zip(placed.text.tolist(), placed.word.tolist(), strict=True)
         numbers = np.array(
@@ -264,6 +256,27 @@ def _tags_of(examples: TaggedTexts, setting: Setting) -> Sequence[Sequence[str]]
     return tags
 
 
+def _blank(names: Sequence[str]) -> str:
+    return "O" if "O" in names else names[0]
+
+
+def _warn_lost(examples: TaggedTexts, placed: Placed, tags: Sequence[Sequence[str]], blank: str) -> None:
+    """Warns of words with a tag of their own that no token stands for."""
+    seen = set(zip(placed.text.tolist(), placed.word.tolist(), strict=True))
+    lost = [
+        (text, word)
+        for text, several in enumerate(tags)
+        for word, tag in enumerate(several)
+        if tag != blank and (text, word) not in seen
+    ]
+    if lost:
+        warnings.warn(
+            f"{examples.where_word(*lost[0])}: the tokenizer drops all characters of this word, so that the model never sees it and "
+            f"gives it the tag {blank}; so it is with {len(lost)} words that have another tag.",
+            stacklevel=3,
+        )
+
+
 def _word_logits(placed: Placed, outputs: Outputs, num_labels: int) -> np.ndarray:
     rows = [np.asarray(outputs[w])[t] for w, t in zip(placed.window.tolist(), placed.token.tolist(), strict=True)]
     return np.stack(rows).astype(np.float32) if rows else np.zeros((0, num_labels), np.float32)
@@ -273,7 +286,7 @@ def _spread(
     examples: TaggedTexts, placed: Placed, best: np.ndarray, scores: np.ndarray, names: Sequence[str]
 ) -> tuple[list[list[str]], list[list[float]]]:
     """Returns tags and scores by text; O for words that no token stands for."""
-    blank = "O" if "O" in names else names[0]
+    blank = _blank(names)
     tags = [[blank] * len(words) for words in examples.words]
     certain = [[0.0] * len(words) for words in examples.words]
     for text, word, number, score in zip(

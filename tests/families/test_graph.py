@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core.trees import flatten_names
 from flaxbert.errors import ShapeError
+from flaxbert.families import graph
 from flaxbert.families.graph import abstract_params, forward, graph_definition, initialize_params
 
 CONFIG = ModelConfig(
@@ -23,6 +25,12 @@ TASK = "sequence-classification"
 def test_equal_arguments_share_one_graph_definition():
     first = graph_definition(CONFIG, TASK, Execution())
     assert graph_definition(CONFIG.replace(), TASK, Execution()) is first
+
+
+def test_keys_are_those_of_nnx():
+    drawn, plain = graph._Rngs(jax.random.key(3)), nnx.Rngs(params=jax.random.key(3))
+    for _ in range(4):
+        np.testing.assert_array_equal(*(jax.random.key_data(keys.params()) for keys in (drawn, plain)))
 
 
 def test_new_weights_have_the_abstract_shapes_and_follow_the_seed():

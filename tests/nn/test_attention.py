@@ -272,7 +272,7 @@ def test_a_long_input_in_blocks_has_the_same_result_and_gradients(packed, dtype,
 
     def run(*arrays):
         loss = lambda *three: jnp.sum(softmax_attention(*three, bias, None, 0.0).astype(jnp.float32) * weights[0])
-        return softmax_attention(*arrays, bias, None, 0.0), *jax.grad(loss, argnums=(0, 1, 2))(*arrays)
+        return softmax_attention(*arrays, bias, None, 0.0, 2), *jax.grad(loss, argnums=(0, 1, 2))(*arrays)
 
     whole = jax.jit(run)(*arrays)
     monkeypatch.setattr(softmax_module, "LONG", 16)
@@ -282,6 +282,17 @@ def test_a_long_input_in_blocks_has_the_same_result_and_gradients(packed, dtype,
         arrays = [jax.device_put(array, spread) for array in arrays]
     for one, cut in zip(whole, jax.jit(lambda *three: run(*three))(*arrays), strict=True):
         np.testing.assert_allclose(cut.astype(jnp.float32), one.astype(jnp.float32), atol=TOLERANCES[dtype])
+
+
+def test_keys_that_make_no_blocks_are_met_at_once(monkeypatch):
+    query, weights = draw(1, 2, 32, 4)[:2]
+    key, value = draw(1, 2, 12, 4, seed=1)[:2]
+    loss = lambda *three: jnp.sum(softmax_attention(*three, jnp.zeros((1, 1, 1, 12)), None, 0.0) * weights)
+    whole = jax.grad(loss, argnums=(0, 1, 2))(query, key, value)
+    monkeypatch.setattr(softmax_module, "LONG", 16)
+    monkeypatch.setattr(softmax_module, "BLOCK", 8)
+    for one, other in zip(whole, jax.grad(loss, argnums=(0, 1, 2))(query, key, value), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_scores_of_a_long_input_are_never_held_at_once():

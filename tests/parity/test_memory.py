@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flaxbert.architecture import Execution
+from flaxbert.families import get_family
 from flaxbert.families.graph import abstract_params, forward, graph_definition
 from tests.parity.oracle import Case, make_batch, make_torch_model, to_torch
 
@@ -77,8 +78,6 @@ def test_deberta_holds_no_more_than_the_reference(family, settings, length):
     with torch.inference_mode(), LiveBytes() as counted:
         counted.keep_out([*model.parameters(), *model.buffers(), *inputs.values()])
         model(**inputs)
-    from flaxbert.families import get_family
-
     config = get_family(family).config_from_json(model.config.to_dict())
     graphdef = graph_definition(config, case.task, Execution())
     shapes = {name: jax.ShapeDtypeStruct(array.shape, np.int32) for name, array in batch.items()}

@@ -1,12 +1,13 @@
 """Answers from windows of tokens to characters and back, and a model that is trained, scored and asked."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 
 from flaxbert.config import DataConfig, ModelSource, OutputConfig, RunConfig, TrainConfig
-from flaxbert.errors import DataError
+from flaxbert.errors import ConfigError, DataError
 from flaxbert.evaluation.predict import predict_lines, read_inputs
 from flaxbert.evaluation.score import score_model
 from flaxbert.model import load
@@ -60,6 +61,29 @@ def test_windows_that_hold_the_answer_are_labelled_with_its_tokens(model):
             assert LONG[spans[first, 0] : spans[last, 1]] == "fine films"
     assert (features.labels[:, 0] > 0).sum() >= 1
     assert features.labels[-1].tolist() == [0, 0]
+
+
+def test_a_question_that_leaves_little_room_has_windows_that_still_move_on(model):
+    rows = [{**ROWS[0], "question": "the film was bad"}, ROWS[0], {**ROWS[0], "question": "a"}]
+    encoded, _ = encode(model, rows, max_length=12, stride="quarter")
+    windows = encoded.details
+    for question, shared in enumerate((2, 3, 3)):  # half of 5, and a quarter of 12
+        numbers = np.flatnonzero(windows.text_of == question).tolist()
+        places = [windows.window(number) for number in numbers]
+        starts = [windows.spans[place][windows.in_text[place], 0].tolist() for place in places]
+        assert all(a[-shared:] == b[:shared] for a, b in itertools.pairwise(starts))
+        assert max({start for several in starts for start in several}) == LONG.rindex("film")
+
+
+def test_windows_that_would_not_move_on_are_refused(model):
+    with pytest.raises(DataError, match=r"row 0: .* leaves 5 of 12 tokens, but windows share 5.*task\.stride"):
+        encode(model, [{**ROWS[0], "question": "the film was bad"}], max_length=12, stride=5)
+    with pytest.raises(ConfigError, match="must move on"):
+        encode(model, max_length=12, stride=9)
+    with pytest.raises(DataError, match="row 0"):
+        encode(model, [{**ROWS[0], "question": "the film was bad . a film was bad ."}], max_length=12, stride="quarter")
+    with pytest.raises(ConfigError, match="task.stride is -1"):
+        TaskConfig(stride=-1)
 
 
 def test_answers_have_characters_and_the_best_window_wins(model):
