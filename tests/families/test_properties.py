@@ -28,7 +28,12 @@ DIFFERENT = ("bert", "albert", "convbert", "deberta-v2", "modernbert")
 
 EVERY_FAMILY = pytest.mark.parametrize("family", slow_unless(DIFFERENT.__contains__, FAMILIES))
 EVERY_HEAD = pytest.mark.parametrize(
-    ("family", "task"), [(family.model_type, task) for family in FAMILIES.values() for task in family.architectures]
+    ("family", "task"),
+    [
+        pytest.param(family.model_type, task, marks=() if family.model_type in DIFFERENT else pytest.mark.slow)
+        for family in FAMILIES.values()
+        for task in family.architectures
+    ],
 )
 
 
