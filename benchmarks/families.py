@@ -73,6 +73,9 @@ SIZES: dict[str, dict[str, Any]] = {
 """What published base models have otherwise; XLM-R and CamemBERT compute what RoBERTa computes."""
 
 
+THEIRS: dict[str, str] = {"f32": "f32", "bf16": "autocast"}
+"""What torch's variants of a precision are called."""
+
 NO_AUTOCAST = ("deberta",)
 """Families that fail in torch's autocast, because they hide scores by float32's lowest number; their weights are bfloat16 there."""
 
@@ -87,7 +90,7 @@ def peers_of(family: str, folder: str, vocab_size: int, arguments: argparse.Name
       arguments: Batch size, length and precisions.
     """
     peers = []
-    for kind, theirs in (("f32", "f32"), ("bf16", "bf16" if family in NO_AUTOCAST else "autocast")):
+    for kind, theirs in {**THEIRS, **({"bf16": "bf16"} if family in NO_AUTOCAST else {})}.items():
         if kind not in arguments.precision:
             continue
         settings = Settings("infer", theirs, folder, arguments.batch_size, arguments.length, vocab_size=vocab_size)

@@ -10,16 +10,13 @@ import argparse
 import pathlib
 import tempfile
 
-from benchmarks.families import BASE, SIZES
+from benchmarks.families import BASE, SIZES, THEIRS
 from benchmarks.models import save_random
 from benchmarks.runner import Peer, machine, measure, table, write_json
 from benchmarks.settings import Settings
 
 KINDS: dict[str, str] = {"global": "full_attention", "local": "sliding_attention"}
 """What ``layer_types`` of ``config.json`` calls them."""
-
-THEIRS: dict[str, str] = {"f32": "f32", "bf16": "autocast"}
-"""What torch's variants of a precision are called."""
 
 
 def main() -> None:

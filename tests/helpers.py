@@ -21,6 +21,10 @@ check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))
 """What runs over every annotated function of flaxbert in tests; as for type checkers, an int is also a float."""
 
 
+DIFFERENT_FAMILIES = ("bert", "albert", "convbert", "deberta-v2", "modernbert")
+"""Families whose mathematics differs; the default tests run these, ``make test-slow`` the others too."""
+
+
 def slow_unless(kept: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
     """Returns values for ``parametrize``: the default tests run those that are kept, ``make test-slow`` the others too."""
     return [value if kept(value) else pytest.param(value, marks=pytest.mark.slow) for value in values]

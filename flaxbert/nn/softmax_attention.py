@@ -118,6 +118,20 @@ def _forward(
 ) -> tuple[jax.Array, Any]:
     if _is_long(query, key, position_scores, words):
         return _forward_in_blocks(query, key, value, bias, scale)
+    return _forward_at_once(query, key, value, bias, position_scores, words, rate, first_row, scale)
+
+
+def _forward_at_once(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array,
+    position_scores: jax.Array | None,
+    words: Any,
+    rate: float,
+    first_row: int,
+    scale: float,
+) -> tuple[jax.Array, Any]:
     dtype = query.dtype
     scores = _batched_dot(query * jnp.asarray(scale, dtype), key, 3) + bias
     if position_scores is not None:
@@ -185,16 +199,13 @@ def _from_blocks(blocks: jax.Array, axis: int) -> jax.Array:
 def _forward_in_blocks(
     query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, scale: float
 ) -> tuple[jax.Array, Any]:
-    """Does what ``_forward`` does, one block of queries after the other."""
+    """Does the same, one block of queries after the other."""
     by_query = bias.shape[2] > 1
 
     def run(block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
         visible = block[1] if by_query else bias
-        scores = _batched_dot(block[0] * jnp.asarray(scale, query.dtype), key, 3) + visible
-        maximum = row_max(scores)
-        weights = jnp.exp(scores - maximum).astype(query.dtype)
-        inverse = 1.0 / row_sum(weights)
-        return (_batched_dot(weights, value, 2) * inverse).astype(query.dtype), maximum, inverse
+        mixed, (*_, maximum, inverse, _) = _forward_at_once(block[0], key, value, visible, None, None, 0.0, 0, scale)
+        return mixed, maximum, inverse
 
     blocks = (_to_blocks(query, 2), *((_to_blocks(bias, 2),) if by_query else ()))
     mixed, maximum, inverse = (_from_blocks(blocks, 2) for blocks in lax.map(run, blocks))

@@ -193,6 +193,11 @@ def _dense_layer(folder: pathlib.Path) -> DenseLayer:
     return DenseLayer(kernel, bias, activation)
 
 
+def _settings(folder: pathlib.Path) -> dict[str, Any]:
+    file = folder / "config_sentence_transformers.json"
+    return read_json_object(file) if file.is_file() else {}
+
+
 def _declared_length(folder: pathlib.Path) -> int:
     places = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
     for name, key in places:
@@ -232,8 +237,7 @@ def read_pooling(folder: pathlib.Path) -> SentencePooling | None:
                 f"{folder / 'modules.json'} has the module {kind} at this place; flaxbert knows Transformer, Pooling, "
                 "Dense and Normalize, in this order."
             )
-    settings_file = folder / "config_sentence_transformers.json"
-    settings = read_json_object(settings_file) if settings_file.is_file() else {}
+    settings = _settings(folder)
     prompts = settings.get("prompts") or {}
     return SentencePooling(
         modes=modes,
@@ -277,8 +281,7 @@ def declared_activation(folder: pathlib.Path) -> str:
     Args:
       folder: A model folder.
     """
-    file = folder / "config_sentence_transformers.json"
-    return str((read_json_object(file) if file.is_file() else {}).get("activation_fn") or "")
+    return str(_settings(folder).get("activation_fn") or "")
 
 
 def _write_json(file: pathlib.Path, value: Any) -> None:

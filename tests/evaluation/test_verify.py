@@ -9,19 +9,15 @@ from flaxbert.evaluation import reference
 from flaxbert.evaluation.verify import verify_folder
 from flaxbert.families import FAMILIES
 from flaxbert.weights.save import save_checkpoint
-from tests.helpers import slow_unless
+from tests.helpers import DIFFERENT_FAMILIES, slow_unless
 from tests.nn.models import small_config, small_params
 from tests.weights.tiny import change_tensors, write_tiny
 
 torch = pytest.importorskip("torch", reason="needs the test extra")
 
 
-DIFFERENT = ("bert", "albert", "convbert", "deberta-v2", "modernbert")
-"""Families that the default tests verify; the slow ones verify all."""
-
-
 @pytest.mark.parity
-@pytest.mark.parametrize("family", slow_unless(DIFFERENT.__contains__, FAMILIES))
+@pytest.mark.parametrize("family", slow_unless(DIFFERENT_FAMILIES.__contains__, FAMILIES))
 def test_every_layer_of_every_family_passes(family, tmp_path):
     config = small_config(family, "token-classification")
     params = {**small_params(config, "token-classification")}

@@ -14,7 +14,7 @@ from flaxbert.families.graph import forward, graph_definition
 from flaxbert.transforms import quantize
 from flaxbert.weights.load import load_checkpoint
 from flaxbert.weights.save import save_checkpoint
-from tests.helpers import slow_unless
+from tests.helpers import DIFFERENT_FAMILIES, slow_unless
 from tests.nn.models import run, small_batch, small_config, small_params
 
 EXACT = 2e-5
@@ -23,14 +23,11 @@ EXACT = 2e-5
 INT8_MOVEMENT = 0.1
 """Largest movement of a logit relative to the largest logit: two layers of products that each err by about 1 %."""
 
-DIFFERENT = ("bert", "albert", "convbert", "deberta-v2", "modernbert")
-"""Families whose mathematics differs; the default tests run these, ``make test-slow`` the others too."""
-
-EVERY_FAMILY = pytest.mark.parametrize("family", slow_unless(DIFFERENT.__contains__, FAMILIES))
+EVERY_FAMILY = pytest.mark.parametrize("family", slow_unless(DIFFERENT_FAMILIES.__contains__, FAMILIES))
 EVERY_HEAD = pytest.mark.parametrize(
     ("family", "task"),
     [
-        pytest.param(family.model_type, task, marks=() if family.model_type in DIFFERENT else pytest.mark.slow)
+        pytest.param(family.model_type, task, marks=() if family.model_type in DIFFERENT_FAMILIES else pytest.mark.slow)
         for family in FAMILIES.values()
         for task in family.architectures
     ],
