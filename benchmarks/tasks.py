@@ -102,7 +102,8 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         scratch = pathlib.Path(folder)
         for seed in arguments.seeds:
             config = read_run(name, arguments, scratch / f"seed-{seed}", seed)
-            task, setting = get_task(config.model.task), Setting(config.data, problem_type=config.model.problem_type)
+            task = get_task(config.model.task or "sequence-classification")
+            setting = Setting(config.data, problem_type=config.model.problem_type)
             metric = task.primary(setting, config.train.metric)[0]
             for side in arguments.sides:
                 start = time.perf_counter()

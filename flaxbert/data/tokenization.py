@@ -257,7 +257,7 @@ def _encode_slowly(
         cut: list[bool] = []
         for index in chunk:
             pair = None if pairs is None else pairs[index]
-            _refuse_surrogates(texts[index], pair, where(index))
+            refuse_surrogates(texts[index], pair, where(index))
             encoded = tokenizer(
                 texts[index], pair, return_token_type_ids=True, padding=False, truncation=False, verbose=False
             )
@@ -274,7 +274,7 @@ def _encode_slowly(
                     max_length=max_length,
                 )
                 if len(encoded["input_ids"]) > max_length:
-                    raise DataError(_too_long_for_strategy(where(index), max_length, truncation))
+                    raise DataError(too_long_for_strategy(where(index), max_length, truncation))
             ids.append(list(encoded["input_ids"]))
             types.append(list(encoded["token_type_ids"]))
         lengths = np.array([len(numbers) for numbers in ids], np.int64)
@@ -310,7 +310,17 @@ def _refuse_long(lengths: Int[np.ndarray, "chunk"], chunk: range, max_length: in
         )
 
 
-def _refuse_surrogates(text: str, pair: str | None, where: str) -> None:
+def refuse_surrogates(text: str, pair: str | None, where: str) -> None:
+    """Refuses text that is no valid Unicode.
+
+    Args:
+      text: A text.
+      pair: A second one, or None.
+      where: Its place, for the message.
+
+    Raises:
+      DataError: One of them holds a lone surrogate.
+    """
     for part in (text, pair or ""):
         try:
             part.encode("utf-8")
@@ -322,7 +332,14 @@ def _refuse_surrogates(text: str, pair: str | None, where: str) -> None:
             ) from error
 
 
-def _too_long_for_strategy(where: str, max_length: int, truncation: str) -> str:
+def too_long_for_strategy(where: str, max_length: int, truncation: str) -> str:
+    """Returns the message for an input that stays too long, because the text that is not cut fills it.
+
+    Args:
+      where: Its place.
+      max_length: Most tokens of one input.
+      truncation: As for ``tokenize``.
+    """
     kept = {"only_second": "first", "only_first": "second"}.get(truncation, "other")
     return (
         f"{where}: data.truncation {truncation} can not bring the input to {max_length} tokens, because the {kept} text "
@@ -352,12 +369,12 @@ def explain_failure(
     """
     for value, index in zip(inputs, chunk, strict=True):
         text, pair = value if isinstance(value, tuple) else (value, None)
-        _refuse_surrogates(text, pair, where(index))
+        refuse_surrogates(text, pair, where(index))
         try:
             backend.encode_batch_fast([value])
         except Exception as single:  # noqa: BLE001  the library raises Exception itself; it is turned into our error
             if "too short" in str(single):
-                return DataError(_too_long_for_strategy(where(index), max_length, truncation))
+                return DataError(too_long_for_strategy(where(index), max_length, truncation))
             return DataError(
                 f"{where(index)}: the tokenizer refuses {shorten(value)} ({single}). Mend or remove the text."
             )

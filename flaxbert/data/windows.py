@@ -1,19 +1,22 @@
 """Long texts cut into windows that overlap, with the place in the text that every token came from."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from flaxbert.data.python_tokenizer import cut_pieces, require_pieces, text_pieces
 from flaxbert.data.tokenization import (
     TokenizedExamples,
     Where,
     explain_failure,
     pad_token_id,
+    refuse_surrogates,
     require_room,
     tokenizer_settings,
+    too_long_for_strategy,
 )
 from flaxbert.errors import ConfigError, DataError
 
@@ -62,7 +65,7 @@ def tokenize_windows(
     """Tokenizes texts, cut into overlapping windows where they are too long.
 
     Args:
-      tokenizer: A fast tokenizer of transformers, or ``tokenizers.Tokenizer``.
+      tokenizer: A tokenizer of transformers, or ``tokenizers.Tokenizer``.
       texts: The texts to be cut.
       firsts: A text that stands whole before every window, such as the question; None for none.
       max_length: Most tokens of a window, special tokens and first text included.
@@ -70,13 +73,14 @@ def tokenize_windows(
       where: Returns the place of a text for messages.
 
     Raises:
-      ConfigError: The tokenizer is not a fast one, or the stride leaves no room.
+      ConfigError: The tokenizer does not show its pieces, or the stride leaves no room.
       DataError: A first text leaves no room for the stride, or a text is no valid Unicode.
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if not hasattr(backend, "encode_batch_fast"):
-        raise ConfigError("The tokenizer is not a fast one, so it does not tell where its tokens stand in a text.")
-    num_special = backend.num_special_tokens_to_add(firsts is not None)
+    fast = hasattr(backend, "encode_batch_fast")
+    if not fast:
+        require_pieces(tokenizer)
+    num_special = (backend if fast else tokenizer).num_special_tokens_to_add(firsts is not None)
     require_room(max_length, num_special, "windows")
     if stride is not None and not 0 <= stride < max_length - num_special:
         raise ConfigError(
@@ -87,19 +91,44 @@ def tokenize_windows(
     text_of: list[int] = []
     for start in range(0, len(texts), _CHUNK_TEXTS):
         chunk = range(start, min(start + _CHUNK_TEXTS, len(texts)))
-        inputs: list[Any] = [texts[i] if firsts is None else (firsts[i], texts[i]) for i in chunk]
-        try:
-            rooms = _rooms(backend, inputs, max_length - num_special)
-            encoded = _encode(backend, inputs, _strides(rooms, max_length, stride, chunk, where), max_length)
-        except DataError:
-            raise
-        except Exception as error:
-            raise explain_failure(backend, inputs, chunk, where, max_length, error) from error
-        for index, encoding in zip(chunk, encoded, strict=True):
-            windows = [encoding, *encoding.overflowing]
+        room = max_length - num_special
+        if fast:
+            inputs: list[Any] = [texts[i] if firsts is None else (firsts[i], texts[i]) for i in chunk]
+            try:
+                rooms = _rooms(backend, inputs, room)
+                encoded = _encode(backend, inputs, _strides(rooms, max_length, stride, chunk, where), max_length)
+            except DataError:
+                raise
+            except Exception as error:
+                raise explain_failure(backend, inputs, chunk, where, max_length, error) from error
+            several = [[encoding, *encoding.overflowing] for encoding in encoded]
+        else:
+            several = list(_cut_in_python(tokenizer, texts, firsts, chunk, max_length, room, stride, where))
+        for index, windows in zip(chunk, several, strict=True):
             encodings += windows
             text_of += [index] * len(windows)
     return _collect(encodings, text_of, 0 if firsts is None else 1, pad_token_id(tokenizer))
+
+
+def _cut_in_python(
+    tokenizer: Any,
+    texts: Sequence[str],
+    firsts: Sequence[str] | None,
+    chunk: range,
+    max_length: int,
+    room: int,
+    stride: int | None,
+    where: Where,
+) -> Iterator[list[Any]]:
+    for index in chunk:
+        first = None if firsts is None else firsts[index]
+        refuse_surrogates(texts[index], first, where(index))
+        before = None if first is None else text_pieces(tokenizer, first)
+        left = room - (0 if before is None else len(before.ids))
+        if left <= 0:
+            raise DataError(too_long_for_strategy(where(index), max_length, "only_second"))
+        shared = _strides(np.array([left]), max_length, stride, range(index, index + 1), where)
+        yield cut_pieces(tokenizer, before, text_pieces(tokenizer, texts[index]), left, int(shared[0]))
 
 
 def _rooms(backend: Any, inputs: Sequence[Any], room: int) -> Int[np.ndarray, "texts"]:

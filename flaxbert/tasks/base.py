@@ -172,7 +172,7 @@ class Task(abc.ABC):
         """Tokenizes examples.
 
         Args:
-          tokenizer: A fast tokenizer.
+          tokenizer: A tokenizer.
           examples: From ``read`` or ``inputs``.
           setting: Labels and lengths.
           labelled: Whether the features carry labels for a loss.
@@ -307,7 +307,7 @@ def cut_texts(
     """Cuts texts into windows as the setting says.
 
     Args:
-      tokenizer: A fast tokenizer.
+      tokenizer: A tokenizer.
       texts: The texts to be cut.
       firsts: A text that stands whole before every window of each, or None.
       setting: Lengths, and whether a text may be cut at all.
@@ -315,7 +315,7 @@ def cut_texts(
       stride: Tokens that neighbouring windows share; None takes what the task's options say.
 
     Raises:
-      ConfigError: The tokenizer is not a fast one, or windows would not move on.
+      ConfigError: The tokenizer does not show its pieces, or windows would not move on.
       DataError: A text may not be cut, or leaves no room.
     """
     if stride is None and setting.options.stride != "quarter":

@@ -15,6 +15,7 @@ from flaxbert.task_config import TaskConfig
 from flaxbert.tasks.base import Setting
 from flaxbert.tasks.registry import get_task
 from flaxbert.train.recipes.finetune import finetune
+from tests.weights.bertweet import bertweet
 from tests.weights.tiny import CONFIG, write_tiny
 
 TASK = get_task("ner")
@@ -48,6 +49,17 @@ def test_the_first_piece_of_a_word_has_its_label(model, file):
         [-100, 0, 1, -100, 2, 0, -100, -100],
         [-100, 0, 1, -100, -100, -100, -100, -100],
     ]
+
+
+def test_bertweet_labels_words_that_it_rewrites(tmp_path):
+    rows = [{"tokens": ["@someone", "films", "fine"], "ner_tags": ["O", "B-X", "I-X"]}]
+    setting = Setting(labels=LABELS, max_length=32)
+    encoded = TASK.encode(bertweet(tmp_path), TASK.read(rows, setting), setting)
+    labels = encoded.features.token_values["labels"]
+    assert labels[labels >= 0].tolist() == [0, 1, 2]
+    outputs = [np.eye(3)[np.maximum(labels, 0)]]
+    (prediction,) = TASK.decode(encoded, outputs, setting)
+    assert [(entity.text, entity.start, entity.end) for entity in prediction.entities] == [("films fine", 9, 19)]
 
 
 def test_every_word_of_a_long_text_is_labelled_once(model):

@@ -10,6 +10,7 @@ from flaxbert.architecture import ModelConfig
 from flaxbert.data.tokenization import tokenize
 from flaxbert.errors import WeightsError
 from flaxbert.weights.tokenizer import load_tokenizer
+from tests.weights.bertweet import bertweet
 
 TEXTS = ["Hello world, a fine film.", "Zürich's naïve café: 3.14 €!", "東京 is far", "  two  spaces\tand\ttabs ", ""]
 
@@ -101,19 +102,6 @@ def test_roberta_from_vocabulary_and_merges(test_data, tmp_path):
     ]  # fmt: skip
     for text in TEXTS:
         assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
-
-
-CODES = "f i 10\nfi n 9\nfin e</w> 8\ni l 7\nil m</w> 6\n@ U 5\n@U S 5\n@US E 5\n@USE R</w> 5\n"
-WORDS = "a 10\nfine 9\nf@@ 8\nilm 7\n@USER 6\nHTTPURL 5\n:grinning_face: 4\n"
-
-
-def bertweet(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "vocab.txt").write_text(WORDS)
-    (folder / "bpe.codes").write_text(CODES)
-    (folder / "config.json").write_text('{"model_type": "roberta", "tokenizer_class": "BertweetTokenizer"}')
-    return load(folder, "roberta", max_position_embeddings=130, position_offset=2)
 
 
 def test_bertweet_normalises_tweets(tmp_path):
