@@ -77,6 +77,9 @@ def text_pieces(tokenizer: Any, text: str) -> Pieces:
     Args:
       tokenizer: A tokenizer of transformers that is written in Python.
       text: The text.
+
+    Returns:
+      The tokens, without special ones.
     """
     tokens: list[str] = tokenizer.tokenize(text)
     words = [match.span() for match in re.finditer(r"\S+", text)]
@@ -130,6 +133,9 @@ def cut_pieces(tokenizer: Any, first: Pieces | None, text: Pieces, room: int, st
       text: What is cut.
       room: Tokens of the text that fit into a window.
       stride: Tokens that neighbouring windows share; less than ``room``.
+
+    Returns:
+      The windows; one for a text without tokens.
     """
     windows = []
     for start in range(0, max(len(text.ids) - stride, 1), room - stride):
