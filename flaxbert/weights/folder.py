@@ -13,7 +13,7 @@ from flaxbert.weights.readers import StoredTensor, open_weights, read_json_objec
 from flaxbert.weights.sentence_transformers import SentencePooling, transformer_folder
 from flaxbert.weights.typed_leaves import CODES_FILE, StoredLeaf, open_parts, read_leaves
 
-_CONFIG_FILES = ("config.json", "bert_config.json")
+_CONFIG_FILES = ("config.json", "bert_config.json", "albert_config.json")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ ALLOWED_FILES = (
 OTHER_WEIGHTS: tuple[tuple[str, ...], ...] = (
     ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"),
     ("flax_model.msgpack", "flax_model-*.msgpack", "flax_model.msgpack.index.json"),
-    ("*ckpt*.index", "*ckpt*.data-*", "bert_config.json"),
+    ("*ckpt*.index", "*ckpt*.data-*", "bert_config.json", "albert_config.json"),
 )
 """What is fetched where a repository has no safetensors: the first of these formats that it has."""
 

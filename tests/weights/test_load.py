@@ -126,12 +126,14 @@ def test_missing_architectures(folder):
     assert load_checkpoint(folder, "sequence-classification").account.initialized == ()
 
 
-def test_missing_model_type_in_googles_config(folder):
-    change_config(folder, model_type=None, architectures=None)
-    (folder / "config.json").rename(folder / "bert_config.json")
-    loaded = load_checkpoint(folder)
-    assert loaded.config.family == "bert"
-    assert "bert_config.json has no model_type; taken for bert" in loaded.account.notes[0]
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_missing_model_type_in_googles_config(family, tmp_path):
+    write_tiny(tmp_path, "sequence-classification", CONFIG.replace(family=family))
+    change_config(tmp_path, model_type=None, architectures=None)
+    (tmp_path / "config.json").rename(tmp_path / f"{family}_config.json")
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.config.family == family
+    assert f"{family}_config.json has no model_type; taken for {family}" in loaded.account.notes[0]
 
 
 def test_missing_model_type_and_strange_names(folder):
