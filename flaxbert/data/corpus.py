@@ -8,11 +8,12 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flaxbert.data.readers import numbered_lines, parse_record
 from flaxbert.data.tables import shorten
-from flaxbert.errors import ConfigError, DataError, nearest
+from flaxbert.errors import DataError, nearest
+from flaxbert.pretraining_config import CorpusConfig
 
 _BLOCK_BYTES = 1 << 16
 
@@ -26,54 +27,6 @@ _SENTENCE_END = re.compile(
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"'“‘])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Rev|Capt|Col|Gen|Lt|Hon|Jr|Sr|vs|etc|cf|No|vol|pp|p)\.$"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class CorpusConfig:
-    """Which raw text is read and what its documents and sentences are.
-
-    Attributes:
-      inputs: Files (text, JSON lines, Parquet; .gz too), folders of such files, patterns such as ``books/*.txt``, or ids of data sets on the hub.
-      format: text, jsonl, parquet or hub. Empty: from each name.
-      text_column: Name of the text in JSON lines, Parquet and data sets; each row is a document.
-      name: Configuration of a data set on the hub.
-      split: Split of a data set on the hub, which is streamed.
-      encoding: Text encoding of the files.
-      document: What is one document of a text file: the whole file, what lies between blank lines, or a line.
-      sentence: Whether lines are sentences already, or paragraphs (what lies between blank lines, or a line) are split into sentences.
-      start_pattern: Regular expression; what comes before and in the first line of a file that it is found in is left out, such as the head of a book.
-      end_pattern: The same for what comes in and after the first such line.
-      max_document_characters: Longer documents are cut, between sentences where there are any, which bounds the memory.
-    """
-
-    inputs: tuple[str, ...] = ()
-    format: Literal["", "text", "jsonl", "parquet", "hub"] = ""
-    text_column: str = "text"
-    name: str = ""
-    split: str = "train"
-    encoding: str = "utf-8"
-    document: Literal["file", "blank_line", "line"] = "blank_line"
-    sentence: Literal["line", "split"] = "split"
-    start_pattern: str = ""
-    end_pattern: str = ""
-    max_document_characters: int = 1_000_000
-
-    def __post_init__(self) -> None:
-        if self.max_document_characters < 1000:
-            raise ConfigError(
-                f"corpus.max_document_characters is {self.max_document_characters}, but must be at least 1000."
-            )
-        for name in ("start_pattern", "end_pattern"):
-            try:
-                re.compile(getattr(self, name))
-            except re.error as error:
-                raise ConfigError(
-                    f"corpus.{name} {getattr(self, name)!r} is no regular expression: {error}."
-                ) from error
-        try:
-            codecs.lookup(self.encoding)
-        except LookupError as error:
-            raise ConfigError(f"corpus.encoding is {self.encoding!r}, which Python does not know.") from error
 
 
 @dataclasses.dataclass(frozen=True)

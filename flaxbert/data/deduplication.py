@@ -7,34 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from flaxbert.data.corpus import Document
-from flaxbert.errors import ConfigError
+from flaxbert.pretraining_config import DedupConfig
 
 _SHINGLE_WORDS = 5
 _MIN_WORDS = 20
 """Shorter documents are only compared word for word: their few shingles say little."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DedupConfig:
-    """Which documents are left out because an earlier one is like them.
-
-    Attributes:
-      exact: Leave out documents whose words are those of an earlier one, whatever their blanks and capitals.
-      near: Leave out documents that share most of their 5-word sequences with an earlier one (MinHash with locality sensitive hashing; Broder, 1997).
-      threshold: Estimated Jaccard similarity from which documents count as near.
-      num_permutations: Hash functions behind the estimate; its standard error is about ``1 / sqrt(num_permutations)``.
-    """
-
-    exact: bool = False
-    near: bool = False
-    threshold: float = 0.8
-    num_permutations: int = 128
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise ConfigError(f"dedup.threshold is {self.threshold}, but must be over 0 and at most 1.")
-        if self.num_permutations < 16:
-            raise ConfigError(f"dedup.num_permutations is {self.num_permutations}, but must be at least 16.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,56 +2,17 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from flaxbert.data.words import WordTable
 from flaxbert.errors import ConfigError
+from flaxbert.pretraining_config import MaskingConfig
 from flaxbert.task_config import IGNORED_LABEL
 
-Unit = Literal["token", "word", "ngram", "span"]
-
 _SLOT_MULTIPLE = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskingConfig:
-    """How tokens are masked.
-
-    Attributes:
-      rate: Share of the real tokens that are to be predicted.
-      unit: What is drawn: single tokens (Devlin et al., 2019), whole words, n-grams of words (Lan et al., 2020, section 3.1: length ``n``
-        with a probability proportional to ``1 / n``), or spans of words (Joshi et al., 2020, section 3.1: geometric lengths).
-      hidden_rate: Share of the drawn tokens that the mask token replaces.
-      random_rate: Share of the drawn tokens that a random token replaces; the rest stays as it is.
-      max_ngram: Most words of an n-gram.
-      span_end_rate: Chance that a span ends after each of its words.
-      max_span: Most words of a span.
-    """
-
-    rate: float = 0.15
-    unit: Unit = "token"
-    hidden_rate: float = 0.8
-    random_rate: float = 0.1
-    max_ngram: int = 3
-    span_end_rate: float = 0.2
-    max_span: int = 10
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise ConfigError(f"masking.rate is {self.rate}, but must lie between 0 and 1, for example 0.15.")
-        if min(self.hidden_rate, self.random_rate) < 0 or self.hidden_rate + self.random_rate > 1 + 1e-9:
-            raise ConfigError(
-                f"masking.hidden_rate is {self.hidden_rate} and masking.random_rate {self.random_rate}; neither may be negative, and "
-                "their sum is at most 1."
-            )
-        if not 0 < self.span_end_rate <= 1:
-            raise ConfigError(f"masking.span_end_rate is {self.span_end_rate}, but must be over 0 and at most 1.")
-        for name in ("max_ngram", "max_span"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"masking.{name} is {getattr(self, name)}, but must be at least 1.")
 
 
 def num_prediction_slots(rate: float, length: int) -> int:

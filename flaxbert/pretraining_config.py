@@ -1,0 +1,147 @@
+"""Options of pre-training: raw text, what is left out of it, how it is prepared and masked."""
+
+import codecs
+import dataclasses
+import re
+from typing import Literal
+
+from flaxbert.errors import ConfigError
+
+MaskingUnit = Literal["token", "word", "ngram", "span"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """Which raw text is read and what its documents and sentences are.
+
+    Attributes:
+      inputs: Files (text, JSON lines, Parquet; .gz too), folders of such files, patterns such as ``books/*.txt``, or ids of data sets on the hub.
+      format: text, jsonl, parquet or hub. Empty: from each name.
+      text_column: Name of the text in JSON lines, Parquet and data sets; each row is a document.
+      name: Configuration of a data set on the hub.
+      split: Split of a data set on the hub, which is streamed.
+      encoding: Text encoding of the files.
+      document: What is one document of a text file: the whole file, what lies between blank lines, or a line.
+      sentence: Whether lines are sentences already, or paragraphs (what lies between blank lines, or a line) are split into sentences.
+      start_pattern: Regular expression; what comes before and in the first line of a file that it is found in is left out, such as the head of a book.
+      end_pattern: The same for what comes in and after the first such line.
+      max_document_characters: Longer documents are cut, between sentences where there are any, which bounds the memory.
+    """
+
+    inputs: tuple[str, ...] = ()
+    format: Literal["", "text", "jsonl", "parquet", "hub"] = ""
+    text_column: str = "text"
+    name: str = ""
+    split: str = "train"
+    encoding: str = "utf-8"
+    document: Literal["file", "blank_line", "line"] = "blank_line"
+    sentence: Literal["line", "split"] = "split"
+    start_pattern: str = ""
+    end_pattern: str = ""
+    max_document_characters: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        if self.max_document_characters < 1000:
+            raise ConfigError(
+                f"corpus.max_document_characters is {self.max_document_characters}, but must be at least 1000."
+            )
+        for name in ("start_pattern", "end_pattern"):
+            try:
+                re.compile(getattr(self, name))
+            except re.error as error:
+                raise ConfigError(
+                    f"corpus.{name} {getattr(self, name)!r} is no regular expression: {error}."
+                ) from error
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as error:
+            raise ConfigError(f"corpus.encoding is {self.encoding!r}, which Python does not know.") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class DedupConfig:
+    """Which documents are left out because an earlier one is like them.
+
+    Attributes:
+      exact: Leave out documents whose words are those of an earlier one, whatever their blanks and capitals.
+      near: Leave out documents that share most of their 5-word sequences with an earlier one (MinHash with locality sensitive hashing; Broder, 1997).
+      threshold: Estimated Jaccard similarity from which documents count as near.
+      num_permutations: Hash functions behind the estimate; its standard error is about ``1 / sqrt(num_permutations)``.
+    """
+
+    exact: bool = False
+    near: bool = False
+    threshold: float = 0.8
+    num_permutations: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ConfigError(f"dedup.threshold is {self.threshold}, but must be over 0 and at most 1.")
+        if self.num_permutations < 16:
+            raise ConfigError(f"dedup.num_permutations is {self.num_permutations}, but must be at least 16.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+    """How tokens are masked.
+
+    Attributes:
+      rate: Share of the real tokens that are to be predicted.
+      unit: What is drawn: single tokens (Devlin et al., 2019), whole words, n-grams of words (Lan et al., 2020, section 3.1: length ``n``
+        with a probability proportional to ``1 / n``), or spans of words (Joshi et al., 2020, section 3.1: geometric lengths).
+      hidden_rate: Share of the drawn tokens that the mask token replaces.
+      random_rate: Share of the drawn tokens that a random token replaces; the rest stays as it is.
+      max_ngram: Most words of an n-gram.
+      span_end_rate: Chance that a span ends after each of its words.
+      max_span: Most words of a span.
+    """
+
+    rate: float = 0.15
+    unit: MaskingUnit = "token"
+    hidden_rate: float = 0.8
+    random_rate: float = 0.1
+    max_ngram: int = 3
+    span_end_rate: float = 0.2
+    max_span: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise ConfigError(f"masking.rate is {self.rate}, but must lie between 0 and 1, for example 0.15.")
+        if min(self.hidden_rate, self.random_rate) < 0 or self.hidden_rate + self.random_rate > 1 + 1e-9:
+            raise ConfigError(
+                f"masking.hidden_rate is {self.hidden_rate} and masking.random_rate {self.random_rate}; neither may be negative, and "
+                "their sum is at most 1."
+            )
+        if not 0 < self.span_end_rate <= 1:
+            raise ConfigError(f"masking.span_end_rate is {self.span_end_rate}, but must be over 0 and at most 1.")
+        for name in ("max_ngram", "max_span"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"masking.{name} is {getattr(self, name)}, but must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """What ``flaxbert prepare`` makes of raw text.
+
+    Attributes:
+      folder: Folder of the corpus that is written.
+      tokenizer: Folder of a model or of a tokenizer, or an id on the hub.
+      num_shards: Files that the documents are dealt out to. The same shards come out whatever the number of workers.
+      num_workers: Processes; 0 takes one for each processor.
+      segmenter: ``module:function`` that cuts a text into words, for whole words of languages without blanks, for example ``jieba:lcut``. Empty: words are what the vocabulary says.
+      overwrite: Replace a corpus that is in the folder.
+    """
+
+    folder: str = "data/corpus"
+    tokenizer: str = ""
+    num_shards: int = 8
+    num_workers: int = 0
+    segmenter: str = ""
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_shards < 1 or self.num_workers < 0:
+            raise ConfigError(
+                f"prepare.num_shards is {self.num_shards} and prepare.num_workers {self.num_workers}; there must be at least one shard, "
+                "and no negative number of workers."
+            )
