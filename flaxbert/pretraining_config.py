@@ -145,3 +145,41 @@ class PrepareConfig:
                 f"prepare.num_shards is {self.num_shards} and prepare.num_workers {self.num_workers}; there must be at least one shard, "
                 "and no negative number of workers."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """What ``flaxbert tokenizer train`` learns from raw text.
+
+    Attributes:
+      folder: Folder of the tokenizer that is written.
+      kind: wordpiece (BERT's), bpe (RoBERTa's pairs of bytes) or unigram (SentencePiece's, as ALBERT and DeBERTa 3 have it).
+      vocab_size: Most entries, special tokens included; multiples of 64 suit accelerators.
+      lowercase: Whether case and accents are dropped; for wordpiece and unigram.
+      min_frequency: Words or pairs that come less often are not learned; for wordpiece and bpe.
+      max_documents: Documents that are read; 0 reads all.
+      overwrite: Replace a tokenizer that is in the folder.
+    """
+
+    folder: str = "data/tokenizer"
+    kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
+    vocab_size: int = 30_528
+    lowercase: bool = True
+    min_frequency: int = 2
+    max_documents: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 8:
+            raise ConfigError(
+                f"tokenizer.vocab_size is {self.vocab_size}, which has no room beside the special tokens."
+            )
+        if self.kind == "bpe" and self.vocab_size < 256 + 5:
+            raise ConfigError(
+                f"tokenizer.vocab_size is {self.vocab_size}, but bpe needs 261 for bytes and special tokens."
+            )
+        if self.min_frequency < 1 or self.max_documents < 0:
+            raise ConfigError(
+                f"tokenizer.min_frequency is {self.min_frequency} and tokenizer.max_documents {self.max_documents}; the first must be "
+                "at least 1, the second not negative."
+            )
