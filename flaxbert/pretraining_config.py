@@ -129,6 +129,7 @@ class PrepareConfig:
       num_shards: Files that the documents are dealt out to. The same shards come out whatever the number of workers.
       num_workers: Processes; 0 takes one for each processor.
       segmenter: ``module:function`` that cuts a text into words, for whole words of languages without blanks, for example ``jieba:lcut``. Empty: words are what the vocabulary says.
+      max_document_tokens: Longer documents are stored in parts, cut after sentences: a part is what is read for one input.
       overwrite: Replace a corpus that is in the folder.
     """
 
@@ -136,6 +137,7 @@ class PrepareConfig:
     tokenizer: str = ""
     num_shards: int = 8
     num_workers: int = 0
+    max_document_tokens: int = 8192
     segmenter: str = ""
     overwrite: bool = False
 
@@ -145,6 +147,8 @@ class PrepareConfig:
                 f"prepare.num_shards is {self.num_shards} and prepare.num_workers {self.num_workers}; there must be at least one shard, "
                 "and no negative number of workers."
             )
+        if self.max_document_tokens < 64:
+            raise ConfigError(f"prepare.max_document_tokens is {self.max_document_tokens}, but must be at least 64.")
 
 
 @dataclasses.dataclass(frozen=True)

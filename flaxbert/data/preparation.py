@@ -145,6 +145,33 @@ class DocumentTokenizer:
         ]
 
 
+def split_document(document: TokenizedDocument, most: int) -> Iterator[TokenizedDocument]:
+    """Yields a document in parts that are short enough to be read for a single piece, cut after sentences where that can be.
+
+    Args:
+      document: The document.
+      most: Most tokens of a part.
+    """
+    start, size = 0, len(document.input_ids)
+    while size - start > most:
+        ends = document.sentence_ends[(document.sentence_ends > start) & (document.sentence_ends <= start + most)]
+        end = int(ends[-1]) if len(ends) else start + most
+        yield _part(document, start, end)
+        start = end
+    yield _part(document, start, size) if start else document
+
+
+def _part(document: TokenizedDocument, start: int, end: int) -> TokenizedDocument:
+    ends = document.sentence_ends
+    inside = ends[(ends > start) & (ends < end)] - start
+    words = document.word_starts
+    return TokenizedDocument(
+        document.input_ids[start:end],
+        np.concatenate([inside, [end - start]]),
+        None if words is None else words[start:end],
+    )
+
+
 def _join(ids: Sequence[Sequence[int]], starts: Sequence[np.ndarray] | None) -> TokenizedDocument:
     kept = [place for place, numbers in enumerate(ids) if len(numbers)]
     tokens = np.array([number for place in kept for number in ids[place]], np.int32)
@@ -169,6 +196,7 @@ class ShardJob:
       num_shards: Number of shards.
       dropped: Places of documents that are left out.
       segmenter: As for ``load_segmenter``.
+      max_tokens: Longer documents are cut.
     """
 
     inputs: tuple[tuple[str, str], ...]
@@ -180,6 +208,7 @@ class ShardJob:
     num_shards: int
     dropped: frozenset[Place] = frozenset()
     segmenter: str = ""
+    max_tokens: int = 8192
 
 
 def write_shard(job: ShardJob, tokenizer: Any) -> Shard:
@@ -198,7 +227,8 @@ def write_shard(job: ShardJob, tokenizer: Any) -> Shard:
         places = shard_documents(job.inputs, job.config, job.number, job.num_shards)
         for chunk in _chunks(document for place, document in places if place not in job.dropped):
             for document in tokenize(chunk):
-                writer.add(document)
+                for part in split_document(document, job.max_tokens):
+                    writer.add(part)
         return writer.close()
     except BaseException:
         writer.abandon()

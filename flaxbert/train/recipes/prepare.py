@@ -76,6 +76,7 @@ def prepare_corpus(
                 num_shards=config.num_shards,
                 dropped=dropped,
                 segmenter=config.segmenter,
+                max_tokens=config.max_document_tokens,
             )
             for number in range(config.num_shards)
         ]
@@ -93,6 +94,7 @@ def prepare_corpus(
             "corpus": dataclasses.asdict(corpus),
             "dedup": dataclasses.asdict(dedup),
             "segmenter": config.segmenter,
+            "max_document_tokens": config.max_document_tokens,
             "tokenizer": config.tokenizer,
         }
         write_corpus_file(folder, shards, vocab_size, made_from)

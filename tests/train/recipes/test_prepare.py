@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from flaxbert.data.corpus import Document, expand_inputs
-from flaxbert.data.preparation import DocumentTokenizer, load_segmenter
-from flaxbert.data.prepared import PreparedCorpus
+from flaxbert.data.preparation import DocumentTokenizer, load_segmenter, split_document
+from flaxbert.data.prepared import PreparedCorpus, TokenizedDocument
 from flaxbert.errors import CheckpointError, ConfigError, DataError
 from flaxbert.pretraining_config import CorpusConfig, DedupConfig, PrepareConfig
 from flaxbert.train.folder_lock import FolderLock
@@ -66,6 +66,17 @@ def test_documents_keep_sentences_and_tokens(tmp_path, model, texts):
     assert len(first.sentence_ends) == 2
     assert first.sentence_ends[-1] == len(whole)
     assert corpus.made_from["corpus"]["document"] == "blank_line"
+
+
+def test_long_documents_are_stored_in_parts():
+    ids = np.arange(100, dtype=np.int32)
+    document = TokenizedDocument(ids, np.array([30, 35, 90, 100]), ids % 2 == 0)
+    parts = list(split_document(document, 40))
+    assert [len(part.input_ids) for part in parts] == [35, 40, 25]
+    assert np.concatenate([part.input_ids for part in parts]).tolist() == ids.tolist()
+    assert [part.sentence_ends.tolist() for part in parts] == [[30, 35], [40], [15, 25]]
+    assert parts[1].word_starts.tolist() == (ids[35:75] % 2 == 0).tolist()
+    assert list(split_document(document, 100)) == [document]
 
 
 def test_copies_are_left_out(tmp_path, model, texts):
