@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from flaxbert.data.shuffling import StableRandom
 from flaxbert.data.words import WordTable
 from flaxbert.errors import ConfigError
 from flaxbert.pretraining_config import MaskingConfig
@@ -45,7 +45,7 @@ class MaskedRows:
 
 
 class Masker:
-    """Masks rows of tokens; the same rows and generator give the same masks.
+    """Masks rows of tokens; the same rows and random numbers give the same masks.
 
     Args:
       config: How.
@@ -69,14 +69,14 @@ class Masker:
     def __call__(
         self,
         input_ids: Int[np.ndarray, "batch length"],
-        generator: np.random.Generator,
+        random: StableRandom,
         word_starts: Bool[np.ndarray, "batch length"] | None = None,
     ) -> MaskedRows:
         """Masks a batch. Of every row the share ``rate`` of its tokens is drawn, but at least one where it has any.
 
         Args:
           input_ids: Rows, packed or not; special tokens are never masked.
-          generator: Source of all that is random.
+          random: Source of all that is random.
           word_starts: Which tokens begin a word; None takes what the vocabulary says.
         """
         maskable = ~self.table.special[input_ids] & (input_ids != self.pad_token_id)
@@ -84,21 +84,25 @@ class Masker:
         budgets = np.where(counts > 0, np.maximum(1, np.round(self.config.rate * counts)), 0).astype(np.int64)
         slots = num_prediction_slots(self.config.rate, input_ids.shape[1])
         budgets = np.minimum(budgets, slots)
-        draws = generator.random(input_ids.shape)
+        draws = random.uniform(*input_ids.shape)
         if self.config.unit == "token":
             groups = _draw_tokens(maskable, budgets, draws)
         else:
             starts = self.table.word_starts(input_ids) if word_starts is None else word_starts
             groups = np.stack(
                 [
-                    self._draw_words(can, start, int(budget), generator)
+                    self._draw_words(can, start, int(budget), random)
                     for can, start, budget in zip(maskable, starts, budgets, strict=True)
                 ]
             )
-        return self._replace(input_ids, groups, slots, generator)
+        return self._replace(input_ids, groups, slots, random)
 
     def _draw_words(
-        self, maskable: Bool[np.ndarray, "length"], starts: Bool[np.ndarray, "length"], budget: int, generator: Any
+        self,
+        maskable: Bool[np.ndarray, "length"],
+        starts: Bool[np.ndarray, "length"],
+        budget: int,
+        random: StableRandom,
     ) -> Int[np.ndarray, "length"]:
         """Returns the number of the drawn group of each token, -1 for tokens that are not drawn."""
         groups = np.full(len(maskable), -1, np.int32)
@@ -110,9 +114,9 @@ class Masker:
         # Words one after the other form a group; a special token between two ends the run.
         ends = firsts + lengths
         follows = np.concatenate([firsts[1:] == ends[:-1], [False]])
-        widths = self._widths(len(firsts), generator)
+        widths = self._widths(len(firsts), random)
         left = budget
-        for word in generator.permutation(len(firsts)).tolist():
+        for word in random.permutation(len(firsts)).tolist():
             if left <= 0:
                 break
             end, size = word, 0
@@ -128,37 +132,41 @@ class Masker:
                 left -= size
         return groups
 
-    def _widths(self, num_words: int, generator: Any) -> Int[np.ndarray, "words"]:
+    def _widths(self, num_words: int, random: StableRandom) -> Int[np.ndarray, "words"]:
         config = self.config
         if config.unit == "word":
             return np.ones(num_words, np.int64)
         if config.unit == "span":
-            return np.minimum(generator.geometric(config.span_end_rate, num_words), config.max_span)
-        weights = 1.0 / np.arange(1, config.max_ngram + 1)
-        return generator.choice(np.arange(1, config.max_ngram + 1), num_words, p=weights / weights.sum())
+            goes_on = math.log1p(-config.span_end_rate) if config.span_end_rate < 1 else -math.inf
+            lengths = 1 + np.floor(np.log1p(-random.uniform(num_words)) / goes_on)
+            return np.minimum(lengths, config.max_span).astype(np.int64)
+        weights = np.cumsum(1.0 / np.arange(1, config.max_ngram + 1))
+        return 1 + np.searchsorted(weights, random.uniform(num_words) * weights[-1], side="right").astype(np.int64)
 
     def _replace(
         self,
         input_ids: Int[np.ndarray, "batch length"],
         groups: Int[np.ndarray, "batch length"],
         slots: int,
-        generator: Any,
+        random: StableRandom,
     ) -> MaskedRows:
         drawn = groups >= 0
-        fates = self._fates(groups, generator)
+        fates = self._fates(groups, random)
         masked = input_ids.astype(np.int32, copy=True)
         masked[drawn & (fates < self.config.hidden_rate)] = self.mask_token_id
         randomly = drawn & (fates >= self.config.hidden_rate)
         randomly &= fates < self.config.hidden_rate + self.config.random_rate
-        masked[randomly] = generator.choice(self._random_ids, int(randomly.sum()))
+        masked[randomly] = self._random_ids[random.integers(len(self._random_ids), int(randomly.sum()))]
         order = np.argsort(~drawn, axis=1, kind="stable")[:, :slots]
         real = np.take_along_axis(drawn, order, axis=1)
         labels = np.where(real, np.take_along_axis(input_ids, order, axis=1), IGNORED_LABEL)
         return MaskedRows(masked, np.where(real, order, 0).astype(np.int32), labels.astype(np.int32))
 
-    def _fates(self, groups: Int[np.ndarray, "batch length"], generator: Any) -> Float[np.ndarray, "batch length"]:
+    def _fates(
+        self, groups: Int[np.ndarray, "batch length"], random: StableRandom
+    ) -> Float[np.ndarray, "batch length"]:
         """Returns a number in [0, 1) that decides what becomes of a token; all tokens of a span share theirs."""
-        fates = generator.random(groups.shape)
+        fates = random.uniform(*groups.shape)
         if self.config.unit == "span":
             return np.take_along_axis(fates, np.maximum(groups, 0).astype(np.int64), axis=1)
         return fates

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from flaxbert.data.masking import Masker, num_prediction_slots
+from flaxbert.data.shuffling import StableRandom
 from flaxbert.data.words import WordTable
 from flaxbert.errors import ConfigError
 from flaxbert.pretraining_config import MaskingConfig
@@ -35,7 +36,7 @@ def rows(seed=0, batch=64, length=128, padded=0):
 @pytest.mark.parametrize("unit", ["token", "word", "ngram", "span"])
 def test_the_share_of_predicted_tokens(unit):
     ids = rows(padded=28)
-    masked = masker(unit=unit, rate=0.3)(ids, np.random.default_rng(1))
+    masked = masker(unit=unit, rate=0.3)(ids, StableRandom(1))
     counts = (masked.labels >= 0).sum(axis=1)
     assert counts.max() <= round(0.3 * 97)
     assert counts.mean() > 0.97 * 0.3 * 97
@@ -46,7 +47,7 @@ def test_the_share_of_predicted_tokens(unit):
 @pytest.mark.parametrize("unit", ["token", "word", "ngram", "span"])
 def test_what_stands_in_their_place(unit):
     ids = rows(batch=400)
-    masked = masker(unit=unit)(ids, np.random.default_rng(1))
+    masked = masker(unit=unit)(ids, StableRandom(1))
     real = masked.labels >= 0
     before = np.take_along_axis(ids, masked.positions.astype(np.int64), axis=1)
     after = np.take_along_axis(masked.input_ids, masked.positions.astype(np.int64), axis=1)
@@ -73,7 +74,7 @@ def drawn_of(masked, shape):
 @given(seed=st.integers(0, 1000), rate=st.floats(0.05, 0.6))
 def test_words_are_drawn_whole(unit, seed, rate):
     ids = rows(seed, batch=8)
-    drawn = drawn_of(masker(unit=unit, rate=rate)(ids, np.random.default_rng(seed)), ids.shape)
+    drawn = drawn_of(masker(unit=unit, rate=rate)(ids, StableRandom(seed)), ids.shape)
     goes_on = ~table().word_starts(ids)
     assert (drawn[:, 1:] == drawn[:, :-1])[goes_on[:, 1:]].all()
 
@@ -89,18 +90,18 @@ def runs(drawn):
 def test_lengths_of_spans():
     ids = np.random.default_rng(0).integers(4, CONTINUES[0], (300, 512))
     ids[:, 0] = CLS
-    lengths = runs(drawn_of(masker(unit="span", rate=0.02)(ids, np.random.default_rng(0)), ids.shape))
+    lengths = runs(drawn_of(masker(unit="span", rate=0.02)(ids, StableRandom(0)), ids.shape))
     assert lengths.max() <= 10 + 9
     # Joshi et al. give a mean of 3.8; what is left of the budget cuts the last span of a row.
     assert 2.5 < lengths.mean() < 4.2
-    grams = runs(drawn_of(masker(unit="ngram", rate=0.02)(ids, np.random.default_rng(0)), ids.shape))
+    grams = runs(drawn_of(masker(unit="ngram", rate=0.02)(ids, StableRandom(0)), ids.shape))
     assert 1.3 < grams.mean() < 1.8
-    assert runs(drawn_of(masker(unit="word", rate=0.02)(ids, np.random.default_rng(0)), ids.shape)).mean() < 1.1
+    assert runs(drawn_of(masker(unit="word", rate=0.02)(ids, StableRandom(0)), ids.shape)).mean() < 1.1
 
 
 def test_a_span_has_one_fate():
     ids = np.random.default_rng(0).integers(4, CONTINUES[0], (100, 512))
-    masked = masker(unit="span", rate=0.02, random_rate=0.0)(ids, np.random.default_rng(0))
+    masked = masker(unit="span", rate=0.02, random_rate=0.0)(ids, StableRandom(0))
     drawn = drawn_of(masked, ids.shape)
     hidden = masked.input_ids == MASK
     both = drawn[:, 1:] & drawn[:, :-1]
@@ -110,7 +111,7 @@ def test_a_span_has_one_fate():
 def test_given_words_win_over_the_vocabulary():
     ids = np.arange(4, 132)[None]
     starts = np.arange(128)[None] % 4 == 0
-    drawn = drawn_of(masker(unit="word", rate=0.25)(ids, np.random.default_rng(0), starts), ids.shape)
+    drawn = drawn_of(masker(unit="word", rate=0.25)(ids, StableRandom(0), starts), ids.shape)
     groups = drawn.reshape(-1, 4)
     assert (groups.all(axis=1) | ~groups.any(axis=1)).all()
     assert drawn.sum() == 32
@@ -119,7 +120,7 @@ def test_given_words_win_over_the_vocabulary():
 def test_the_same_generator_gives_the_same_masks():
     ids = rows()
     for unit in ("token", "span"):
-        first, second, third = (masker(unit=unit)(ids, np.random.default_rng(seed)) for seed in (1, 1, 2))
+        first, second, third = (masker(unit=unit)(ids, StableRandom(seed)) for seed in (1, 1, 2))
         assert np.array_equal(first.input_ids, second.input_ids)
         assert not np.array_equal(first.input_ids, third.input_ids)
 
@@ -128,7 +129,7 @@ def test_short_and_empty_rows():
     ids = np.full((3, 16), PAD)
     ids[1, :3] = CLS, 9, SEP
     ids[2, :2] = CLS, SEP
-    masked = masker()(ids, np.random.default_rng(0))
+    masked = masker()(ids, StableRandom(0))
     assert (masked.labels >= 0).sum(axis=1).tolist() == [0, 1, 0]
     assert masked.labels.shape == (3, 8)
 
