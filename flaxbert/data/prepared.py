@@ -231,7 +231,8 @@ class PreparedCorpus:
             raise DataError(f"{self.folder}: no file of the corpus can be read.")
         self._shards = shards
         self._firsts = np.cumsum([0, *(shard.num_documents for shard in shards)])
-        self.lengths = np.concatenate([np.load(self.folder / shard.lengths_file) for shard in shards])
+        lengths = [np.load(self.folder / shard.lengths_file) for shard in shards]
+        self.lengths = np.concatenate(lengths).astype(np.int64)
         if not len(self.lengths):
             raise DataError(f"{self.folder}: the corpus holds no document.")
 
