@@ -5,7 +5,7 @@ import pytest
 
 from flaxbert.data.masking import Masker
 from flaxbert.data.prepared import PreparedCorpus, ShardWriter, TokenizedDocument, id_dtype, write_corpus_file
-from flaxbert.data.pretraining import RowSource, SpecialTokens, cut_documents
+from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, cut_documents
 from flaxbert.data.words import WordTable
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.pretraining_config import MaskingConfig

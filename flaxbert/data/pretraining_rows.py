@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -19,7 +19,7 @@ PairObjective = Literal["none", "next_sentence", "sentence_order"]
 _PACKING_WINDOW = 1 << 16
 """Pieces that are packed together; a window keeps the memory of packing bounded."""
 
-_WINDOW_STREAM, _ROW_STREAM, _ORDER_STREAM = range(3)
+_WINDOW_STREAM, _ROW_STREAM, _ORDER_STREAM, _HELD_OUT_STREAM = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +102,7 @@ class RowSource:
       pairs: Whether pieces are split into two texts, and what is to be learned of them.
       min_tokens: Pieces with fewer tokens are left out.
       max_pieces: Most pieces of a row; 0 for any number.
+      documents: Which documents are read; None reads all.
       seed: Decides all that is random.
     """
 
@@ -116,6 +117,7 @@ class RowSource:
         pairs: PairObjective = "none",
         min_tokens: int = 8,
         max_pieces: int = 0,
+        documents: Bool[np.ndarray, "documents"] | None = None,
         seed: int = 0,
     ) -> None:
         self.corpus, self.special, self.masker = corpus, special, masker
@@ -125,9 +127,22 @@ class RowSource:
             raise ConfigError(
                 f"Rows of {row_length} tokens have no room for {self._num_special} special tokens and {min_tokens} others."
             )
-        self.pieces = cut_documents(corpus.lengths, row_length - self._num_special, min_tokens)
+        lengths = corpus.lengths if documents is None else np.where(documents, corpus.lengths, 0)
+        self.pieces = cut_documents(lengths, row_length - self._num_special, min_tokens)
         self.packing = _pack_in_windows(self.pieces.lengths + self._num_special, row_length, packing, max_pieces, seed)
         self.max_pieces = int(np.diff(self.packing.offsets).max())
+
+        self.identity: dict[str, Any] = {
+            "corpus": corpus.digest,
+            "documents": int(np.count_nonzero(lengths)),
+            "row_length": row_length,
+            "packing": packing,
+            "pairs": pairs,
+            "min_tokens": min_tokens,
+            "max_pieces": max_pieces,
+            "masking": dataclasses.asdict(masker.config),
+            "seed": seed,
+        }
 
     def __len__(self) -> int:
         return len(self.packing)
@@ -267,3 +282,18 @@ def _pack_in_windows(
         counts.append(np.diff(packed.offsets))
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))])
     return Packing(np.concatenate(pieces), offsets, row_length, int(lengths.sum()))
+
+
+def hold_out(num_documents: int, rate: float, seed: int) -> Bool[np.ndarray, "documents"]:
+    """Returns which documents are held out: the same share of any corpus, at least one where there are two.
+
+    Args:
+      num_documents: Number of documents.
+      rate: Share in [0, 1).
+      seed: Decides which.
+    """
+    held = np.zeros(num_documents, np.bool_)
+    if rate > 0 and num_documents > 1:
+        count = min(num_documents - 1, max(1, round(rate * num_documents)))
+        held[stable_permutation(num_documents, seed, _HELD_OUT_STREAM)[:count]] = True
+    return held

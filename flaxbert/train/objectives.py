@@ -1,0 +1,84 @@
+"""What pre-training learns: hidden words, and whether two texts belong together."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxbert.errors import ShapeError
+from flaxbert.task_config import IGNORED_LABEL
+from flaxbert.train.losses import cross_entropy
+
+PAIR_WEIGHTS = "pair_weights"
+"""Entry of a batch: what the loss of each pair counts beside that of one hidden word."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingLoss:
+    """The mean loss of the hidden words, plus ``pair_weight`` times the mean loss of the pairs (Devlin et al., 2019, section 3.1).
+
+    Both means are over the whole batch, however it is cut into micro batches or spread over devices: ``weigh`` sets the pairs' weights
+    so that the sum of all losses over the number of hidden words is the sum of the two means.
+
+    Attributes:
+      pair_weight: Factor of the loss of pairs; 0 where there are none.
+    """
+
+    pair_weight: float = 0.0
+
+    def weigh(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a whole batch with the weight of every pair.
+
+        Args:
+          batch: With ``labels`` and, where pairs count, ``pair_labels``.
+        """
+        if not self.pair_weight:
+            return dict(batch)
+        words = jnp.sum((batch["labels"] != IGNORED_LABEL).astype(jnp.float32))
+        known = (batch["pair_labels"] != IGNORED_LABEL).astype(jnp.float32)
+        ratio = jnp.float32(self.pair_weight) * words / jnp.maximum(jnp.sum(known), jnp.float32(1.0))
+        return {**batch, PAIR_WEIGHTS: known * ratio}
+
+    def __call__(self, output: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        """Returns the weighted sum of losses and the number of hidden words.
+
+        Args:
+          output: A ``ModelOutput`` with scores of the hidden places and, where pairs count, of the pairs.
+          batch: Its batch, weighed.
+
+        Raises:
+          ShapeError: The batch lacks labels.
+        """
+        needed = ("labels", "pair_labels", PAIR_WEIGHTS) if self.pair_weight else ("labels",)
+        missing = [name for name in needed if name not in batch]
+        if missing:
+            raise ShapeError(
+                f"The batch has no {', '.join(missing)}, which pre-training needs; it has {sorted(batch)}."
+            )
+        losses, weights = cross_entropy(output.logits.astype(jnp.float32), batch["labels"])
+        total = jnp.sum(losses)
+        if self.pair_weight:
+            scores = output.next_sentence_logits.astype(jnp.float32)
+            pair_losses, _ = cross_entropy(scores, batch["pair_labels"])
+            total = total + jnp.sum(pair_losses * batch[PAIR_WEIGHTS])
+        return total, jnp.sum(weights)
+
+
+def pretraining_counts(output: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Returns the sums behind the metrics of a batch: losses and right answers of hidden words and pairs, with their numbers.
+
+    Args:
+      output: A ``ModelOutput``.
+      batch: Its batch.
+    """
+    found: dict[str, jax.Array] = {}
+    parts = {"masked_lm": (output.logits, batch["labels"])}
+    if output.next_sentence_logits is not None and "pair_labels" in batch:
+        parts["pair"] = (output.next_sentence_logits, batch["pair_labels"])
+    for name, (logits, labels) in parts.items():
+        losses, known = cross_entropy(logits.astype(jnp.float32), labels)
+        right = (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels).astype(jnp.float32) * known
+        found |= {f"{name}_loss": jnp.sum(losses), f"{name}_right": jnp.sum(right), f"{name}_count": jnp.sum(known)}
+    return found
