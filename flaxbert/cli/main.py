@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "glue": ("flaxbert.cli.glue", "fine-tune on the tasks of GLUE with several seeds and print the usual table"),
     "tokenizer train": ("flaxbert.cli.tokenizer", "learn a tokenizer from raw text"),
     "prepare": ("flaxbert.cli.prepare", "make a tokenized corpus for pre-training of raw text"),
+    "pretrain": ("flaxbert.cli.pretrain", "train a model on raw text, from new weights or a checkpoint"),
     "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),
     "predict": ("flaxbert.cli.predict", "label, tag, answer or embed texts from arguments, a file or standard input"),
     "quantize": ("flaxbert.cli.quantize", "store and run a model's matrices as int8"),

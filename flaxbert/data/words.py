@@ -54,7 +54,7 @@ class WordTable:
         return found
 
 
-def word_table(tokenizer: Any) -> WordTable:
+def word_table(tokenizer: Any, *, needs_words: bool = True) -> WordTable:
     """Reads the borders of words off a vocabulary.
 
     WordPiece marks tokens that go on with ``##``, byte pairs and unigrams mark those that begin with a sign for the blank, and
@@ -63,6 +63,7 @@ def word_table(tokenizer: Any) -> WordTable:
 
     Args:
       tokenizer: A tokenizer of transformers.
+      needs_words: Whether a vocabulary without marks is refused; otherwise every token is a word.
 
     Raises:
       ConfigError: The vocabulary marks neither.
@@ -71,6 +72,8 @@ def word_table(tokenizer: Any) -> WordTable:
     size = max(vocabulary.values()) + 1
     starts, ends, special = (np.zeros(size, np.bool_) for _ in range(3))
     special[[number for number in tokenizer.all_special_ids if number is not None and number < size]] = True
+    if not needs_words:
+        return WordTable(~starts, ends, special)
     begins, finishes, surface = _marks(tokenizer, vocabulary)
     for token, number in vocabulary.items():
         alone = special[number] or _stands_alone(surface(token))

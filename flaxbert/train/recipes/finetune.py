@@ -12,6 +12,7 @@ from flaxbert.config import RunConfig
 from flaxbert.core.arrays import Params
 from flaxbert.data.batches import evaluation_batches
 from flaxbert.evaluation.evaluate import collect_logits, evaluation_program
+from flaxbert.families.graph import finishes_first_token_alone
 from flaxbert.tasks.base import Scored
 from flaxbert.train.callbacks import Callback
 from flaxbert.train.checkpoint import CheckpointStore
@@ -116,7 +117,14 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
         folder / "checkpoints", keep=config.train.keep_checkpoints, higher_is_better=prepared.metric[1]
     ) as store:
         newest = find_checkpoint(store, config.train, config.to_dict(), _MUST_AGREE)
-        callbacks = build_callbacks(prepared, folder, extra_callbacks)
+        model = prepared.model
+        callbacks = build_callbacks(
+            config.output,
+            prepared.metric[0],
+            folder,
+            extra_callbacks,
+            first_token_only=finishes_first_token_alone(model.config, model.task, model.execution),
+        )
         evaluator = Evaluator(prepared)
         run = TrainingRun(
             job=finetuning_job(prepared),
