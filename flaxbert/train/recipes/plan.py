@@ -26,7 +26,7 @@ from flaxbert.train.memory import (
     find_batch_size,
     memory_budget_bytes,
 )
-from flaxbert.train.optimizer import make_optimizer
+from flaxbert.train.optimizers import make_optimizer
 from flaxbert.train.recipes.setup import Prepared, Say, batch_ways, global_batch_size
 from flaxbert.train.state import TrainState, create_state, state_shardings
 from flaxbert.train.step import make_train_step
