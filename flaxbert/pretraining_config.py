@@ -270,15 +270,28 @@ class ObjectiveConfig:
     Attributes:
       pairs: none; next_sentence (whether the second text follows the first or is another one's; BERT, ERNIE); sentence_order (whether two texts that follow each other were exchanged; ALBERT).
       pair_weight: Factor of the loss of pairs.
+      replaced_tokens: Train a discriminator, which says of every token whether a generator has replaced it, beside that generator (ELECTRA, DeBERTa 3).
+      replaced_weight: Factor of the discriminator's loss.
+      generator_rate: Size of the generator: share of the discriminator's width (ELECTRA) or depth (other families).
+      sharing: What both share of their embeddings: none; tied tables; disentangled (the discriminator adds a table of its own, He et al., 2023).
     """
 
     pairs: Literal["none", "next_sentence", "sentence_order"] = "none"
     pair_weight: float = 1.0
+    replaced_tokens: bool = False
+    replaced_weight: float = 50.0
+    generator_rate: float = 0.25
+    sharing: Literal["none", "tied", "disentangled"] = "tied"
 
     def __post_init__(self) -> None:
         if not self.pair_weight > 0:
             raise ConfigError(
                 f"objective.pair_weight is {self.pair_weight}, but must be over 0; for no pairs set pairs: none."
+            )
+        if not (self.replaced_weight > 0 and 0 < self.generator_rate <= 1):
+            raise ConfigError(
+                f"objective.replaced_weight is {self.replaced_weight} and objective.generator_rate {self.generator_rate}; both must be "
+                "over 0, the second at most 1."
             )
 
 

@@ -47,7 +47,7 @@ OTHER_TASKS = {
 @pytest.mark.parametrize("path", PRETRAINING, ids=lambda path: path.stem)
 def test_pretraining_configs_are_complete(path):
     from flaxbert.train.optimizers import make_optimizer
-    from flaxbert.train.recipes.pretrain import new_model_config
+    from flaxbert.train.recipes.pretraining_networks import new_model_config
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(PretrainConfig, "run")

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from flaxbert.config import TrainConfig
+from flaxbert.core.arrays import Params
 from flaxbert.core.precision import Precision
 from flaxbert.core.sharding import BATCH_SPEC, bytes_per_device
 from flaxbert.core.trees import leaf_kinds
@@ -29,7 +30,7 @@ from flaxbert.train.memory import (
 from flaxbert.train.optimizers import make_optimizer
 from flaxbert.train.recipes.setup import Prepared, Say, batch_ways, global_batch_size
 from flaxbert.train.state import TrainState, create_state, state_shardings
-from flaxbert.train.step import make_train_step
+from flaxbert.train.step import Forward, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,9 @@ class StepJob:
     """What the compiled step of a run is made from.
 
     Attributes:
-      model: Model with host parameters, its task and how it is executed.
+      params: Parameters before training, on the host.
+      forward: ``forward(params, batch, dropout_key=...)``; what it returns goes to the loss.
+      precision: Type that matrix products are computed in.
       train: Training options.
       mesh: The mesh.
       leaf_axes: Axis names of every leaf.
@@ -63,7 +66,9 @@ class StepJob:
       example: A batch of one example, of the largest shape of the run.
     """
 
-    model: Model
+    params: Params
+    forward: Forward
+    precision: str
     train: TrainConfig
     mesh: Mesh
     leaf_axes: Mapping[str, tuple[str, ...]]
@@ -85,7 +90,9 @@ def finetuning_job(prepared: Prepared) -> StepJob:
     """
     train, model = prepared.config.train, prepared.model
     return StepJob(
-        model=model,
+        params=model.params,
+        forward=model_forward(model),
+        precision=model.execution.precision,
         train=train,
         mesh=prepared.mesh,
         leaf_axes=prepared.leaf_axes,
@@ -111,7 +118,12 @@ def _class_weights(prepared: Prepared) -> tuple[float, ...]:
     return tuple((counts.sum() / (counts.size * np.maximum(counts, 1.0))).tolist())
 
 
-def _forward(model: Model) -> Callable[..., Any]:
+def model_forward(model: Model) -> Forward:
+    """Returns the network of a model as a function of its parameters.
+
+    Args:
+      model: Gives architecture, task and how it is executed.
+    """
     graphdef = graph_definition(model.config, model.task, model.execution)
 
     def run(params: Any, batch: Mapping[str, Any], *, dropout_key: Any = None) -> Any:
@@ -130,9 +142,9 @@ def _batch_shapes(job: StepJob) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _build_step(job: StepJob, plan: BatchPlan, state: TrainState, kinds: Mapping[str, str]) -> Any:
-    scaled = Precision(job.model.execution.precision).needs_loss_scale
+    scaled = Precision(job.precision).needs_loss_scale
     return make_train_step(
-        _forward(job.model),
+        job.forward,
         job.loss,
         make_optimizer(job.train, job.total_steps),
         kinds,
@@ -144,9 +156,9 @@ def _build_step(job: StepJob, plan: BatchPlan, state: TrainState, kinds: Mapping
 
 
 def _create_state(job: StepJob) -> tuple[TrainState, dict[str, str]]:
-    scaled = Precision(job.model.execution.precision).needs_loss_scale
+    scaled = Precision(job.precision).needs_loss_scale
     return create_state(
-        job.model.params,
+        job.params,
         job.train.freeze,
         make_optimizer(job.train, job.total_steps),
         leaf_axes=job.leaf_axes,
@@ -157,7 +169,7 @@ def _create_state(job: StepJob) -> tuple[TrainState, dict[str, str]]:
 
 def _create_state_of_shapes(job: StepJob) -> TrainState:
     optimizer = make_optimizer(job.train, job.total_steps)
-    return create_state(job.model.params, job.train.freeze, optimizer, copy=False)[0]
+    return create_state(job.params, job.train.freeze, optimizer, copy=False)[0]
 
 
 def describe_state(state: TrainState) -> str:
@@ -203,7 +215,7 @@ def compile_run(job: StepJob, plan: BatchPlan, say: Say) -> CompiledRun:
 
 def _compile_for(job: StepJob) -> Callable[[int, int], StepMemory]:
     state = jax.eval_shape(lambda: _create_state_of_shapes(job))
-    kinds = leaf_kinds(job.model.params)
+    kinds = leaf_kinds(job.params)
     shardings = state_shardings(state, job.leaf_axes, job.mesh, kinds)
     like = jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), state, shardings

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.architecture import ModelConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.runtime import initialize_distributed
 from flaxbert.core.sharding import build_mesh, check_mesh_fits, place_batch, replicated
-from flaxbert.core.trees import count_parameters, leaf_names, stack_layers
+from flaxbert.core.trees import count_parameters
 from flaxbert.data.masking import Masker
 from flaxbert.data.pipeline import StepPipeline
 from flaxbert.data.prepared import TOKENIZER_FOLDER, PreparedCorpus
@@ -22,29 +22,18 @@ from flaxbert.data.pretraining_batches import EvaluationRows, PretrainingBatches
 from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, hold_out
 from flaxbert.data.words import WordTable, word_table
 from flaxbert.errors import ConfigError, DataError
-from flaxbert.families import get_family
-from flaxbert.families.graph import forward, graph_definition, initialize_params
-from flaxbert.model import Model, load
-from flaxbert.pretraining_config import PretrainConfig, PretrainModel
+from flaxbert.model import Model
+from flaxbert.pretraining_config import PretrainConfig
 from flaxbert.train.callbacks import Callback, RunInfo
 from flaxbert.train.checkpoint import CheckpointStore
-from flaxbert.train.objectives import PretrainingLoss, pretraining_counts
+from flaxbert.train.objectives import pretraining_counts
 from flaxbert.train.recipes.outcome import MODEL_FOLDER, build_callbacks
 from flaxbert.train.recipes.plan import StepJob
+from flaxbert.train.recipes.pretraining_networks import Networks, build_networks
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
 from flaxbert.train.recipes.setup import Say, batch_ways, global_batch_size, say_on_first
 from flaxbert.train.state import join_params
 from flaxbert.weights.tokenizer import load_tokenizer
-
-SIZES: dict[str, tuple[int, int]] = {
-    "tiny": (2, 128),
-    "mini": (4, 256),
-    "small": (4, 512),
-    "medium": (8, 512),
-    "base": (12, 768),
-    "large": (24, 1024),
-}
-"""Layers and width of each size (Turc et al., 2019, and Devlin et al., 2019); heads have 64 entries, feed-forward layers four times the width."""
 
 EVALUATION_BATCH_SIZE = 32
 
@@ -85,7 +74,7 @@ class Pretraining:
 
     Attributes:
       config: The resolved run.
-      model: Model with host parameters, before training.
+      networks: What is trained.
       mesh: The mesh.
       batches: Training batches of this process.
       validation: Held-out rows.
@@ -93,7 +82,7 @@ class Pretraining:
     """
 
     config: PretrainConfig
-    model: Model
+    networks: Networks
     mesh: Mesh
     batches: PretrainingBatches
     validation: RowSource
@@ -102,18 +91,27 @@ class Pretraining:
     @property
     def job(self) -> StepJob:
         """What the step is made from."""
-        objective = self.config.objective
-        family = get_family(self.model.config.family)
         rows = self.batches.mixture.sources[0].rows([0], 0)
         return StepJob(
-            model=self.model,
+            params=self.networks.params,
+            forward=self.networks.forward,
+            precision=self.config.model.precision,
             train=self.config.train,
             mesh=self.mesh,
-            leaf_axes=family.parameter_axes(leaf_names(self.model.params)),
+            leaf_axes=self.networks.leaf_axes,
             total_steps=self.total_steps,
-            loss=PretrainingLoss(objective.pair_weight if objective.pairs != "none" else 0.0),
+            loss=self.networks.loss,
             example={**rows, "example_weight": self.batches[0]["example_weight"][:1]},
         )
+
+    @functools.cached_property
+    def _counts(self) -> Any:
+        forward = self.networks.forward
+
+        def run(params: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+            return pretraining_counts(forward(params, batch), batch)
+
+        return jax.jit(run, out_shardings=replicated(self.mesh))
 
     def evaluate(self, params: Params) -> dict[str, float]:
         """Returns loss, perplexity and accuracy of hidden words, and of pairs, on the held-out rows.
@@ -121,7 +119,6 @@ class Pretraining:
         Args:
           params: Parameter tree on the mesh.
         """
-        program = _evaluation_program(self.model.config, self.model.task, self.model.execution, self.mesh)
         ways = batch_ways(self.mesh)
         size = self.config.train.evaluation_batch_size or EVALUATION_BATCH_SIZE
         rows = EvaluationRows(
@@ -134,19 +131,9 @@ class Pretraining:
         sums: dict[str, float] = {}
         with jax.set_mesh(self.mesh):
             for batch in rows:
-                for name, value in program(params, place_batch(batch, self.mesh)).items():
+                for name, value in self._counts(params, place_batch(batch, self.mesh)).items():
                     sums[name] = sums.get(name, 0.0) + float(value)
         return _metrics(sums)
-
-
-@functools.lru_cache(maxsize=4)
-def _evaluation_program(config: ModelConfig, task: str, execution: Execution, mesh: Mesh) -> Any:
-    graphdef = graph_definition(config, task, execution)
-
-    def run(params: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        return pretraining_counts(forward(graphdef, params, batch), batch)
-
-    return jax.jit(run, out_shardings=replicated(mesh))
 
 
 def _metrics(sums: Mapping[str, float]) -> dict[str, float]:
@@ -156,43 +143,11 @@ def _metrics(sums: Mapping[str, float]) -> dict[str, float]:
         "perplexity": math.exp(min(loss, 700.0)),
         "masked_accuracy": sums["masked_lm_right"] / max(sums["masked_lm_count"], 1.0),
     }
-    if "pair_count" in sums:
-        count = max(sums["pair_count"], 1.0)
-        found |= {"pair_loss": sums["pair_loss"] / count, "pair_accuracy": sums["pair_right"] / count}
+    for part in ("pair", "replaced"):
+        if f"{part}_count" in sums:
+            count = max(sums[f"{part}_count"], 1.0)
+            found |= {f"{part}_loss": sums[f"{part}_loss"] / count, f"{part}_accuracy": sums[f"{part}_right"] / count}
     return found
-
-
-def new_model_config(source: PretrainModel, vocab_size: int, row_length: int, pad_token_id: int) -> ModelConfig:
-    """Returns the architecture of a new model.
-
-    Args:
-      source: Family, size and what differs.
-      vocab_size: Entries of the tokenizer.
-      row_length: Tokens of a row, which positions must reach.
-      pad_token_id: Id of padding.
-
-    Raises:
-      ConfigError: The family or a key is not known, or values do not fit together.
-    """
-    layers, width = SIZES[source.size]
-    family = get_family(source.family)
-    json = {
-        "model_type": source.family,
-        "vocab_size": vocab_size,
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "num_attention_heads": width // 64,
-        "intermediate_size": 4 * width,
-        "pad_token_id": pad_token_id,
-        **source.architecture,
-    }
-    config = family.config_from_json(json)
-    if config.max_length < row_length:
-        raise ConfigError(
-            f"data.row_length is {row_length}, but the model has positions for {config.max_length} tokens; lower it, or raise "
-            "max_position_embeddings in model.architecture."
-        )
-    return config
 
 
 def _load_corpora(config: PretrainConfig) -> tuple[list[PreparedCorpus], Any]:
@@ -211,41 +166,6 @@ def _load_corpora(config: PretrainConfig) -> tuple[list[PreparedCorpus], Any]:
                 f"{corpus.folder} was prepared with another tokenizer than {corpora[0].folder}; prepare both with one."
             )
     return corpora, tokenizers[0]
-
-
-def _make_model(config: PretrainConfig, tokenizer: Any) -> Model:
-    source, task = config.model, "fill-mask" if config.objective.pairs == "none" else "pretraining"
-    execution = Execution(source.precision, source.attention, source.scan_layers, source.remat)
-    if source.path:
-        model = load(
-            source.path,
-            task=task,
-            precision=source.precision,
-            attention=source.attention,
-            scan_layers=source.scan_layers,
-            remat=source.remat,
-            revision=source.revision or None,
-            offline=source.offline,
-            seed=config.train.seed,
-        )
-        if model.tokenizer is None or model.tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise ConfigError(
-                f"The corpora were prepared with another tokenizer than that of {source.path}; prepare them with "
-                f"prepare.tokenizer {source.path}."
-            )
-        return model
-    vocab_size = max(tokenizer.get_vocab().values()) + 1
-    settings = new_model_config(source, vocab_size, config.data.row_length, int(tokenizer.pad_token_id or 0))
-    if task not in get_family(settings.family).architectures:
-        raise ConfigError(f"objective.pairs is {config.objective.pairs}, but {settings.family} has no head for pairs.")
-    params = initialize_params(settings, task, config.train.seed)
-    return Model(
-        config=settings,
-        params=stack_layers(params) if source.scan_layers else params,
-        task=task,
-        tokenizer=tokenizer,
-        execution=execution,
-    )
 
 
 def _special_tokens(tokenizer: Any, config: ModelConfig) -> SpecialTokens:
@@ -281,11 +201,11 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
     initialize_distributed(config.mesh)
     mesh = build_mesh(config.mesh)
     corpora, tokenizer = _load_corpora(config)
-    model = _make_model(config, tokenizer)
+    networks = build_networks(config.model, config.objective, tokenizer, config.data.row_length, config.train.seed)
     batch_size = global_batch_size(config.train)
     accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
-    check_mesh_fits(mesh, model.config, batch_size // accumulation)
-    make = functools.partial(_make_rows, config, tokenizer, model.config)
+    check_mesh_fits(mesh, networks.main.config, batch_size // accumulation)
+    make = functools.partial(_make_rows, config, tokenizer, networks.main.config)
     if config.data.validation:
         *training, held_corpus = corpora
         sources = [make(corpus, None) for corpus in training]
@@ -307,7 +227,7 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
             f"{len(source.pieces):,} pieces, packed to {source.packing.efficiency:.1%}"
         )
     batches = PretrainingBatches(mixture, batch_size, total_steps, jax.process_index(), jax.process_count())
-    return Pretraining(config, model, mesh, batches, validation, total_steps)
+    return Pretraining(config, networks, mesh, batches, validation, total_steps)
 
 
 def _make_rows(
@@ -370,24 +290,25 @@ def pretrain(
             params = join_params(state, compiled.kinds)
             after = {} if result.reason == "preempted" else prepared.evaluate(params)
             callbacks.on_end({"step": step, "reason": result.reason, "seconds": result.seconds, "metrics": after})
-            model = prepared.model.replace(params=to_host(params))
+            models = prepared.networks.trained(to_host(params))
         finally:
             callbacks.close()
             run.pipeline.close()
     if result.reason != "preempted" and jax.process_index() == 0:
-        model.save(folder / MODEL_FOLDER, overwrite=True)
+        for name, model in models.items():
+            model.save(folder / name, overwrite=True)
         say(", ".join(f"{name} {before[name]:.4g} -> {value:.4g}" for name, value in after.items()))
         say(f"The model is in {folder / MODEL_FOLDER} (step {step}, {result.reason}).")
-    return PretrainResult(model, folder, result.reason, step, before, after, result.progress.history)
+    return PretrainResult(models["model"], folder, result.reason, step, before, after, result.progress.history)
 
 
 def _run_info(prepared: Pretraining, first_step: int) -> RunInfo:
     return RunInfo(
         config=prepared.config,
-        model_config=prepared.model.config,
+        model_config=prepared.networks.main.config,
         total_steps=prepared.total_steps,
         first_step=first_step,
         resumed=first_step > 0,
         num_examples=prepared.batches.mixture.num_rows,
-        num_parameters=count_parameters(prepared.model.params),
+        num_parameters=count_parameters(prepared.networks.params),
     )

@@ -103,7 +103,7 @@ class TrainingRun:
         """
         if newest is not None:
             return dict(self.store.read_host(newest)["before"])
-        params = self.job.model.params
+        params = self.job.params
         return self.evaluate(shard(params, param_shardings(params, self.job.leaf_axes, self.job.mesh)))
 
     def _parts(self, compiled: CompiledRun, plan: BatchPlan, before: Mapping[str, float]) -> LoopParts:

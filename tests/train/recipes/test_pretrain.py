@@ -23,7 +23,8 @@ from flaxbert.pretraining_config import (
 )
 from flaxbert.train.callbacks import CallbackBase
 from flaxbert.train.recipes.prepare import prepare_corpus
-from flaxbert.train.recipes.pretrain import new_model_config, pretrain
+from flaxbert.train.recipes.pretrain import pretrain
+from flaxbert.train.recipes.pretraining_networks import new_model_config
 from flaxbert.train.recipes.tokenizer import train_tokenizer_of_corpus
 
 NOUNS, VERBS = ("cat", "dog", "hen", "fox"), ("sees", "likes", "follows", "fears")
@@ -104,6 +105,22 @@ def test_pairs_are_learned(pairs, corpus, tmp_path):
     assert result.before["pair_loss"] > 0.65
 
 
+@pytest.mark.parametrize("sharing", ["tied", "disentangled", pytest.param("none", marks=pytest.mark.slow)])
+def test_replaced_tokens_are_learned(sharing, corpus, tmp_path):
+    model = PretrainModel(
+        family="electra", size="tiny", architecture={**TINY, "embedding_size": 32}, precision="float32"
+    )
+    config = config_of(corpus, tmp_path, steps=150, model=model)
+    objective = ObjectiveConfig(replaced_tokens=True, sharing=sharing, generator_rate=0.5)
+    result = pretrain(dataclasses.replace(config, objective=objective), say=quiet)
+    assert result.model.task == "replaced-token-detection"
+    assert result.after["replaced_loss"] < 0.5 * result.before["replaced_loss"]
+    assert result.after["loss"] < 0.7 * result.before["loss"]
+    generator = load(tmp_path / "generator")
+    assert (generator.task, generator.config.hidden_size) == ("fill-mask", 16)
+    assert load(tmp_path / "model", task="sequence-classification", labels=("a", "b")).config.family == "electra"
+
+
 class StopAt(CallbackBase):
     def __init__(self, step):
         self.step = step
@@ -164,7 +181,7 @@ def test_what_does_not_fit_is_refused(corpus, tmp_path):
     with pytest.raises(DataError, match="is no prepared corpus"):
         pretrain(config_of(tmp_path, tmp_path))
     model = PretrainModel(family="roberta", size="tiny", architecture=TINY)
-    with pytest.raises(ConfigError, match="roberta has no head for pairs"):
+    with pytest.raises(ConfigError, match="The family roberta has no head for 'pretraining'"):
         pretrain(config_of(corpus, tmp_path, pairs="sentence_order", model=model))
     with pytest.raises(ConfigError, match=r"row_length is 600.*max_position_embeddings"):
         new_model_config(PretrainModel(size="tiny"), 64, 600, 0)
