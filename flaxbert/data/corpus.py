@@ -48,6 +48,9 @@ def split_sentences(text: str) -> list[str]:
     Args:
       text: A paragraph.
 
+    Returns:
+      The sentences that are not blank, each with single blanks between its words.
+
     Example:
       >>> split_sentences("Mr. Fox came. “Why?” asked the hen. It was 3.5 miles.")
       ['Mr. Fox came.', '“Why?” asked the hen.', 'It was 3.5 miles.']

@@ -42,6 +42,9 @@ def find_duplicates(documents: Iterable[Document], config: DedupConfig) -> Dupli
     Args:
       documents: The documents in their order.
       config: What counts as the same.
+
+    Returns:
+      The numbers of the documents to be left out.
     """
     seen: set[bytes] = set()
     exact: set[int] = set()
@@ -79,7 +82,7 @@ class _NearIndex:
         shingles = {" ".join(words[start : start + _SHINGLE_WORDS]) for start in range(len(words) - _SHINGLE_WORDS + 1)}
         signature = MinHash(config.num_permutations, seed=1, hashfunc=zlib.crc32)
         signature.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in sorted(shingles)])
-        candidates = (self._signatures[other] for other in self._index.query(signature))
+        candidates = (self._signatures[int(str(other))] for other in self._index.query(signature))
         if any(other.jaccard(signature) >= config.threshold for other in candidates):
             return True
         self._index.insert(number, signature)

@@ -56,6 +56,9 @@ def pack(
       strategy: best_fit or first_fit.
       max_pieces: Most pieces of a row; 0 for any number.
 
+    Returns:
+      The rows, each with at least one piece.
+
     Raises:
       ConfigError: The strategy is unknown, or the row has no room.
       DataError: A piece is longer than a row, or empty.
@@ -161,6 +164,9 @@ def lay_out(rows: Sequence[Sequence[Int[np.ndarray, "piece"]]], row_length: int,
       rows: The token ids of the pieces of each row.
       row_length: Tokens of a row.
       pad_token_id: Fills the rest.
+
+    Returns:
+      The rows with segments and positions.
 
     Raises:
       DataError: The pieces of a row are longer than it.

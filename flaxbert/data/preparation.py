@@ -5,7 +5,7 @@ import importlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def load_segmenter(name: str) -> Segmenter | None:
         ) from error
     if not callable(found):
         raise ConfigError(f"prepare.segmenter {name!r} is no function.")
-    return found
+    return cast("Segmenter", found)
 
 
 class DocumentTokenizer:
@@ -94,7 +94,7 @@ class DocumentTokenizer:
 
     def __init__(self, tokenizer: Any, segmenter: Segmenter | None = None) -> None:
         self._tokenizer = tokenizer
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._segmenter = segmenter
         if segmenter is not None and self._backend is None:
             raise ConfigError("prepare.segmenter needs a fast tokenizer, which tells where its tokens stand.")
@@ -217,6 +217,9 @@ def write_shard(job: ShardJob, tokenizer: Any) -> Shard:
     Args:
       job: Which.
       tokenizer: The tokenizer of ``job.tokenizer_folder``.
+
+    Returns:
+      What was written.
 
     Raises:
       DataError: A text can not be read.

@@ -149,7 +149,11 @@ class ShardWriter:
             self._lengths.append(len(document.input_ids))
 
     def close(self) -> Shard:
-        """Finishes the shard and returns what the corpus says of it."""
+        """Finishes the shard.
+
+        Returns:
+          What the corpus says of it.
+        """
         self._writer.close()
         lengths = np.array(self._lengths, "<u4")
         with whole_file(self._lengths_file, durable=True) as partial, partial.open("wb") as file:

@@ -48,6 +48,9 @@ def cut_documents(lengths: Int[np.ndarray, "documents"], room: int, min_tokens: 
       room: Most tokens of a piece.
       min_tokens: Shorter rests and documents are left out.
 
+    Returns:
+      The pieces, document by document.
+
     Raises:
       DataError: Nothing is left.
 

@@ -65,6 +65,9 @@ def word_table(tokenizer: Any, *, needs_words: bool = True) -> WordTable:
       tokenizer: A tokenizer of transformers.
       needs_words: Whether a vocabulary without marks is refused; otherwise every token is a word.
 
+    Returns:
+      The table, one entry for each id up to the largest.
+
     Raises:
       ConfigError: The vocabulary marks neither.
     """

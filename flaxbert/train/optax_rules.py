@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,15 @@ def _stable_scale(beta1: float, beta2: float, epsilon: float) -> optax.GradientT
     """Adam whose step on each array shrinks where its gradients outgrow their second moments (Wortsman et al., 2023, section 3.3)."""
     adam = optax.scale_by_adam(beta1, beta2, epsilon)
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        changes, after = adam.update(gradients, state, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        changes, after = cast("tuple[Any, Any]", adam.update(updates, state, params))
         corrected = optax.tree.bias_correction(after.nu, beta2, after.count)
 
         def shrink(change: jax.Array, gradient: jax.Array, second: jax.Array) -> jax.Array:
             ratio = jnp.mean(gradient**2 / jnp.maximum(second, jnp.float32(epsilon**2)))
             return change / jnp.maximum(jnp.float32(1.0), jnp.sqrt(ratio))
 
-        return jax.tree.map(shrink, changes, gradients, corrected), after
+        return jax.tree.map(shrink, changes, updates, corrected), after
 
     return optax.GradientTransformation(adam.init, update)
 
@@ -143,7 +143,7 @@ class OptaxOptimizer(Optimizer):
         with jax.numpy_dtype_promotion("standard"):
             structure = jax.eval_shape(rule.init, trainable)
             before = _from_kinds(structure, state.moments, trainable)
-            changes, after = rule.update(scaled, before, trainable)
+            changes, after = cast("tuple[Any, Any]", rule.update(scaled, before, trainable))
         kept = jax.tree.map(lambda new, old: jnp.where(apply, new, old), after, before)
         updated = {
             name: jnp.where(apply, leaf - learning_rate * changes[name].astype(jnp.float32), leaf)

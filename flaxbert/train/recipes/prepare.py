@@ -63,41 +63,7 @@ def prepare_corpus(
     try:
         _clear(folder, config.overwrite)
         tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
-        vocab_size = max(tokenizer.get_vocab().values()) + 1
-        dropped, note = _find_dropped(inputs, corpus, dedup)
-        jobs = [
-            ShardJob(
-                inputs=inputs,
-                config=corpus,
-                folder=str(folder),
-                tokenizer_folder=str(folder / TOKENIZER_FOLDER),
-                vocab_size=vocab_size,
-                number=number,
-                num_shards=config.num_shards,
-                dropped=dropped,
-                segmenter=config.segmenter,
-                max_tokens=config.max_document_tokens,
-            )
-            for number in range(config.num_shards)
-        ]
-        workers = min(config.num_workers or os.cpu_count() or 1, config.num_shards)
-        shards = []
-        for shard in _run(jobs, workers, tokenizer):
-            shards.append(shard)
-            say(f"{shard.file}: {shard.num_documents:,} documents, {shard.num_tokens:,} tokens")
-        if not any(shard.num_documents for shard in shards):
-            raise DataError(
-                f"The corpus is empty: {len(inputs)} inputs hold no text, the first of them {inputs[0][0]}."
-            )
-        made_from = {
-            "inputs": [source for source, _ in inputs],
-            "corpus": dataclasses.asdict(corpus),
-            "dedup": dataclasses.asdict(dedup),
-            "segmenter": config.segmenter,
-            "max_document_tokens": config.max_document_tokens,
-            "tokenizer": config.tokenizer,
-        }
-        write_corpus_file(folder, shards, vocab_size, made_from)
+        note = _write(folder, inputs, tokenizer, (config, corpus, dedup), say)
     finally:
         lock.release()
     found = PreparedCorpus(folder)
@@ -106,6 +72,50 @@ def prepare_corpus(
         f"{time.perf_counter() - started:.1f} s"
     )
     return found
+
+
+def _write(
+    folder: Path,
+    inputs: tuple[tuple[str, str], ...],
+    tokenizer: Any,
+    configs: tuple[PrepareConfig, CorpusConfig, DedupConfig],
+    say: Say,
+) -> str:
+    """Writes shards and description; returns what is said of copies that were left out."""
+    config, corpus, dedup = configs
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    dropped, note = _find_dropped(inputs, corpus, dedup)
+    jobs = [
+        ShardJob(
+            inputs=inputs,
+            config=corpus,
+            folder=str(folder),
+            tokenizer_folder=str(folder / TOKENIZER_FOLDER),
+            vocab_size=vocab_size,
+            number=number,
+            num_shards=config.num_shards,
+            dropped=dropped,
+            segmenter=config.segmenter,
+            max_tokens=config.max_document_tokens,
+        )
+        for number in range(config.num_shards)
+    ]
+    shards = []
+    for shard in _run(jobs, min(config.num_workers or os.cpu_count() or 1, config.num_shards), tokenizer):
+        shards.append(shard)
+        say(f"{shard.file}: {shard.num_documents:,} documents, {shard.num_tokens:,} tokens")
+    if not any(shard.num_documents for shard in shards):
+        raise DataError(f"The corpus is empty: {len(inputs)} inputs hold no text, the first of them {inputs[0][0]}.")
+    made_from = {
+        "inputs": [source for source, _ in inputs],
+        "corpus": dataclasses.asdict(corpus),
+        "dedup": dataclasses.asdict(dedup),
+        "segmenter": config.segmenter,
+        "max_document_tokens": config.max_document_tokens,
+        "tokenizer": config.tokenizer,
+    }
+    write_corpus_file(folder, shards, vocab_size, made_from)
+    return note
 
 
 def _load_tokenizer(folder: str | Path) -> Any:

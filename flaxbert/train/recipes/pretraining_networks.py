@@ -144,6 +144,9 @@ def build_networks(
       row_length: Tokens of a row.
       seed: Seed of new weights.
 
+    Returns:
+      The networks with their parameters before training.
+
     Raises:
       ConfigError: The tokenizer is not the model's, or the family lacks a head that the objective needs.
     """
