@@ -3,6 +3,7 @@
 import pathlib
 
 import jsonargparse
+import numpy as np
 import pytest
 import yaml
 
@@ -55,7 +56,7 @@ def test_pretraining_configs_are_complete(path):
     assert run.data.corpora
     assert run.output.folder == f"runs/{path.stem}"
     assert new_model_config(run.model, 30_528, run.data.row_length, 0).max_length >= run.data.row_length
-    assert float(make_optimizer(run.train, 1000).schedule(1000)) < run.train.learning_rate
+    assert float(make_optimizer(run.train, 1000).schedule(np.int32(1000))) < run.train.learning_rate
 
 
 def test_there_is_one_for_every_task():

@@ -56,15 +56,16 @@ class Networks:
     @property
     def leaf_axes(self) -> dict[str, tuple[str, ...]]:
         """Axis names of every leaf of the tree."""
-        names = leaf_names(self.params)
         axes = get_family(self.main.config.family).parameter_axes
-        if "generator" not in self.models:
-            return dict(axes(names))
-        found: dict[str, tuple[str, ...]] = {}
-        for part in (GENERATOR, DISCRIMINATOR):
-            own = [name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}.")]
-            found |= {f"{part}.{name}": value for name, value in axes(own).items()}
-        return found
+        if GENERATOR not in self.models:
+            return dict(axes(leaf_names(self.params)))
+        parts = {GENERATOR: self.models[GENERATOR], DISCRIMINATOR: self.main}
+        found = {
+            f"{part}.{name}": value
+            for part, model in parts.items()
+            for name, value in axes(leaf_names(model.params)).items()
+        }
+        return {name: found[name] for name in leaf_names(self.params)}
 
     def trained(self, params: Params) -> dict[str, Model]:
         """Returns the models with trained parameters, by the name of their folder.
@@ -128,7 +129,10 @@ def generator_config(config: ModelConfig, rate: float) -> ModelConfig:
     heads = max(1, round(config.num_attention_heads * rate))
     width = config.hidden_size // config.num_attention_heads * heads
     return config.replace(
-        hidden_size=width, num_attention_heads=heads, intermediate_size=max(1, round(config.intermediate_size * rate))
+        hidden_size=width,
+        embedding_size=config.embedding_width,
+        num_attention_heads=heads,
+        intermediate_size=max(1, round(config.intermediate_size * rate)),
     )
 
 

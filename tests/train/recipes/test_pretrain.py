@@ -110,7 +110,7 @@ def test_replaced_tokens_are_learned(sharing, corpus, tmp_path):
     model = PretrainModel(
         family="electra", size="tiny", architecture={**TINY, "embedding_size": 32}, precision="float32"
     )
-    config = config_of(corpus, tmp_path, steps=150, model=model)
+    config = config_of(corpus, tmp_path, steps=150, model=model, train={"learning_rate": 2e-3})
     objective = ObjectiveConfig(replaced_tokens=True, sharing=sharing, generator_rate=0.5)
     result = pretrain(dataclasses.replace(config, objective=objective), say=quiet)
     assert result.model.task == "replaced-token-detection"
