@@ -14,7 +14,6 @@ from flaxbert.architecture import ModelConfig
 from flaxbert.config import RunConfig
 from flaxbert.core.files import whole_file
 from flaxbert.errors import DataError
-from flaxbert.pretraining_config import PretrainConfig
 
 LOGGER = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class RunInfo:
       num_parameters: Parameters of the model.
     """
 
-    config: RunConfig | PretrainConfig
+    config: RunConfig
     model_config: ModelConfig
     total_steps: int
     first_step: int = 0
