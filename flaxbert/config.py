@@ -24,8 +24,9 @@ ScheduleName = Literal[
     "step",
     "inverse_square_root",
     "constant",
+    "warmup_stable_decay",
 ]
-OptimizerName = Literal["adamw", "adam", "sgd"]
+OptimizerName = Literal["adamw", "adam", "sgd", "lamb", "lion", "adafactor", "muon", "stable_adamw"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -200,14 +201,14 @@ class TrainConfig:
       num_epochs: Passes over the training examples; may be fractional. Ignored when num_steps is set.
       num_steps: Optimizer steps; 0 derives them from num_epochs.
       learning_rate: Peak learning rate.
-      schedule: What follows the warm-up: linear, cosine, polynomial, exponential, step, inverse_square_root or constant.
+      schedule: What follows the warm-up: linear, cosine, polynomial, exponential, step, inverse_square_root, constant or warmup_stable_decay (the peak until the last decay_steps).
       warmup_rate: Share of all steps over which the learning rate rises linearly from 0, in [0, 1].
       warmup_steps: The same as a number of steps; 0 uses warmup_rate.
       end_learning_rate: Learning rate at the last step of linear, cosine, polynomial and exponential schedules.
       polynomial_power: Exponent of the polynomial schedule.
       decay_rate: Factor of the exponential schedule over decay_steps and of each drop of the step schedule.
-      decay_steps: Steps per decay of the exponential and step schedules; 0: a tenth of the run.
-      optimizer: adamw, adam or sgd.
+      decay_steps: Steps per decay of the exponential and step schedules, and of the fall of warmup_stable_decay; 0: a tenth of the run.
+      optimizer: adamw, adam or sgd; lamb for large batches, lion, adafactor (little memory), muon (orthogonal steps for the matrices of the blocks; Adam for the rest) or stable_adamw.
       weight_decay: Decay per step; biases and norms are exempt. Decoupled and times the learning rate for adamw, added to the gradient for adam and sgd.
       adam_beta1: Decay of the first moment.
       adam_beta2: Decay of the second moment.

@@ -15,7 +15,7 @@ def _train(settings: Settings, model: Any) -> Callable[[], float]:
     from flaxbert.config import TrainConfig
     from flaxbert.families.graph import forward, graph_definition
     from flaxbert.train.losses import loss_for
-    from flaxbert.train.optimizer import make_optimizer
+    from flaxbert.train.optimizers import make_optimizer
     from flaxbert.train.state import create_state
     from flaxbert.train.step import make_train_step
 

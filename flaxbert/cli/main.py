@@ -13,6 +13,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("flaxbert.cli.demo", "fine-tune, compress and predict on text that every Python carries, offline"),
     "finetune": ("flaxbert.cli.finetune", "train a model for a task from a config file or options"),
     "glue": ("flaxbert.cli.glue", "fine-tune on the tasks of GLUE with several seeds and print the usual table"),
+    "tokenizer train": ("flaxbert.cli.tokenizer", "learn a tokenizer from raw text"),
+    "prepare": ("flaxbert.cli.prepare", "make a tokenized corpus of raw text"),
     "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),
     "predict": ("flaxbert.cli.predict", "label, tag, answer or embed texts from arguments, a file or standard input"),
     "quantize": ("flaxbert.cli.quantize", "store and run a model's matrices as int8"),

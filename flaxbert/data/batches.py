@@ -9,20 +9,17 @@ import dataclasses
 import functools
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from flaxbert.data.ordering import WINDOW_BATCHES, default_length_buckets, plan_epoch
+from flaxbert.data.pipeline import PREFETCHED_BATCHES, Batch, StepPipeline
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError, DataError, MeshError
 from flaxbert.task_config import IGNORED_LABEL
-
-_PREFETCHED_BATCHES = 4
-
-Batch = dict[str, np.ndarray]
 
 
 def collate(
@@ -108,6 +105,19 @@ class BatchSource:
         return -(-len(self.examples) // self.batch_size)
 
     @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the order and content of the batches depend on."""
+        return {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "group_by_length": self.group_by_length,
+            "window_batches": self.window_batches,
+            "num_examples": len(self.examples),
+            "digest": _digest(self.examples),
+        }
+
+    @functools.cached_property
     def _plan(self) -> Any:
         """The plan of an epoch; two are kept, because reading ahead crosses their border."""
         return functools.lru_cache(maxsize=2)(self._plan_epoch)
@@ -135,7 +145,7 @@ class BatchSource:
         return collate(self.examples, own, length, filler=int(real[0]))
 
 
-class BatchPipeline(Iterator[Batch]):
+class BatchPipeline(StepPipeline):
     """Iterates over batches with a position that can be saved and restored.
 
     All batches have ``batch_size`` rows. The last batch of an epoch is filled up with rows of ``example_weight`` 0 rather
@@ -177,7 +187,7 @@ class BatchPipeline(Iterator[Batch]):
         process_count: int = 1,
         num_epochs: int | None = None,
         window_batches: int = WINDOW_BATCHES,
-        prefetch: int = _PREFETCHED_BATCHES,
+        prefetch: int = PREFETCHED_BATCHES,
     ) -> None:
         _check_shape(examples, batch_size, process_index, process_count)
         longest = int(examples.lengths.max())
@@ -190,7 +200,7 @@ class BatchPipeline(Iterator[Batch]):
             )
         steps_per_epoch = -(-len(examples) // batch_size)
         num_steps = sys.maxsize if num_epochs is None else num_epochs * steps_per_epoch
-        self._source = BatchSource(
+        source = BatchSource(
             examples=examples,
             batch_size=batch_size,
             seed=seed,
@@ -202,77 +212,12 @@ class BatchPipeline(Iterator[Batch]):
             num_steps=num_steps,
             window_batches=window_batches,
         )
-        self._iterator = _open_iterator(self._source, prefetch)
-
-    def __iter__(self) -> "BatchPipeline":
-        return self
-
-    def __next__(self) -> Batch:
-        return next(self._iterator)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps that show every example once."""
-        return self._source.steps_per_epoch
-
-    @property
-    def step(self) -> int:
-        """Number of batches handed out so far, over all epochs."""
-        return int(self._iterator.get_state()["next_index"])
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch that the next batch belongs to, from 0."""
-        return self.step // self.steps_per_epoch
+        super().__init__(source, prefetch)
 
     @property
     def length_buckets(self) -> tuple[int, ...]:
         """Lengths in tokens that batches are padded to."""
         return self._source.length_buckets
-
-    @functools.cached_property
-    def _identity(self) -> dict[str, Any]:
-        source = self._source
-        return {
-            "batch_size": source.batch_size,
-            "seed": source.seed,
-            "shuffle": source.shuffle,
-            "group_by_length": source.group_by_length,
-            "window_batches": source.window_batches,
-            "num_examples": len(source.examples),
-            "digest": _digest(source.examples),
-        }
-
-    def get_state(self) -> dict[str, Any]:
-        """Returns the position: the number of the next step, and what the order depends on; fit for JSON."""
-        return {"step": self.step, **self._identity}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues at a position, also one that was saved with another number of processes.
-
-        Args:
-          state: What ``get_state`` returned.
-
-        Raises:
-          DataError: The position belongs to other examples, another seed or another batch size.
-        """
-        differing = [
-            f"{name} was {state.get(name)!r} and is {value!r}"
-            for name, value in self._identity.items()
-            if state.get(name) != value
-        ]
-        step = state.get("step")
-        if differing or not isinstance(step, int) or not 0 <= step <= len(self._source):
-            reason = "; ".join(differing) or f"step is {step!r} of {len(self._source)}"
-            raise DataError(
-                f"The saved data position does not belong to this run's batches: {reason}. Resume with the data, seed and "
-                "batch size of the saved run, or start a new run in another output folder."
-            )
-        self._iterator.set_state({"next_index": step})
-
-    def close(self) -> None:
-        """Stops reading ahead; the pipeline can not be used afterwards."""
-        self._iterator.close()
 
 
 def evaluation_batches(
@@ -306,13 +251,6 @@ def evaluation_batches(
         num_epochs=1,
         window_batches=max(1, -(-len(examples) // batch_size)),
     )
-
-
-def _open_iterator(source: BatchSource, prefetch: int) -> Any:
-    import grain
-
-    options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 
 def _check_shape(examples: TokenizedExamples, batch_size: int, process_index: int, process_count: int) -> None:

@@ -178,7 +178,7 @@ def _read_json_lines(path: Path, lines: Iterator[Line], wanted: Sequence[str], l
     numbers: list[int] = []
     records = ((number, line) for number, line in lines if line.strip())
     for number, line in itertools.islice(records, limit or None):
-        record = _parse_record(path, number, line)
+        record = parse_record(path, number, line)
         for column, name in zip(columns, wanted, strict=True):
             if name not in record:
                 find_columns([name], list(record), f"{path}, line {number}")
@@ -206,14 +206,24 @@ def first_record_keys(path: Path, file_format: str, config: DataConfig) -> list[
     with contextlib.closing(numbered_lines(path, config.encoding)) as lines:
         number, line = next(((number, line) for number, line in lines if line.strip()), (0, ""))
     if file_format == "jsonl" and line:
-        return list(_parse_record(path, number, line))
+        return list(parse_record(path, number, line))
     if file_format in ("csv", "tsv") and config.header:
         delimiter = config.delimiter or ("\t" if file_format == "tsv" else ",")
         return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
     return []
 
 
-def _parse_record(path: Path, number: int, line: str) -> dict[str, Any]:
+def parse_record(path: Path, number: int, line: str) -> dict[str, Any]:
+    """Returns the object of a line of JSON.
+
+    Args:
+      path: The file, for messages.
+      number: Number of the line.
+      line: The line.
+
+    Raises:
+      DataError: The line is no JSON object.
+    """
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:

@@ -24,6 +24,8 @@ INPUT_NAMES = (
     "segment_ids",
     "task_type_ids",
     "entity_mask",
+    "masked_positions",
+    "first_positions",
 )
 """The entries of a batch that a network reads; others (labels, weights) are for the loss."""
 
@@ -162,7 +164,8 @@ def forward(
       graphdef: From ``graph_definition``.
       params: Parameter tree, layers stacked or not as the graph definition asks.
       batch: ``input_ids`` and, optionally, ``attention_mask``, ``token_type_ids``, ``position_ids``, ``segment_ids``, ``task_type_ids``,
-        ``entity_mask``, all int32 ``[batch, length]`` (multiple choice: ``[batch, choices, length]``).
+        ``entity_mask``, all int32 ``[batch, length]`` (multiple choice: ``[batch, choices, length]``), and ``masked_positions``
+        ``[batch, slots]`` and ``first_positions`` ``[batch, segments]`` of pre-training.
       dropout_key: A JAX key, or None for no dropout.
       keep_hidden: Whether to return the hidden states after every block.
 

@@ -125,9 +125,9 @@ class ModernBertNetwork(Network):
             return super().apply_heads(hidden, tokens, entity_mask, key)
         if self.task in _WHOLE_INPUT_TASKS:
             hidden = self._whole_input(hidden, tokens)
-        predicted = self.prediction(hidden)
         if self.task == "fill-mask":
-            return ModelOutput(logits=self._word_scores(predicted))
+            return ModelOutput(logits=self._word_scores(self.prediction(tokens.predicted(hidden))))
+        predicted = self.prediction(hidden)
         head = self.span if self.task == "question-answering" else self.classifier
         return ModelOutput(logits=head(dropout(predicted, key, self._classifier_rate())).astype(jnp.float32))
 

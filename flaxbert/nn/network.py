@@ -38,12 +38,14 @@ class ModelOutput:
 
     Attributes:
       logits: float32 scores of the task's head: ``[batch, labels]``, ``[batch, choices]``, ``[batch, length]`` (replaced
-        tokens), ``[batch, length, labels]``, ``[batch, length, 2]`` (start and end of an answer), ``[batch, length, vocab]``;
+        tokens), ``[batch, length, labels]``, ``[batch, length, 2]`` (start and end of an answer), ``[batch, length, vocab]``
+        (``[batch, slots, vocab]`` where masked positions are given);
         for late interaction the token vectors ``[batch, length, projected]``.
       last_hidden_state: Token vectors after the last block, ``[batch, length, embed]``; None for tasks that read the first
         token only, unless hidden states were asked for.
       pooled: Vector of the whole input from the pooler, ``[batch, embed]``.
-      next_sentence_logits: float32 scores of the next sentence head, or of sentence order, beside another head, ``[batch, 2]``.
+      next_sentence_logits: float32 scores of the next sentence head, or of sentence order, beside another head, ``[batch, 2]``;
+        of every segment, ``[batch, segments, 2]``, where their first positions are given.
       hidden_states: Token vectors after the embeddings and each block, where asked for.
     """
 
@@ -142,6 +144,8 @@ class Network(nnx.Module):
         segment_ids: Int[Array, "batch *choices length"] | None = None,
         task_type_ids: Int[Array, "batch *choices length"] | None = None,
         entity_mask: Int[Array, "batch *choices length"] | None = None,
+        masked_positions: Int[Array, "batch slots"] | None = None,
+        first_positions: Int[Array, "batch segments"] | None = None,
         dropout_key: Any = None,
         keep_hidden: bool = False,
     ) -> ModelOutput:
@@ -155,6 +159,8 @@ class Network(nnx.Module):
           segment_ids: For packed rows: number of each token's segment from 1, 0 for padding; replaces attention_mask.
           task_type_ids: Numbers of tasks for families that embed them; None: all 0.
           entity_mask: For relation classification: 1 for tokens of the first entity, 2 for those of the second, else 0.
+          masked_positions: For masked language models: places of the tokens to score; None: all.
+          first_positions: For packed rows of pre-training: place of each segment's first token, which the pooler reads.
           dropout_key: A JAX key, or None for no dropout.
           keep_hidden: Whether to return the hidden states after every block.
 
@@ -176,6 +182,8 @@ class Network(nnx.Module):
             token_type_ids=rows(token_type_ids),
             position_ids=rows(position_ids),
             task_type_ids=rows(task_type_ids),
+            masked_positions=masked_positions,
+            first_positions=first_positions,
             packed=segment_ids is not None,
         )
         first_only = self.reads_first_token() and not keep_hidden
@@ -210,15 +218,23 @@ class Network(nnx.Module):
           entity_mask: As for a call.
           key: Dropout key, or None.
         """
-        pooled = self.pooler(hidden) if hasattr(self, "pooler") else None
+        pooled = self._pooled(hidden, tokens) if hasattr(self, "pooler") else None
         next_sentence = None
         for name in ("next_sentence", "sentence_order"):
             if hasattr(self, name):
                 next_sentence = self._score_pair(getattr(self, name), pooled, key)
         if self.task == "next-sentence-prediction":
             return ModelOutput(logits=next_sentence, pooled=pooled)
+        if hasattr(self, "masked_lm"):
+            hidden = tokens.predicted(hidden)
         logits = self._logits(hidden, pooled, entity_mask, key)
         return ModelOutput(logits=logits, pooled=pooled, next_sentence_logits=next_sentence)
+
+    def _pooled(self, hidden: jax.Array, tokens: Tokens) -> jax.Array:
+        if tokens.first_positions is None:
+            return self.pooler(hidden)
+        pooled = self.pooler(tokens.first_of_segments(hidden))
+        return pooled.reshape(*tokens.first_positions.shape, pooled.shape[-1])
 
     def _score_pair(self, head: Dense, pooled: Any, key: Any) -> jax.Array:
         rate = self._classifier_rate() if self.style.orders_sentences else 0.0

@@ -19,6 +19,9 @@ class Tokens:
       token_type_ids: 0 for the first text, 1 for the second, int ``[batch, length]``; None: all 0.
       position_ids: Positions from 0, int ``[batch, length]``; None: in order.
       task_type_ids: Numbers of tasks, int ``[batch, length]``, for families that embed them; None: all 0.
+      masked_positions: Places of the tokens that a masked language head scores, int ``[batch, slots]``; None: all.
+      first_positions: Place of the first token of each segment, int ``[batch, segments]``, for heads that read it of every
+        segment of a packed row; None: the first token of the row.
       packed: Whether rows hold several segments, so that a token sees its own segment only.
     """
 
@@ -27,6 +30,8 @@ class Tokens:
     token_type_ids: Any = None
     position_ids: Any = None
     task_type_ids: Any = None
+    masked_positions: Any = None
+    first_positions: Any = None
     packed: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
@@ -34,8 +39,28 @@ class Tokens:
         """Tokens of a row, padding included."""
         return self.input_ids.shape[1]
 
+    def predicted(self, hidden: jax.Array) -> jax.Array:
+        """Returns the vectors that a masked language head scores, ``[batch, slots or length, embed]``.
+
+        Args:
+          hidden: Of all tokens, ``[batch, length, embed]``.
+        """
+        return hidden if self.masked_positions is None else _pick(hidden, self.masked_positions)
+
+    def first_of_segments(self, hidden: jax.Array) -> jax.Array:
+        """Returns the vector of the first token of every segment as rows of one token, ``[batch * segments, 1, embed]``.
+
+        Args:
+          hidden: Of all tokens, ``[batch, length, embed]``.
+        """
+        return _pick(hidden, self.first_positions).reshape(-1, 1, hidden.shape[-1])
+
     def positions(self) -> jax.Array:
         """Returns positions from 0, int32 ``[batch or 1, length]``."""
         if self.position_ids is None:
             return jnp.arange(self.length, dtype=jnp.int32)[None]
         return self.position_ids.astype(jnp.int32)
+
+
+def _pick(hidden: jax.Array, positions: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(hidden, positions.astype(jnp.int32)[..., None], axis=1)

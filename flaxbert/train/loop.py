@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from flaxbert.config import TrainConfig
 from flaxbert.core.sharding import place_batch
-from flaxbert.data.batches import BatchPipeline
+from flaxbert.data.pipeline import StepPipeline
 from flaxbert.errors import TrainingError
 from flaxbert.train.callbacks import Callback
 from flaxbert.train.checkpoint import CheckpointStore
@@ -92,7 +92,7 @@ class LoopParts:
 
     step: Step
     evaluate: Evaluate
-    pipeline: BatchPipeline
+    pipeline: StepPipeline
     store: CheckpointStore
     callbacks: Callback
     mesh: Mesh

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flaxbert.config import OptimizerName, TrainConfig
+from flaxbert.config import OptimizerName
 from flaxbert.core.rules import Rule, match_rules
-from flaxbert.train.schedules import Schedule, make_schedule
+from flaxbert.train.schedules import Schedule
 
 Leaves = dict[str, jax.Array]
 """Arrays by flat part name."""
@@ -187,31 +187,6 @@ class Optimizer:
             return jnp.where(apply, leaf - learning_rate * momentum, leaf), momentum
 
         return update
-
-
-def make_optimizer(config: TrainConfig, num_steps: int) -> Optimizer:
-    """Builds the optimizer of a run.
-
-    Args:
-      config: Update rule, learning rate, decay and clipping.
-      num_steps: Optimizer steps of the whole run, for the schedule.
-
-    Returns:
-      The optimizer.
-
-    Raises:
-      ConfigError: The warm-up is longer than the run.
-    """
-    return Optimizer(
-        name=config.optimizer,
-        schedule=make_schedule(config, num_steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        beta1=config.adam_beta1,
-        beta2=config.adam_beta2,
-        epsilon=config.adam_epsilon,
-        momentum=config.momentum,
-    )
 
 
 def _sum_of_squares(array: jax.Array) -> jax.Array:

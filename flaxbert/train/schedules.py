@@ -1,4 +1,4 @@
-"""Learning rates over the steps of a run: a linear warm-up, then one of seven shapes."""
+"""Learning rates over the steps of a run: a linear warm-up, then one of eight shapes."""
 
 import math
 from collections.abc import Callable
@@ -60,6 +60,17 @@ def _polynomial(peak: float, end: float, power: float, num_steps: int) -> Shape:
     return schedule
 
 
+def _stable_then_decay(peak: float, end: float, decay_steps: int, num_steps: int) -> Shape:
+    """Stays at the peak until the last ``decay_steps``, then falls with the root of the rest (Hägele et al., 2024, section 3)."""
+    start = max(0, num_steps - decay_steps)
+
+    def schedule(step: jax.Array) -> jax.Array:
+        share = jnp.clip((step - start) / max(1, num_steps - start), 0.0, 1.0)
+        return end + (peak - end) * (1.0 - jnp.sqrt(share))
+
+    return schedule
+
+
 def _after_warmup(config: TrainConfig, num_steps: int, num_warmup: int) -> Shape:
     peak, end = config.learning_rate, config.end_learning_rate
     rest = max(1, num_steps - num_warmup)
@@ -74,6 +85,8 @@ def _after_warmup(config: TrainConfig, num_steps: int, num_warmup: int) -> Shape
         return optax.exponential_decay(peak, decay_steps, config.decay_rate, end_value=end)
     if config.schedule == "step":
         return optax.exponential_decay(peak, decay_steps, config.decay_rate, staircase=True)
+    if config.schedule == "warmup_stable_decay":
+        return _stable_then_decay(peak, end, config.decay_steps or max(1, num_steps // DECAYS_PER_RUN), rest)
     if config.schedule == "inverse_square_root":
         return _inverse_square_root(peak, num_warmup)
     return optax.constant_schedule(peak)

@@ -218,12 +218,16 @@ def create_state(
     return state, kinds
 
 
+def _shape(state: TrainState, name: str) -> tuple[int, ...] | None:
+    return state.trainable[name].shape if name in state.trainable else None
+
+
 def state_shardings(
     state: TrainState, leaf_axes: Mapping[str, Sequence[str]], mesh: Mesh, kinds: Mapping[str, str]
 ) -> TrainState:
     """Returns how every array of a state is split over a mesh.
 
-    Optimizer moments follow their parameter; scalars are whole on every device.
+    Optimizer moments follow their parameter; scalars and what a rule keeps otherwise are whole on every device.
 
     Args:
       state: A state, or its structure with shapes.
@@ -239,7 +243,13 @@ def state_shardings(
     """
     by_part = flatten_parts(param_shardings(join_params(state, kinds), leaf_axes, mesh))
     whole = replicated(mesh)
-    moments = {kind: {name: by_part[name] for name in leaves} for kind, leaves in state.optimizer.moments.items()}
+    moments = {
+        kind: {
+            name: by_part.get(name, whole) if leaf.shape == _shape(state, name) else whole
+            for name, leaf in leaves.items()
+        }
+        for kind, leaves in state.optimizer.moments.items()
+    }
     return TrainState(
         step=whole,
         trainable={name: by_part[name] for name in state.trainable},

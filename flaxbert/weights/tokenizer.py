@@ -112,7 +112,7 @@ def _from_json(folder: pathlib.Path, settings: Mapping[str, Any]) -> Any:
 
     if settings and (folder / "config.json").is_file():
         return AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False, local_files_only=True)
-    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **_special_tokens(folder))
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **_special_tokens(folder, settings))
 
 
 def _load(folder: pathlib.Path, config: ModelConfig) -> Any:
@@ -131,11 +131,13 @@ def _load(folder: pathlib.Path, config: ModelConfig) -> Any:
         raise WeightsError(f"The tokenizer files of {folder} are malformed: {error}") from error
 
 
-def _special_tokens(folder: pathlib.Path) -> dict[str, str]:
+def _special_tokens(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, str]:
     file = folder / "special_tokens_map.json"
-    if file.is_file():
-        values = read_json_object(file)
-        return {key: value["content"] if isinstance(value, dict) else value for key, value in values.items() if value}
+    values = read_json_object(file) if file.is_file() else {k: v for k, v in settings.items() if k.endswith("_token")}
+    named = {key: value.get("content") if isinstance(value, dict) else value for key, value in values.items() if value}
+    found = {key: value for key, value in named.items() if isinstance(value, str)}
+    if found:
+        return found
     words = json.dumps(read_json_object(folder / "tokenizer.json"))
     usual = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
     return {f"{key}_token": token for key, token in usual.items() if json.dumps(token) in words}

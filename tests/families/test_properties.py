@@ -78,6 +78,35 @@ def test_packed_rows_equal_separate_rows(family):
 
 
 @EVERY_FAMILY
+def test_masked_positions_are_those_of_all_scores(family):
+    config = config_of(family, num_hidden_layers=2)
+    params, batch = small_params(config, "fill-mask"), small_batch(config)
+    places = np.random.default_rng(0).integers(0, 9, (len(batch["input_ids"]), 4)).astype(np.int32)
+    whole = logits(config, params, batch, "fill-mask")
+    some = logits(config, params, {**batch, "masked_positions": places}, "fill-mask")
+    np.testing.assert_allclose(some, np.take_along_axis(whole, places[..., None], axis=1), atol=EXACT)
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", pytest.param("ernie", marks=pytest.mark.slow)])
+def test_packed_pretraining_scores_every_segment(family):
+    config = config_of(family, num_hidden_layers=2)
+    params = small_params(config, "pretraining")
+    ids = np.random.default_rng(0).integers(5, config.vocab_size, (2, 4)).astype(np.int32)
+    packed = {
+        "input_ids": np.concatenate([ids[0], ids[1], [config.pad_token_id]]).astype(np.int32)[None],
+        "segment_ids": np.repeat([1, 2, 0], [4, 4, 1]).astype(np.int32)[None],
+        "position_ids": np.concatenate([np.arange(4), np.arange(4), [0]]).astype(np.int32)[None],
+        "first_positions": np.array([[0, 4]], np.int32),
+        "masked_positions": np.array([[1, 6]], np.int32),
+    }
+    together = run(params, packed, config=config, task="pretraining")
+    alone = run(params, {"input_ids": ids, "attention_mask": np.ones_like(ids)}, config=config, task="pretraining")
+    assert together.next_sentence_logits.shape == (1, 2, 2)
+    np.testing.assert_allclose(together.next_sentence_logits[0], alone.next_sentence_logits, atol=EXACT)
+    np.testing.assert_allclose(together.logits[0], np.stack([alone.logits[0, 1], alone.logits[1, 2]]), atol=EXACT)
+
+
+@EVERY_FAMILY
 def test_compiled_equals_eager(family):
     config = config_of(family, num_hidden_layers=1)
     params, batch = small_params(config, "token-classification"), small_batch(config)

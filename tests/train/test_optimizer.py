@@ -10,7 +10,8 @@ import pytest
 from flaxbert.config import TrainConfig
 from flaxbert.core.rules import Rule
 from flaxbert.errors import RuleError
-from flaxbert.train.optimizer import Optimizer, global_norm, make_optimizer
+from flaxbert.train.optimizer import Optimizer, global_norm
+from flaxbert.train.optimizers import make_optimizer
 
 STEPS = 50
 

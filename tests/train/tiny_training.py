@@ -18,7 +18,8 @@ from flaxbert.families.graph import abstract_params, forward, graph_definition
 from flaxbert.nn.dropout import dropout
 from flaxbert.nn.network import ModelOutput
 from flaxbert.train.losses import loss_for
-from flaxbert.train.optimizer import Optimizer, make_optimizer
+from flaxbert.train.optimizer import Optimizer
+from flaxbert.train.optimizers import make_optimizer
 from flaxbert.train.state import TrainState, create_state, state_shardings
 from flaxbert.train.step import make_train_step
 

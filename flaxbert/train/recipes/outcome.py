@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
+from flaxbert.config import OutputConfig
 from flaxbert.core.trees import count_parameters
 from flaxbert.evaluation.bootstrap import Interval
 from flaxbert.evaluation.report import ClassificationReport, comparison_text, label_report_text
-from flaxbert.families.graph import finishes_first_token_alone
 from flaxbert.model import Model
 from flaxbert.tasks.base import Scored
 from flaxbert.tasks.load import TrainingData
@@ -70,22 +70,28 @@ class Scores:
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def build_callbacks(prepared: Prepared, folder: pathlib.Path, extra: Sequence[Callback] = ()) -> MeasuredCallbacks:
+def build_callbacks(
+    output: OutputConfig,
+    metric: str,
+    folder: pathlib.Path,
+    extra: Sequence[Callback] = (),
+    *,
+    first_token_only: bool = False,
+) -> MeasuredCallbacks:
     """Returns who is told what happens: progress, ``metrics.jsonl`` and TensorBoard on the first process, nobody elsewhere.
 
     Args:
-      prepared: The run.
+      output: What is written.
+      metric: The metric that decides.
       folder: Folder of the run.
       extra: Who else is told, on every process.
+      first_token_only: Whether the last block computes what comes after its attention for one token of each input.
     """
-    output, model = prepared.config.output, prepared.model
     if jax.process_index() > 0:
         return MeasuredCallbacks(extra)
-    metric, _ = prepared.metric
     listeners: list[Any] = [JsonLinesWriter(folder / METRICS_FILE), ProgressReporter(output.progress, metric)]
     if output.tensorboard:
         listeners.append(TensorBoardWriter(folder / "tensorboard"))
-    first_token_only = finishes_first_token_alone(model.config, model.task, model.execution)
     return MeasuredCallbacks([*listeners, *extra], first_token_only=first_token_only)
 
 

@@ -7,16 +7,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from flaxbert.config import TrainConfig
+from flaxbert.core.arrays import Params
 from flaxbert.core.precision import Precision
 from flaxbert.core.sharding import BATCH_SPEC, bytes_per_device
 from flaxbert.core.trees import leaf_kinds
 from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import collate
 from flaxbert.families.graph import forward, graph_definition
-from flaxbert.train.losses import loss_for
+from flaxbert.model import Model
+from flaxbert.train.losses import LossFunction, loss_for
 from flaxbert.train.memory import (
     BatchPlan,
     StepMemory,
@@ -25,10 +27,10 @@ from flaxbert.train.memory import (
     find_batch_size,
     memory_budget_bytes,
 )
-from flaxbert.train.optimizer import make_optimizer
+from flaxbert.train.optimizers import make_optimizer
 from flaxbert.train.recipes.setup import Prepared, Say, batch_ways, global_batch_size
 from flaxbert.train.state import TrainState, create_state, state_shardings
-from flaxbert.train.step import make_train_step
+from flaxbert.train.step import Forward, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,63 @@ class CompiledRun:
     initial_state: Callable[[], TrainState]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepJob:
+    """What the compiled step of a run is made from.
+
+    Attributes:
+      params: Parameters before training, on the host.
+      forward: ``forward(params, batch, dropout_key=...)``; what it returns goes to the loss.
+      precision: Type that matrix products are computed in.
+      train: Training options.
+      mesh: The mesh.
+      leaf_axes: Axis names of every leaf.
+      total_steps: Optimizer steps of the whole run.
+      loss: Weighted sum of losses and of weights of a batch.
+      example: A batch of one example, of the largest shape of the run.
+    """
+
+    params: Params
+    forward: Forward
+    precision: str
+    train: TrainConfig
+    mesh: Mesh
+    leaf_axes: Mapping[str, tuple[str, ...]]
+    total_steps: int
+    loss: LossFunction
+    example: Mapping[str, np.ndarray]
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per optimizer step over all devices."""
+        return global_batch_size(self.train)
+
+
+def finetuning_job(prepared: Prepared) -> StepJob:
+    """Returns what the step of a fine-tuning run is made from.
+
+    Args:
+      prepared: The run.
+    """
+    train, model = prepared.config.train, prepared.model
+    return StepJob(
+        params=model.params,
+        forward=model_forward(model),
+        precision=model.execution.precision,
+        train=train,
+        mesh=prepared.mesh,
+        leaf_axes=prepared.leaf_axes,
+        total_steps=prepared.total_steps,
+        loss=loss_for(
+            model.task,
+            model.config.problem_type,
+            label_smoothing_rate=train.label_smoothing_rate,
+            class_weights=_class_weights(prepared),
+        ),
+        example=collate(prepared.data.train, np.zeros(1, np.int64), prepared.data.length_buckets[-1]),
+    )
+
+
 def _class_weights(prepared: Prepared) -> tuple[float, ...]:
     """Returns the weight per label; ``balanced`` gives each label the same share of the loss."""
     chosen = prepared.config.train.class_weights
@@ -59,8 +118,12 @@ def _class_weights(prepared: Prepared) -> tuple[float, ...]:
     return tuple((counts.sum() / (counts.size * np.maximum(counts, 1.0))).tolist())
 
 
-def _forward(prepared: Prepared) -> Callable[..., Any]:
-    model = prepared.model
+def model_forward(model: Model) -> Forward:
+    """Returns the network of a model as a function of its parameters.
+
+    Args:
+      model: Gives architecture, task and how it is executed.
+    """
     graphdef = graph_definition(model.config, model.task, model.execution)
 
     def run(params: Any, batch: Mapping[str, Any], *, dropout_key: Any = None) -> Any:
@@ -69,58 +132,44 @@ def _forward(prepared: Prepared) -> Callable[..., Any]:
     return run
 
 
-def batch_shapes(prepared: Prepared, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of the largest batch of a run, placed on its mesh.
-
-    Args:
-      prepared: The run.
-      batch_size: Examples per step over all devices.
-    """
-    sharding = NamedSharding(prepared.mesh, BATCH_SPEC)
-    example = collate(prepared.data.train, np.zeros(1, np.int64), prepared.data.length_buckets[-1])
+def _batch_shapes(job: StepJob) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of the largest batch of a run, placed on its mesh."""
+    sharding = NamedSharding(job.mesh, BATCH_SPEC)
     return {
-        name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype, sharding=sharding)
-        for name, array in example.items()
+        name: jax.ShapeDtypeStruct((job.batch_size, *array.shape[1:]), array.dtype, sharding=sharding)
+        for name, array in job.example.items()
     }
 
 
-def _build_step(prepared: Prepared, plan: BatchPlan, state: TrainState, kinds: Mapping[str, str]) -> Any:
-    train, model = prepared.config.train, prepared.model
-    scaled = Precision(model.execution.precision).needs_loss_scale
+def _build_step(job: StepJob, plan: BatchPlan, state: TrainState, kinds: Mapping[str, str]) -> Any:
+    scaled = Precision(job.precision).needs_loss_scale
     return make_train_step(
-        _forward(prepared),
-        loss_for(
-            model.task,
-            model.config.problem_type,
-            label_smoothing_rate=train.label_smoothing_rate,
-            class_weights=_class_weights(prepared),
-        ),
-        make_optimizer(train, prepared.total_steps),
+        job.forward,
+        job.loss,
+        make_optimizer(job.train, job.total_steps),
         kinds,
         plan.accumulation_steps,
-        shardings=state_shardings(state, prepared.leaf_axes, prepared.mesh, kinds),
-        mesh=prepared.mesh,
-        loss_scale_growth_steps=train.loss_scale_growth_steps if scaled else 0,
+        shardings=state_shardings(state, job.leaf_axes, job.mesh, kinds),
+        mesh=job.mesh,
+        loss_scale_growth_steps=job.train.loss_scale_growth_steps if scaled else 0,
     )
 
 
-def _create_state(prepared: Prepared) -> tuple[TrainState, dict[str, str]]:
-    train: TrainConfig = prepared.config.train
-    scaled = Precision(prepared.model.execution.precision).needs_loss_scale
+def _create_state(job: StepJob) -> tuple[TrainState, dict[str, str]]:
+    scaled = Precision(job.precision).needs_loss_scale
     return create_state(
-        prepared.model.params,
-        train.freeze,
-        make_optimizer(train, prepared.total_steps),
-        leaf_axes=prepared.leaf_axes,
-        mesh=prepared.mesh,
-        loss_scale=train.initial_loss_scale if scaled else 1.0,
+        job.params,
+        job.train.freeze,
+        make_optimizer(job.train, job.total_steps),
+        leaf_axes=job.leaf_axes,
+        mesh=job.mesh,
+        loss_scale=job.train.initial_loss_scale if scaled else 1.0,
     )
 
 
-def _create_state_of_shapes(prepared: Prepared) -> TrainState:
-    train: TrainConfig = prepared.config.train
-    optimizer = make_optimizer(train, prepared.total_steps)
-    return create_state(prepared.model.params, train.freeze, optimizer, copy=False)[0]
+def _create_state_of_shapes(job: StepJob) -> TrainState:
+    optimizer = make_optimizer(job.train, job.total_steps)
+    return create_state(job.params, job.train.freeze, optimizer, copy=False)[0]
 
 
 def describe_state(state: TrainState) -> str:
@@ -138,11 +187,11 @@ def describe_state(state: TrainState) -> str:
     return f"On each device: {', '.join(words)}."
 
 
-def compile_run(prepared: Prepared, plan: BatchPlan, say: Say) -> CompiledRun:
+def compile_run(job: StepJob, plan: BatchPlan, say: Say) -> CompiledRun:
     """Builds the training step of a plan and the structure of its state.
 
     Args:
-      prepared: The run.
+      job: What the step is made from.
       plan: How batches are cut.
       say: Where lines for the user go.
 
@@ -152,42 +201,42 @@ def compile_run(prepared: Prepared, plan: BatchPlan, say: Say) -> CompiledRun:
     Raises:
       RuleError: A freeze rule is not usable.
     """
-    state, kinds = _create_state(prepared)
+    state, kinds = _create_state(job)
     say(describe_state(state))
     like = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), state)
     holder = [state]
     del state
 
     def initial_state() -> TrainState:
-        return holder.pop() if holder else _create_state(prepared)[0]
+        return holder.pop() if holder else _create_state(job)[0]
 
-    return CompiledRun(_build_step(prepared, plan, like, kinds), kinds, like, initial_state)
+    return CompiledRun(_build_step(job, plan, like, kinds), kinds, like, initial_state)
 
 
-def _compile_for(prepared: Prepared) -> Callable[[int, int], StepMemory]:
-    state = jax.eval_shape(lambda: _create_state_of_shapes(prepared))
-    kinds = leaf_kinds(prepared.model.params)
-    shardings = state_shardings(state, prepared.leaf_axes, prepared.mesh, kinds)
+def _compile_for(job: StepJob) -> Callable[[int, int], StepMemory]:
+    state = jax.eval_shape(lambda: _create_state_of_shapes(job))
+    kinds = leaf_kinds(job.params)
+    shardings = state_shardings(state, job.leaf_axes, job.mesh, kinds)
     like = jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), state, shardings
     )
-    size, ways = global_batch_size(prepared.config), batch_ways(prepared.mesh)
-    batch, key = batch_shapes(prepared, size), jax.random.key(0)
+    size, ways = job.batch_size, batch_ways(job.mesh)
+    batch, key = _batch_shapes(job), jax.random.key(0)
 
     @functools.cache
     def compile_for(micro_batch: int, accumulation_steps: int) -> StepMemory:
-        step = _build_step(prepared, BatchPlan(size, micro_batch, ways), like, kinds)
-        with jax.set_mesh(prepared.mesh):
+        step = _build_step(job, BatchPlan(size, micro_batch, ways), like, kinds)
+        with jax.set_mesh(job.mesh):
             return estimate_step_memory(step.lower(like, batch, key).compile())
 
     return compile_for
 
 
-def plan_batches(prepared: Prepared, say: Say) -> BatchPlan:
+def plan_batches(job: StepJob, say: Say) -> BatchPlan:
     """Decides how the global batch is cut, from the memory that the compiled step needs for the longest inputs.
 
     Args:
-      prepared: The run.
+      job: What the step is made from.
       say: Where lines for the user go.
 
     Returns:
@@ -196,9 +245,9 @@ def plan_batches(prepared: Prepared, say: Say) -> BatchPlan:
     Raises:
       MemoryLimitError: The step needs more memory than there is; names the batch and a smaller one that fits.
     """
-    train, ways = prepared.config.train, batch_ways(prepared.mesh)
-    size, compile_for = global_batch_size(prepared.config), _compile_for(prepared)
-    limit_bytes = memory_budget_bytes(prepared.mesh.local_devices[0])
+    train, ways = job.train, batch_ways(job.mesh)
+    size, compile_for = job.batch_size, _compile_for(job)
+    limit_bytes = memory_budget_bytes(job.mesh.local_devices[0])
     if train.batch_size == "auto":
         plan = find_batch_size(size, compile_for, limit_bytes, batch_ways=ways)
         say(f"Batch size auto: {plan.describe()}, of {format_bytes(limit_bytes)} that are free.")

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from flaxbert.architecture import Execution
-from flaxbert.config import RunConfig
+from flaxbert.config import RunConfig, TrainConfig
 from flaxbert.core.precision import Precision
 from flaxbert.core.runtime import device_memory_limit_bytes, initialize_distributed
 from flaxbert.core.sharding import DATA, FSDP, build_mesh, check_mesh_fits
@@ -74,13 +74,13 @@ class Prepared:
         return self.data.task.primary(self.setting, self.config.train.metric)
 
 
-def global_batch_size(config: RunConfig) -> int:
+def global_batch_size(train: TrainConfig) -> int:
     """Returns the examples per optimizer step over all devices.
 
     Args:
-      config: The run.
+      train: Training options.
     """
-    return config.train.target_batch_size if config.train.batch_size == "auto" else config.train.batch_size
+    return train.target_batch_size if train.batch_size == "auto" else train.batch_size
 
 
 def batch_ways(mesh: Mesh) -> int:
@@ -170,7 +170,7 @@ def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
     model = load_model(config, data, data.task.name, str(folder))
     if model.account is not None:
         say(model.account.summary())
-    batch_size = global_batch_size(config)
+    batch_size = global_batch_size(config.train)
     accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
     check_mesh_fits(mesh, model.config, batch_size // accumulation)
     pipeline = BatchPipeline(
@@ -211,6 +211,6 @@ def describe(prepared: Prepared) -> str:
         f"task {model.task}, {model.config.problem_type or 'no problem type'}; "
         f"{prepared.data.report['train'].num_examples} training and "
         f"{prepared.data.report['validation'].num_examples} held-out examples; "
-        f"{prepared.total_steps} steps of {global_batch_size(config)}; {Precision(execution.precision).name}; "
+        f"{prepared.total_steps} steps of {global_batch_size(config.train)}; {Precision(execution.precision).name}; "
         f"mesh {shape} on {device.device_kind} ({format_bytes(device_memory_limit_bytes(device))} a device)"
     )

@@ -1,0 +1,98 @@
+"""Batches by the number of the step, read ahead, with a position that is saved and restored."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from flaxbert.errors import DataError
+
+PREFETCHED_BATCHES = 4
+
+Batch = dict[str, np.ndarray]
+
+
+class StepSource(Protocol):
+    """Random access to the batches of one process by the number of the step."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that show every example once."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What order and content of the batches depend on; fit for JSON."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
+
+
+class StepPipeline(Iterator[Batch]):
+    """Iterates over the batches of a source. Going on at a position reads nothing of what went before.
+
+    Args:
+      source: The batches.
+      prefetch: Batches that a thread prepares ahead.
+    """
+
+    def __init__(self, source: Any, prefetch: int = PREFETCHED_BATCHES) -> None:
+        import grain
+
+        self._source = source
+        options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
+        self._iterator: Any = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+    def __iter__(self) -> "StepPipeline":
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that show every example once."""
+        return self._source.steps_per_epoch
+
+    @property
+    def step(self) -> int:
+        """Number of batches handed out so far, over all epochs."""
+        return int(self._iterator.get_state()["next_index"])
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that the next batch belongs to, from 0."""
+        return self.step // self.steps_per_epoch
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position: the number of the next step, and what the order depends on; fit for JSON."""
+        return {"step": self.step, **self._source.identity}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues at a position, also one that was saved with another number of processes.
+
+        Args:
+          state: What ``get_state`` returned.
+
+        Raises:
+          DataError: The position belongs to other examples, another seed or another batch size.
+        """
+        differing = [
+            f"{name} was {state.get(name)!r} and is {value!r}"
+            for name, value in self._source.identity.items()
+            if state.get(name) != value
+        ]
+        step = state.get("step")
+        if differing or not isinstance(step, int) or not 0 <= step <= len(self._source):
+            reason = "; ".join(differing) or f"step is {step!r} of {len(self._source)}"
+            raise DataError(
+                f"The saved data position does not belong to this run's batches: {reason}. Resume with the data, seed and "
+                "batch size of the saved run, or start a new run in another output folder."
+            )
+        self._iterator.set_state({"next_index": step})
+
+    def close(self) -> None:
+        """Stops reading ahead; the pipeline can not be used afterwards."""
+        self._iterator.close()

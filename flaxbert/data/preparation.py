@@ -1,0 +1,251 @@
+"""One shard of a prepared corpus: which documents it holds, and how they become tokens. A pure function of the job."""
+
+import dataclasses
+import importlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from flaxbert.data.corpus import Document, read_documents
+from flaxbert.data.prepared import Shard, ShardWriter, TokenizedDocument, id_dtype
+from flaxbert.data.tokenization import refuse_surrogates, tokenizer_settings
+from flaxbert.data.words import Segmenter, segmented_starts
+from flaxbert.errors import ConfigError
+from flaxbert.pretraining_config import CorpusConfig
+
+_CHUNK_CHARACTERS = 1 << 20
+
+Place = tuple[int, int]
+"""Number of the input and number of the document in it."""
+
+
+def iterate_documents(inputs: Sequence[tuple[str, str]], config: CorpusConfig) -> Iterator[tuple[Place, Document]]:
+    """Yields all documents with their places.
+
+    Args:
+      inputs: From ``expand_inputs``.
+      config: What a document is.
+    """
+    for number, (source, file_format) in enumerate(inputs):
+        for index, document in enumerate(read_documents(source, file_format, config)):
+            yield (number, index), document
+
+
+def shard_documents(
+    inputs: Sequence[tuple[str, str]], config: CorpusConfig, shard: int, num_shards: int
+) -> Iterator[tuple[Place, Document]]:
+    """Yields the documents of one shard. Inputs are dealt out where there are enough of them, else single documents.
+
+    Args:
+      inputs: From ``expand_inputs``.
+      config: What a document is.
+      shard: Number of the shard.
+      num_shards: Number of shards.
+    """
+    if len(inputs) >= num_shards:
+        for number in range(shard, len(inputs), num_shards):
+            source, file_format = inputs[number]
+            for index, document in enumerate(read_documents(source, file_format, config)):
+                yield (number, index), document
+        return
+    for (number, index), document in iterate_documents(inputs, config):
+        if (number + index) % num_shards == shard:
+            yield (number, index), document
+
+
+def load_segmenter(name: str) -> Segmenter | None:
+    """Returns the function that a segmenter's name stands for.
+
+    Args:
+      name: ``module:function``, for example ``jieba:lcut``; empty for none.
+
+    Raises:
+      ConfigError: There is no such function.
+    """
+    if not name:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"prepare.segmenter is {name!r}, but must be module:function of an installed package, for example jieba:lcut ({error})."
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"prepare.segmenter {name!r} is no function.")
+    return cast("Segmenter", found)
+
+
+class DocumentTokenizer:
+    """Tokenizes documents sentence by sentence, as they would be tokenized in one piece, without special tokens.
+
+    Words such as ``[MASK]`` in the text stay text.
+
+    Args:
+      tokenizer: A tokenizer of transformers.
+      segmenter: Finds words that the vocabulary does not mark; None for none.
+
+    Raises:
+      ConfigError: There is a segmenter, but the tokenizer is not a fast one.
+    """
+
+    def __init__(self, tokenizer: Any, segmenter: Segmenter | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        self._segmenter = segmenter
+        if segmenter is not None and self._backend is None:
+            raise ConfigError("prepare.segmenter needs a fast tokenizer, which tells where its tokens stand.")
+        if self._backend is not None:
+            self._backend.encode_special_tokens = True
+        # Byte pairs write the blank before a word into its token, so a sentence inside a text must keep its blank.
+        whole, parts, led = (self._ids([text])[0] for text in ("a. b", "b", " b"))
+        self._lead = " " if whole[-len(led) :] == led and whole[-len(parts) :] != parts else ""
+
+    def _ids(self, sentences: Sequence[str]) -> list[list[int]]:
+        if self._backend is None:
+            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            return [self._tokenizer(sentence, **options)["input_ids"] for sentence in sentences]
+        with tokenizer_settings(self._backend, 0, "error"):
+            return [found.ids for found in self._backend.encode_batch_fast(list(sentences), add_special_tokens=False)]
+
+    def __call__(self, documents: Sequence[Document]) -> list[TokenizedDocument]:
+        """Tokenizes documents.
+
+        Args:
+          documents: The documents.
+
+        Raises:
+          DataError: A text is no valid Unicode; names its place.
+        """
+        for document in documents:
+            for sentence in document.sentences:
+                refuse_surrogates(sentence, None, document.where)
+        sentences = [
+            sentence if place == 0 else self._lead + sentence
+            for document in documents
+            for place, sentence in enumerate(document.sentences)
+        ]
+        ids = self._ids(sentences)
+        starts = None if self._segmenter is None else self._word_starts(sentences, self._segmenter)
+        borders = itertools.accumulate((len(document.sentences) for document in documents), initial=0)
+        return [
+            _join(ids[first:end], None if starts is None else starts[first:end])
+            for first, end in itertools.pairwise(borders)
+        ]
+
+    def _word_starts(self, sentences: Sequence[str], segmenter: Segmenter) -> list[np.ndarray]:
+        with tokenizer_settings(self._backend, 0, "error"):
+            encodings = self._backend.encode_batch(list(sentences), add_special_tokens=False)
+        return [
+            segmented_starts(sentence, np.array(found.offsets, np.int64).reshape(-1, 2), segmenter)
+            for sentence, found in zip(sentences, encodings, strict=True)
+        ]
+
+
+def split_document(document: TokenizedDocument, most: int) -> Iterator[TokenizedDocument]:
+    """Yields a document in parts that are short enough to be read for a single piece, cut after sentences where that can be.
+
+    Args:
+      document: The document.
+      most: Most tokens of a part.
+    """
+    start, size = 0, len(document.input_ids)
+    while size - start > most:
+        ends = document.sentence_ends[(document.sentence_ends > start) & (document.sentence_ends <= start + most)]
+        end = int(ends[-1]) if len(ends) else start + most
+        yield _part(document, start, end)
+        start = end
+    yield _part(document, start, size) if start else document
+
+
+def _part(document: TokenizedDocument, start: int, end: int) -> TokenizedDocument:
+    ends = document.sentence_ends
+    inside = ends[(ends > start) & (ends < end)] - start
+    words = document.word_starts
+    return TokenizedDocument(
+        document.input_ids[start:end],
+        np.concatenate([inside, [end - start]]),
+        None if words is None else words[start:end],
+    )
+
+
+def _join(ids: Sequence[Sequence[int]], starts: Sequence[np.ndarray] | None) -> TokenizedDocument:
+    kept = [place for place, numbers in enumerate(ids) if len(numbers)]
+    tokens = np.array([number for place in kept for number in ids[place]], np.int32)
+    ends = np.cumsum([len(ids[place]) for place in kept], dtype=np.int64)
+    words = None
+    if starts is not None:
+        words = np.concatenate([starts[place] for place in kept]) if kept else np.zeros(0, np.bool_)
+    return TokenizedDocument(tokens, ends, words)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+    """What a worker needs to write one shard.
+
+    Attributes:
+      inputs: From ``expand_inputs``.
+      config: What a document is.
+      folder: Folder of the corpus.
+      tokenizer_folder: Folder of the tokenizer.
+      vocab_size: Number of ids of the tokenizer.
+      number: Number of the shard.
+      num_shards: Number of shards.
+      dropped: Places of documents that are left out.
+      segmenter: As for ``load_segmenter``.
+      max_tokens: Longer documents are cut.
+    """
+
+    inputs: tuple[tuple[str, str], ...]
+    config: CorpusConfig
+    folder: str
+    tokenizer_folder: str
+    vocab_size: int
+    number: int
+    num_shards: int
+    dropped: frozenset[Place] = frozenset()
+    segmenter: str = ""
+    max_tokens: int = 8192
+
+
+def write_shard(job: ShardJob, tokenizer: Any) -> Shard:
+    """Reads, tokenizes and writes the documents of one shard.
+
+    Args:
+      job: Which.
+      tokenizer: The tokenizer of ``job.tokenizer_folder``.
+
+    Returns:
+      What was written.
+
+    Raises:
+      DataError: A text can not be read.
+    """
+    tokenize = DocumentTokenizer(tokenizer, load_segmenter(job.segmenter))
+    writer = ShardWriter(Path(job.folder), job.number, job.num_shards, id_dtype(job.vocab_size))
+    try:
+        places = shard_documents(job.inputs, job.config, job.number, job.num_shards)
+        for chunk in _chunks(document for place, document in places if place not in job.dropped):
+            for document in tokenize(chunk):
+                for part in split_document(document, job.max_tokens):
+                    writer.add(part)
+        return writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    size = 0
+    for document in documents:
+        chunk.append(document)
+        size += sum(map(len, document.sentences))
+        if size >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

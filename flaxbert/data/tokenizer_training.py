@@ -1,0 +1,114 @@
+"""New tokenizers learned from text: WordPiece, pairs of bytes, unigrams."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from flaxbert.errors import DataError
+from flaxbert.pretraining_config import TokenizerConfig
+
+_BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+_ROBERTA_TOKENS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
+
+
+def train_tokenizer(sentences: Iterable[str], config: TokenizerConfig) -> Any:
+    """Learns a tokenizer.
+
+    Args:
+      sentences: The text, piece by piece.
+      config: Which kind, and how large.
+
+    Returns:
+      A fast tokenizer of transformers with special tokens where its kind has them.
+
+    Raises:
+      DataError: There is no text.
+
+    Example:
+      >>> tokenizer = train_tokenizer(["a fine film"] * 3, TokenizerConfig(vocab_size=40))
+      >>> tokenizer.tokenize("a fine film")
+      ['a', 'fine', 'film']
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = _ROBERTA_TOKENS if config.kind == "bpe" else _BERT_TOKENS
+    build = {"wordpiece": _word_pieces, "bpe": _byte_pairs, "unigram": _unigrams}[config.kind]
+    backend, trainer = build(config, list(tokens.values()))
+    counted = _Counted(sentences)
+    backend.train_from_iterator(counted, trainer)
+    if not counted.number:
+        raise DataError("There is no text to learn a tokenizer from.")
+    backend.post_processor = _frame(backend, config.kind, tokens)
+    names = {f"{name}_token": token for name, token in tokens.items()}
+    if config.kind == "bpe":
+        names |= {"bos_token": tokens["cls"], "eos_token": tokens["sep"]}
+    inputs = (
+        ["input_ids", "attention_mask"] if config.kind == "bpe" else ["input_ids", "token_type_ids", "attention_mask"]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **names)
+
+
+class _Counted:
+    """Passes sentences on and counts them."""
+
+    def __init__(self, sentences: Iterable[str]) -> None:
+        self._sentences = sentences
+        self.number = 0
+
+    def __iter__(self) -> Any:
+        for sentence in self._sentences:
+            self.number += 1
+            yield sentence
+
+
+def _word_pieces(config: TokenizerConfig, special: list[str]) -> tuple[Any, Any]:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend, trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size, min_frequency=config.min_frequency, special_tokens=special, show_progress=False
+    )
+
+
+def _byte_pairs(config: TokenizerConfig, special: list[str]) -> tuple[Any, Any]:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend, trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+
+
+def _unigrams(config: TokenizerConfig, special: list[str]) -> tuple[Any, Any]:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.Unigram())
+    steps: list[Any] = [normalizers.NFKD() if config.lowercase else normalizers.NFKC()]
+    if config.lowercase:
+        steps += [normalizers.StripAccents(), normalizers.Lowercase()]
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    return backend, trainers.UnigramTrainer(
+        vocab_size=config.vocab_size, special_tokens=special, unk_token="[UNK]", show_progress=False
+    )
+
+
+def _frame(backend: Any, kind: str, tokens: dict[str, str]) -> Any:
+    """Returns what puts special tokens around a text and between two."""
+    from tokenizers import processors
+
+    first, last = tokens["cls"], tokens["sep"]
+    ids = [(token, backend.token_to_id(token)) for token in (first, last)]
+    if kind == "bpe":
+        return processors.RobertaProcessing(ids[1], ids[0], trim_offsets=True, add_prefix_space=False)
+    pair = f"{first}:0 $A:0 {last}:0 $B:1 {last}:1"
+    return processors.TemplateProcessing(single=f"{first} $A {last}", pair=pair, special_tokens=ids)

@@ -1,0 +1,195 @@
+"""From a prepared job to a trained state: resume, train with what memory there is, choose the best checkpoint."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxbert.config import TrainConfig
+from flaxbert.core.arrays import Params
+from flaxbert.core.sharding import param_shardings, shard
+from flaxbert.data.pipeline import StepPipeline
+from flaxbert.errors import ConfigError
+from flaxbert.train.callbacks import RunInfo
+from flaxbert.train.checkpoint import CheckpointStore
+from flaxbert.train.loop import LoopParts, LoopResult, Progress, run_loop
+from flaxbert.train.memory import BatchPlan, halve, is_out_of_memory
+from flaxbert.train.recipes.plan import CompiledRun, StepJob, compile_run, plan_batches
+from flaxbert.train.recipes.setup import Say
+from flaxbert.train.state import TrainState, join_params
+from flaxbert.train.throughput import MeasuredCallbacks
+
+MustAgree = Sequence[tuple[str, tuple[str, ...]]]
+"""Sections of a config with the settings that a resumed run shares with its checkpoints."""
+
+
+def _check_same_run(host: Mapping[str, Any], now: Mapping[str, Any], must_agree: MustAgree) -> None:
+    saved = host["config"]
+    for section, fields in must_agree:
+        for field in fields:
+            before, after = saved.get(section, now[section]).get(field), now[section][field]
+            if isinstance(after, tuple):
+                before, after = list(before or ()), list(after)
+            if before != after:
+                raise ConfigError(
+                    f"The checkpoints were made with {section}.{field} {before!r}, but it is now {after!r}; "
+                    "restore it, or choose another output.folder for a new run."
+                )
+
+
+def find_checkpoint(
+    store: CheckpointStore, train: TrainConfig, config: Mapping[str, Any], must_agree: MustAgree
+) -> Any:
+    """Returns the newest good version of a run, or None for a new one.
+
+    Args:
+      store: The checkpoints of the output folder.
+      train: Says whether a run may or must go on.
+      config: The resolved config.
+      must_agree: Settings that may not have changed.
+
+    Raises:
+      ConfigError: A setting has changed, or the versions and ``train.resume`` contradict each other.
+    """
+    newest, mode = store.newest_good(), train.resume
+    if newest is None:
+        if mode == "must":
+            raise ConfigError(f"train.resume is 'must', but {store.folder} holds no checkpoint.")
+        return None
+    if mode == "never":
+        raise ConfigError(
+            f"{store.folder} holds checkpoints of an earlier run (newest: step {newest.step}), and train.resume is "
+            "'never'; choose another output.folder, or train.resume auto to go on."
+        )
+    _check_same_run(store.read_host(newest), config, must_agree)
+    return newest
+
+
+@dataclasses.dataclass
+class TrainingRun:
+    """What training of any kind needs.
+
+    Attributes:
+      job: What the step is made from.
+      pipeline: Training batches of this process.
+      steps_per_epoch: Optimizer steps of one pass; an evaluation is due after each unless the options say otherwise.
+      evaluate: Returns the metrics of a parameter tree on held-out examples.
+      metric: The metric that chooses the best checkpoint, and whether higher is better.
+      config: The resolved config, which every checkpoint holds.
+      info: Returns what callbacks are told at the start, given the first step.
+      store: Where checkpoints go.
+      callbacks: Who is told.
+      say: Where lines for the user go.
+    """
+
+    job: StepJob
+    pipeline: StepPipeline
+    steps_per_epoch: int
+    evaluate: Callable[[Params], dict[str, float]]
+    metric: tuple[str, bool]
+    config: Mapping[str, Any]
+    info: Callable[[int], RunInfo]
+    store: CheckpointStore
+    callbacks: MeasuredCallbacks
+    say: Say
+
+    def before(self, newest: Any) -> dict[str, float]:
+        """Returns the metrics before training, from the checkpoint where there is one.
+
+        Args:
+          newest: The version that the run goes on from, or None.
+        """
+        if newest is not None:
+            return dict(self.store.read_host(newest)["before"])
+        params = self.job.params
+        return self.evaluate(shard(params, param_shardings(params, self.job.leaf_axes, self.job.mesh)))
+
+    def _parts(self, compiled: CompiledRun, plan: BatchPlan, before: Mapping[str, float]) -> LoopParts:
+        job, train = self.job, self.job.train
+        evaluate_every = train.evaluate_every or self.steps_per_epoch
+        return LoopParts(
+            step=compiled.step,
+            evaluate=lambda state: self.evaluate(join_params(state, compiled.kinds)),
+            pipeline=self.pipeline,
+            store=self.store,
+            callbacks=self.callbacks,
+            mesh=job.mesh,
+            config=train,
+            total_steps=job.total_steps,
+            evaluate_every=evaluate_every,
+            checkpoint_every=train.checkpoint_every or evaluate_every,
+            metric=self.metric[0],
+            higher_is_better=self.metric[1],
+            kinds=compiled.kinds,
+            host={"config": dict(self.config), "plan": dataclasses.asdict(plan), "before": dict(before)},
+        )
+
+    def _train(self, plan: BatchPlan, newest: Any, before: Mapping[str, float]) -> tuple[LoopResult, CompiledRun]:
+        compiled = compile_run(self.job, plan, self.say)
+        progress, first_step = Progress(), 0
+        if newest is None:
+            state = compiled.initial_state()
+        else:
+            host = self.store.read_host(newest)
+            state = self.store.restore(newest, compiled.like, kinds=compiled.kinds)
+            self.pipeline.set_state(host["data"])
+            progress, first_step = Progress(**host["progress"]), newest.step
+            self.say(f"Resuming at step {newest.step} from {self.store.folder}.")
+        self.callbacks.on_start(self.info(first_step))
+        if not first_step:
+            self.callbacks.on_evaluation(0, before)
+        return run_loop(self._parts(compiled, plan, before), state, progress), compiled
+
+    def train(self, newest: Any, before: Mapping[str, float]) -> tuple[LoopResult, CompiledRun]:
+        """Trains to the end; where ``train.batch_size`` is auto and memory runs out, again with smaller micro batches.
+
+        Args:
+          newest: The version that the run goes on from, or None.
+          before: Metrics before training.
+
+        Returns:
+          How the loop ended, and the compiled step.
+        """
+        plan = plan_batches(self.job, self.say)
+        start = self.pipeline.get_state()
+        while True:
+            try:
+                return self._train(plan, newest, before)
+            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                if self.job.train.batch_size != "auto" or not is_out_of_memory(error):
+                    raise
+                plan = halve(plan)
+                self.pipeline.set_state(start)
+                newest = self.store.newest_good()
+                self.say(f"Out of memory: micro batches are halved to {plan.micro_batch}, the global batch stays.")
+
+    def chosen(self, result: LoopResult, compiled: CompiledRun) -> tuple[TrainState, int]:
+        """Returns the state that is kept, and its step: the last one of a run that was stopped, else the best if so told.
+
+        Args:
+          result: How the loop ended.
+          compiled: The compiled step.
+        """
+        if result.reason == "preempted":
+            folder = self.store.folder
+            self.say(f"Asked to stop: saved step {result.step} in {folder}; the same command goes on from there.")
+            return result.state, result.step
+        found = self.store.best_good() if self.job.train.load_best_at_end else None
+        if found is None or found.step == result.step:
+            return result.state, result.step
+        return self.store.restore(found, compiled.like, kinds=compiled.kinds), found.step
+
+
+def to_host(params: Params) -> Params:
+    """Returns a parameter tree with every array whole in this process's memory.
+
+    Args:
+      params: Parameter tree on a mesh, perhaps of several processes.
+    """
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, params)
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(lambda array: np.asarray(multihost_utils.process_allgather(array, tiled=True)), params)
