@@ -77,7 +77,7 @@ def test_packed_rows_equal_separate_rows(family):
         np.testing.assert_allclose(together[packed["segment_ids"][0] == number], alone, atol=EXACT)
 
 
-@EVERY_FAMILY
+@pytest.mark.parametrize("family", slow_unless({"bert", "modernbert"}.__contains__, FAMILIES))
 def test_masked_positions_are_those_of_all_scores(family):
     config = config_of(family, num_hidden_layers=2)
     params, batch = small_params(config, "fill-mask"), small_batch(config)
@@ -87,7 +87,7 @@ def test_masked_positions_are_those_of_all_scores(family):
     np.testing.assert_allclose(some, np.take_along_axis(whole, places[..., None], axis=1), atol=EXACT)
 
 
-@pytest.mark.parametrize("family", ["bert", "albert", pytest.param("ernie", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", slow_unless({"bert"}.__contains__, ["bert", "albert", "ernie"]))
 def test_packed_pretraining_scores_every_segment(family):
     config = config_of(family, num_hidden_layers=2)
     params = small_params(config, "pretraining")

@@ -9,6 +9,7 @@ import pytest
 from flaxbert.config import TrainConfig
 from flaxbert.train.optax_rules import OTHER, RULES
 from flaxbert.train.optimizers import make_optimizer
+from tests.helpers import slow_unless
 
 LEARNING_RATE = 0.01
 NAMES = {
@@ -41,7 +42,7 @@ def step(optimizer, leaves, state, gradients, apply=True):
     )
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", slow_unless({"lamb", "muon"}.__contains__, RULES))
 def test_a_parabola_is_descended(name):
     optimizer, leaves = make(name), params()
     state = optimizer.init(leaves)
@@ -52,7 +53,7 @@ def test_a_parabola_is_descended(name):
     assert int(state.count) == 40
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", slow_unless({"lamb", "muon"}.__contains__, RULES))
 def test_a_skipped_step_changes_nothing(name):
     optimizer, leaves = make(name), params()
     leaves, state = step(optimizer, leaves, optimizer.init(leaves), params(1))

@@ -41,7 +41,7 @@ def contents(corpus):
     return [corpus.document(number).input_ids.tolist() for number in range(len(corpus))]
 
 
-@pytest.mark.parametrize("num_shards", [2, 5])
+@pytest.mark.parametrize("num_shards", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_workers_change_nothing(num_shards, tmp_path, model, texts):
     alone, lines = run(tmp_path, model, texts, "one", num_shards=num_shards, num_workers=1)
     many, _ = run(tmp_path, model, texts, "two", num_shards=num_shards, num_workers=2)
@@ -107,9 +107,10 @@ def test_folders_are_protected(tmp_path, model, texts):
         lock.release()
 
 
-def test_a_failed_run_leaves_no_corpus(tmp_path, model, texts):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_failed_run_leaves_no_corpus(workers, tmp_path, model, texts):
     (texts / "9.txt").write_bytes(b"\xff\xfe no text")
-    for workers in (1, 2):
+    for _ in range(2):
         with pytest.raises(DataError, match=r"9\.txt"):
             run(tmp_path, model, texts, num_workers=workers, num_shards=2)
         with pytest.raises(DataError, match="is no prepared corpus"):
