@@ -132,7 +132,7 @@ def in_blocks(monkeypatch, size):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("padding", [pytest.param("left", marks=pytest.mark.slow), "right"])
 @pytest.mark.parametrize("block", [pytest.param(4, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_long_input_in_blocks_equals_torch(block, padding, tmp_path, monkeypatch):
     case = modern(Case("long", "token-classification", {"max_position_embeddings": 40}, padding, length=37))

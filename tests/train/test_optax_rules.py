@@ -31,8 +31,14 @@ def make(name, **options):
     return make_optimizer(config, 100)
 
 
+def compiled(optimizer, cache={}):  # noqa: B006  one program for each optimizer of this file
+    if id(optimizer) not in cache:
+        cache[id(optimizer)] = (optimizer, jax.jit(optimizer.update))  # kept, so that its id is not given again
+    return cache[id(optimizer)][1]
+
+
 def step(optimizer, leaves, state, gradients, apply=True):
-    return jax.jit(optimizer.update)(
+    return compiled(optimizer)(
         leaves,
         state,
         gradients,

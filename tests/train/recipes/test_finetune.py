@@ -126,6 +126,7 @@ def test_batch_size_auto_keeps_the_global_batch(model, data, tmp_path, monkeypat
     assert any("Batch size auto" in line and "of 16" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_bytes_on_each_device_are_said_and_split_over_the_mesh(model, data, tmp_path):
     said: dict[MeshConfig, str] = {}
     for index, mesh in enumerate((MeshConfig(data=8), MeshConfig(data=2, fsdp=4))):
