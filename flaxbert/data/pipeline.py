@@ -1,7 +1,7 @@
 """Batches by the number of the step, read ahead, with a position that is saved and restored."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -12,29 +12,12 @@ PREFETCHED_BATCHES = 4
 Batch = dict[str, np.ndarray]
 
 
-class StepSource(Protocol):
-    """Random access to the batches of one process by the number of the step."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps that show every example once."""
-        ...
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """What order and content of the batches depend on; fit for JSON."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Batch: ...
-
-
 class StepPipeline(Iterator[Batch]):
     """Iterates over the batches of a source. Going on at a position reads nothing of what went before.
 
     Args:
-      source: The batches.
+      source: Random access to the batches of one process by the number of the step (``len`` and ``source[step]``), with
+        ``steps_per_epoch`` and with ``identity``, which says what order and content depend on and is fit for JSON.
       prefetch: Batches that a thread prepares ahead.
     """
 

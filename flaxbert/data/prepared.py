@@ -7,6 +7,7 @@ whole and without special tokens: how long inputs are and how they are packed is
 
 import dataclasses
 import functools
+import hashlib
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -219,12 +220,13 @@ class PreparedCorpus:
         self.vocab_size = int(settings["vocab_size"])
         self.made_from: Mapping[str, Any] = settings["made_from"]
         self._dtype = id_dtype(self.vocab_size)
-        shards, self.skipped = [], []
+        shards, lengths, self.skipped = [], [], []
         for entry in settings["shards"]:
             shard = Shard(**entry)
-            problem = _problem(self.folder, shard)
+            found, problem = _read_lengths(self.folder, shard)
             if not problem:
                 shards.append(shard)
+                lengths.append(found)
             elif skip_damaged:
                 self.skipped.append(shard.file)
             else:
@@ -235,7 +237,6 @@ class PreparedCorpus:
             raise DataError(f"{self.folder}: no file of the corpus can be read.")
         self._shards = shards
         self._firsts = np.cumsum([0, *(shard.num_documents for shard in shards)])
-        lengths = [np.load(self.folder / shard.lengths_file) for shard in shards]
         self.lengths = np.concatenate(lengths).astype(np.int64)
         if not len(self.lengths):
             raise DataError(f"{self.folder}: the corpus holds no document.")
@@ -251,8 +252,6 @@ class PreparedCorpus:
     @functools.cached_property
     def digest(self) -> str:
         """What the shards hold, as one word: two corpora with the same one give the same documents."""
-        import hashlib
-
         found = hashlib.blake2b(digest_size=8)
         for shard in self._shards:
             found.update(shard.sha256.encode())
@@ -301,19 +300,27 @@ def _read_corpus_file(folder: Path) -> dict[str, Any]:
         raise DataError(f"{file}: the description of the corpus is damaged ({error}).") from error
 
 
-def _problem(folder: Path, shard: Shard) -> str:
+def _read_lengths(folder: Path, shard: Shard) -> tuple[np.ndarray, str]:
+    """Returns the lengths of a shard's documents, and what is wrong with it, empty where nothing is."""
+    nothing = np.zeros(0, "<u4")
     for name in (shard.file, shard.lengths_file):
         if Path(name).name != name:
-            return f"{folder / CORPUS_FILE}: the corpus names the file {name!r}, which lies outside its folder."
+            return (
+                nothing,
+                f"{folder / CORPUS_FILE}: the corpus names the file {name!r}, which lies outside its folder.",
+            )
         if not (folder / name).is_file():
-            return f"{folder / name}: a file of the corpus is missing."
+            return nothing, f"{folder / name}: a file of the corpus is missing."
     found = (folder / shard.file).stat().st_size
     if found != shard.size_bytes:
-        return f"{folder / shard.file}: the file has {found} bytes, but had {shard.size_bytes} when it was written."
+        return (
+            nothing,
+            f"{folder / shard.file}: the file has {found} bytes, but had {shard.size_bytes} when it was written.",
+        )
     try:
         lengths = np.load(folder / shard.lengths_file)
     except (ValueError, OSError, EOFError) as error:
-        return f"{folder / shard.lengths_file}: the file is damaged ({error})."
+        return nothing, f"{folder / shard.lengths_file}: the file is damaged ({error})."
     if len(lengths) != shard.num_documents or int(lengths.sum(dtype=np.int64)) != shard.num_tokens:
-        return f"{folder / shard.lengths_file}: the file does not belong to {shard.file}."
-    return ""
+        return nothing, f"{folder / shard.lengths_file}: the file does not belong to {shard.file}."
+    return lengths, ""

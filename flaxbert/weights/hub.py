@@ -6,23 +6,14 @@ import re
 from collections.abc import Sequence
 
 from flaxbert.errors import WeightsError
+from flaxbert.weights.tokenizer_files import TOKENIZER_PATTERNS
 
 ALLOWED_FILES = (
     "config.json",
     "*.safetensors",
     "model.safetensors.index.json",
     "flaxbert_*.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "bpe.codes",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
+    *TOKENIZER_PATTERNS,
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",

@@ -15,6 +15,7 @@ import numpy as np
 
 from flaxbert.errors import WeightsError
 from flaxbert.weights.readers import DTYPES, INDEX_FILE
+from flaxbert.weights.tokenizer_files import TOKENIZER_PATTERNS
 
 MANIFEST_FILE = "flaxbert_manifest.json"
 """Names every file of a folder with its size and SHA-256."""
@@ -29,17 +30,7 @@ REPLACED_FILES = (
     "flax_model*.msgpack*",
     "bert_model.ckpt.*",
     "flaxbert_*",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "bpe.codes",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
+    *TOKENIZER_PATTERNS,
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
