@@ -1,11 +1,22 @@
-"""Options for raw text: which text, what is left out of it, how it is prepared, and tokenizers that are learned from it."""
+"""Options of pre-training: raw text, what is left out of it, how it is prepared and masked."""
 
 import codecs
 import dataclasses
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+from flaxbert.config import (
+    AttentionName,
+    MeshConfig,
+    OutputConfig,
+    PrecisionName,
+    RematPolicy,
+    TrainConfig,
+)
 from flaxbert.errors import ConfigError
+
+MaskingUnit = Literal["token", "word", "ngram", "span"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +91,44 @@ class DedupConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+    """How tokens are masked.
+
+    Attributes:
+      rate: Share of the real tokens that are to be predicted.
+      unit: What is drawn: single tokens (Devlin et al., 2019), whole words, n-grams of words (Lan et al., 2020, section 3.1: length ``n``
+        with a probability proportional to ``1 / n``), or spans of words (Joshi et al., 2020, section 3.1: geometric lengths).
+      hidden_rate: Share of the drawn tokens that the mask token replaces.
+      random_rate: Share of the drawn tokens that a random token replaces; the rest stays as it is.
+      max_ngram: Most words of an n-gram.
+      span_end_rate: Chance that a span ends after each of its words.
+      max_span: Most words of a span.
+    """
+
+    rate: float = 0.15
+    unit: MaskingUnit = "token"
+    hidden_rate: float = 0.8
+    random_rate: float = 0.1
+    max_ngram: int = 3
+    span_end_rate: float = 0.2
+    max_span: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise ConfigError(f"masking.rate is {self.rate}, but must lie between 0 and 1, for example 0.15.")
+        if min(self.hidden_rate, self.random_rate) < 0 or self.hidden_rate + self.random_rate > 1 + 1e-9:
+            raise ConfigError(
+                f"masking.hidden_rate is {self.hidden_rate} and masking.random_rate {self.random_rate}; neither may be negative, and "
+                "their sum is at most 1."
+            )
+        if not 0 < self.span_end_rate <= 1:
+            raise ConfigError(f"masking.span_end_rate is {self.span_end_rate}, but must be over 0 and at most 1.")
+        for name in ("max_ngram", "max_span"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"masking.{name} is {getattr(self, name)}, but must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """What ``flaxbert prepare`` makes of raw text.
 
@@ -147,3 +196,127 @@ class TokenizerConfig:
                 f"tokenizer.min_frequency is {self.min_frequency} and tokenizer.max_documents {self.max_documents}; the first must be "
                 "at least 1, the second not negative."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainModel:
+    """Which model is pre-trained.
+
+    Attributes:
+      path: Checkpoint to go on from, a folder or an id on the hub. Empty: new weights.
+      revision: Branch, tag or commit on the hub.
+      family: Family of a new model.
+      size: Size of a new model: tiny (2 layers of 128), mini (4 of 256), small (4 of 512), medium (8 of 512), base (12 of 768) or large (24 of 1024).
+      architecture: Keys of ``config.json`` that a new model has otherwise, for example {"hidden_dropout_prob": 0.0}.
+      precision: Type that the matrix products are computed in; parameters stay float32.
+      attention: Attention implementation, as for fine-tuning.
+      scan_layers: Run the layers as one scanned loop.
+      remat: What to recompute in the backward pass.
+      offline: Never contact the hub.
+    """
+
+    path: str = ""
+    revision: str = ""
+    family: str = "bert"
+    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "small"
+    architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    precision: PrecisionName = "bfloat16"
+    attention: AttentionName = "auto"
+    scan_layers: bool = False
+    remat: RematPolicy = "none"
+    offline: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainData:
+    """Which prepared corpora are read, and how they become rows.
+
+    Attributes:
+      corpora: Folders that ``flaxbert prepare`` wrote, with one tokenizer.
+      weights: How often the rows of each come, relative to each other. Empty: as often as there are rows.
+      validation: Folder of a prepared corpus of held-out text. Empty: ``validation_rate`` of the documents of the first corpus.
+      validation_rate: Share of the documents that is held out.
+      max_validation_rows: Most rows of an evaluation; 0 takes all.
+      row_length: Tokens of a row.
+      packing: best_fit or first_fit put several pieces into a row; none leaves each alone, with padding.
+      min_tokens: Pieces with fewer tokens are left out.
+      max_pieces: Most pieces of a row; 0 for any number.
+      skip_damaged: Leave out files of a corpus that are missing or cut off, instead of refusing it.
+    """
+
+    corpora: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    validation: str = ""
+    validation_rate: float = 0.01
+    max_validation_rows: int = 512
+    row_length: int = 128
+    packing: Literal["best_fit", "first_fit", "none"] = "best_fit"
+    min_tokens: int = 8
+    max_pieces: int = 0
+    skip_damaged: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_rate < 1:
+            raise ConfigError(f"data.validation_rate is {self.validation_rate}, but a rate lies in [0, 1).")
+        for name, least in (("max_validation_rows", 0), ("row_length", 8), ("min_tokens", 1), ("max_pieces", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}, but must be at least {least}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is learned beside hidden words.
+
+    Attributes:
+      pairs: none; next_sentence (whether the second text follows the first or is another one's; BERT, ERNIE); sentence_order (whether two texts that follow each other were exchanged; ALBERT).
+      pair_weight: Factor of the loss of pairs.
+      replaced_tokens: Train a discriminator, which says of every token whether a generator has replaced it, beside that generator (ELECTRA, DeBERTa 3).
+      replaced_weight: Factor of the discriminator's loss.
+      generator_rate: Size of the generator: share of the discriminator's width (ELECTRA) or depth (other families).
+      sharing: What both share of their embeddings: none; tied tables; disentangled (the discriminator adds a table of its own, He et al., 2023).
+    """
+
+    pairs: Literal["none", "next_sentence", "sentence_order"] = "none"
+    pair_weight: float = 1.0
+    replaced_tokens: bool = False
+    replaced_weight: float = 50.0
+    generator_rate: float = 0.25
+    sharing: Literal["none", "tied", "disentangled"] = "tied"
+
+    def __post_init__(self) -> None:
+        if not self.pair_weight > 0:
+            raise ConfigError(
+                f"objective.pair_weight is {self.pair_weight}, but must be over 0; for no pairs set pairs: none."
+            )
+        if not (self.replaced_weight > 0 and 0 < self.generator_rate <= 1):
+            raise ConfigError(
+                f"objective.replaced_weight is {self.replaced_weight} and objective.generator_rate {self.generator_rate}; both must be "
+                "over 0, the second at most 1."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """A pre-training run.
+
+    Attributes:
+      model: Which model.
+      data: Which corpora.
+      masking: How words are hidden.
+      objective: What is learned beside them.
+      train: How it is trained.
+      mesh: How devices are arranged.
+      output: Where it writes.
+    """
+
+    model: PretrainModel = dataclasses.field(default_factory=PretrainModel)
+    data: PretrainData = dataclasses.field(default_factory=PretrainData)
+    masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the whole config as nested dictionaries, fit for YAML and JSON."""
+        return dataclasses.asdict(self)

@@ -14,6 +14,7 @@ from flaxbert.architecture import ModelConfig
 from flaxbert.config import RunConfig
 from flaxbert.core.files import whole_file
 from flaxbert.errors import DataError
+from flaxbert.pretraining_config import PretrainConfig
 
 LOGGER = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class RunInfo:
       num_parameters: Parameters of the model.
     """
 
-    config: RunConfig
+    config: RunConfig | PretrainConfig
     model_config: ModelConfig
     total_steps: int
     first_step: int = 0

@@ -205,6 +205,8 @@ class _Step:
         optimizer = self.optimizer
         with jax.numpy_dtype_promotion("strict"):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
+            # What depends on the whole batch is worked out before the batch is cut into micro batches.
+            batch = getattr(self.gradients_of.loss, "weigh", dict)(batch)
             scaled = self.loss_scale_growth_steps > 0
             rows = batch["input_ids"].shape[0] // self.accumulation_steps
             # In float16 the mean of a micro batch is scaled, not its sum, which would overflow much earlier.

@@ -41,6 +41,7 @@ PEERS: dict[str, frozenset[str]] = {
     "architecture": frozenset({"config"}),
     "core.axes": frozenset({"errors"}),
     "core.digests": frozenset({"errors"}),
+    "pretraining_config": frozenset({"config"}),
     "inference": frozenset(),
     "evaluation.metrics": frozenset({"evaluation.alignment"}),
     "evaluation.bootstrap": frozenset({"evaluation.metrics"}),

@@ -3,16 +3,19 @@
 import pathlib
 
 import jsonargparse
+import numpy as np
 import pytest
 import yaml
 
 from flaxbert.config import RunConfig
 from flaxbert.data.columns import count_labels, encode_labels, infer_problem_type, label_set, read_examples
+from flaxbert.pretraining_config import PretrainConfig
 from flaxbert.tasks.base import Setting
 from flaxbert.tasks.registry import get_task
 from tests.helpers import ROOT
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PRETRAINING = sorted((ROOT / "configs").glob("pretrain_*.yaml"))
+CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path not in PRETRAINING]
 
 REAL = {
     "sst2": ("hide new secretions from the parental units ", None, {"negative": 29780, "positive": 37569}, 872),
@@ -40,6 +43,20 @@ OTHER_TASKS = {
     "semeval2010_task8": (8000, 0, "The system as described above has its greatest application in an arrayed $ conf"),
 }
 """Training and validation examples of the tasks that are no sequence classification, and the start of the first text."""
+
+
+@pytest.mark.parametrize("path", PRETRAINING, ids=lambda path: path.stem)
+def test_pretraining_configs_are_complete(path):
+    from flaxbert.train.optimizers import make_optimizer
+    from flaxbert.train.recipes.pretraining_networks import new_model_config
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PretrainConfig, "run")
+    run = parser.instantiate(parser.parse_object({"run": yaml.safe_load(path.read_text(encoding="utf-8"))})).run
+    assert run.data.corpora
+    assert run.output.folder == f"runs/{path.stem}"
+    assert new_model_config(run.model, 30_528, run.data.row_length, 0).max_length >= run.data.row_length
+    assert float(make_optimizer(run.train, 1000).schedule(np.int32(1000))) < run.train.learning_rate
 
 
 def test_there_is_one_for_every_task():

@@ -1,0 +1,170 @@
+"""Batches for pre-training: rows of several corpora in a fixed proportion, by the number of the step."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from flaxbert.data.pipeline import Batch
+from flaxbert.data.pretraining_rows import RowSource
+from flaxbert.errors import ConfigError
+from flaxbert.task_config import IGNORED_LABEL
+
+_MIXTURE_ROWS = 1024
+"""Rows in which a mixture shows every source as often as its weight says."""
+
+
+class RowMixture:
+    """An endless stream of rows of several sources; each comes as often as its weight says, epoch after epoch of its own.
+
+    Args:
+      sources: The sources.
+      weights: Their weights; empty weighs every row of every source alike.
+
+    Raises:
+      ConfigError: Weights and sources do not belong together, or a source would never come.
+    """
+
+    def __init__(self, sources: Sequence[RowSource], weights: Sequence[float] = ()) -> None:
+        self.sources = tuple(sources)
+        shares = np.array(weights or [len(source) for source in sources], np.float64)
+        if len(shares) != len(self.sources) or not (np.isfinite(shares).all() and (shares > 0).all()):
+            raise ConfigError(
+                f"The weights {list(weights)} do not fit {len(self.sources)} corpora; give one positive weight for each."
+            )
+        places = _largest_remainders(shares / shares.sum(), _MIXTURE_ROWS)
+        if not places.all():
+            raise ConfigError(
+                f"The weights {list(weights)} are too far apart: a corpus would never come in {_MIXTURE_ROWS} rows."
+            )
+        # Spread evenly: the k-th of n rows of a source stands at (k + 1/2) / n.
+        when = np.concatenate([(np.arange(count) + 0.5) / count for count in places])
+        which = np.repeat(np.arange(len(places)), places)
+        self._which = which[np.argsort(when, kind="stable")]
+        self._rank = np.zeros(_MIXTURE_ROWS, np.int64)
+        for number in range(len(places)):
+            self._rank[self._which == number] = np.arange(places[number])
+        self.counts = [int(count) for count in places]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows after which every source has been seen once on average."""
+        return sum(len(source) for source in self.sources)
+
+    def place(self, number: int) -> tuple[int, int, int]:
+        """Returns source, epoch and place in the order of the epoch of a row of the stream.
+
+        Args:
+          number: Its number.
+        """
+        block, offset = divmod(number, _MIXTURE_ROWS)
+        which = int(self._which[offset])
+        index = block * self.counts[which] + int(self._rank[offset])
+        return which, *divmod(index, len(self.sources[which]))
+
+
+def _largest_remainders(shares: np.ndarray, total: int) -> Int[np.ndarray, "sources"]:
+    exact = shares * total
+    counts = np.floor(exact).astype(np.int64)
+    rest = total - int(counts.sum())
+    counts[np.argsort(-(exact - counts), kind="stable")[:rest]] += 1
+    return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingBatches:
+    """The training batches of one process by the number of the step.
+
+    Attributes:
+      mixture: The rows.
+      batch_size: Rows per global batch.
+      num_steps: Steps of the run.
+      process_index: Number of this process.
+      process_count: Number of processes.
+    """
+
+    mixture: RowMixture
+    batch_size: int
+    num_steps: int
+    process_index: int = 0
+    process_count: int = 1
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that show as many rows as there are."""
+        return -(-self.mixture.num_rows // self.batch_size)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What order and content of the batches depend on; fit for JSON."""
+        return {
+            "batch_size": self.batch_size,
+            "sources": [source.identity for source in self.mixture.sources],
+            "counts": self.mixture.counts,
+        }
+
+    @functools.cached_property
+    def _order(self) -> Any:
+        return functools.lru_cache(maxsize=2 * len(self.mixture.sources))(
+            lambda which, epoch: self.mixture.sources[which].order(epoch)
+        )
+
+    def __getitem__(self, index: int) -> Batch:
+        """Returns this process's rows of the batch of step ``index``."""
+        share = self.batch_size // self.process_count
+        first = int(index) * self.batch_size + self.process_index * share
+        rows = []
+        for number in range(first, first + share):
+            which, epoch, place = self.mixture.place(number)
+            rows.append(self.mixture.sources[which].rows([int(self._order(which, epoch)[place])], epoch))
+        return _complete({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRows:
+    """Held-out rows in batches of one shape; the last one is filled with rows without labels.
+
+    Attributes:
+      source: The rows.
+      batch_size: Rows per global batch.
+      max_rows: Most rows; 0 takes all.
+      process_index: Number of this process.
+      process_count: Number of processes.
+    """
+
+    source: RowSource
+    batch_size: int
+    max_rows: int = 0
+    process_index: int = 0
+    process_count: int = 1
+
+    def __len__(self) -> int:
+        return (self.num_rows + self.batch_size - 1) // self.batch_size
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are scored."""
+        return min(len(self.source), self.max_rows) if self.max_rows else len(self.source)
+
+    def __iter__(self) -> Iterator[Batch]:
+        share = self.batch_size // self.process_count
+        for step in range(len(self)):
+            first = step * self.batch_size + self.process_index * share
+            numbers = np.arange(first, first + share)
+            batch = _complete(self.source.rows(np.minimum(numbers, self.num_rows - 1).tolist(), -1))
+            filling = numbers >= self.num_rows
+            for name in ("labels", "pair_labels"):
+                if name in batch:
+                    batch[name][filling] = IGNORED_LABEL
+            batch["example_weight"][filling] = 0.0
+            yield batch
+
+
+def _complete(rows: Mapping[str, np.ndarray]) -> Batch:
+    return {**rows, "example_weight": np.ones(len(rows["input_ids"]), np.float32)}

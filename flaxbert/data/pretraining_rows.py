@@ -1,0 +1,302 @@
+"""Rows for pre-training: pieces of documents, packed, masked, perhaps paired. Any row of any epoch is found by its number alone."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from flaxbert.data.masking import Masker, num_prediction_slots
+from flaxbert.data.packing import Packing, pack
+from flaxbert.data.prepared import PreparedCorpus, TokenizedDocument
+from flaxbert.data.shuffling import StableRandom, stable_permutation
+from flaxbert.errors import ConfigError, DataError
+from flaxbert.task_config import IGNORED_LABEL
+
+PairObjective = Literal["none", "next_sentence", "sentence_order"]
+
+_PACKING_WINDOW = 1 << 16
+"""Pieces that are packed together; a window keeps the memory of packing bounded."""
+
+_WINDOW_STREAM, _ROW_STREAM, _ORDER_STREAM, _HELD_OUT_STREAM = range(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Parts of documents that are short enough for a row.
+
+    Attributes:
+      documents: Number of each piece's document.
+      starts: First token of each in its document.
+      lengths: Its tokens, without special ones.
+    """
+
+    documents: Int[np.ndarray, "pieces"]
+    starts: Int[np.ndarray, "pieces"]
+    lengths: Int[np.ndarray, "pieces"]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def cut_documents(lengths: Int[np.ndarray, "documents"], room: int, min_tokens: int = 1) -> Pieces:
+    """Cuts documents into pieces of ``room`` tokens and a rest.
+
+    Args:
+      lengths: Tokens of each document.
+      room: Most tokens of a piece.
+      min_tokens: Shorter rests and documents are left out.
+
+    Returns:
+      The pieces, document by document.
+
+    Raises:
+      DataError: Nothing is left.
+
+    Example:
+      >>> cut_documents(np.array([5, 3]), 4).lengths.tolist()
+      [4, 1, 3]
+    """
+    counts = -(-lengths.astype(np.int64) // room)
+    documents = np.repeat(np.arange(len(lengths)), counts)
+    firsts = np.cumsum(counts) - counts
+    starts = (np.arange(len(documents)) - firsts[documents]) * room
+    sizes = np.minimum(room, lengths[documents] - starts)
+    kept = sizes >= min_tokens
+    if not kept.any():
+        raise DataError(f"No document has {min_tokens} tokens or more, so there is nothing to learn from.")
+    return Pieces(documents[kept], starts[kept], sizes[kept].astype(np.int64))
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialTokens:
+    """Ids that frame pieces.
+
+    Attributes:
+      first: Stands before a piece (``[CLS]``).
+      separator: Stands after it (``[SEP]``).
+      pad: Fills rows.
+      mask: Stands for hidden tokens.
+      doubled: Whether two separators stand between two texts, as in RoBERTa.
+      typed: Whether the second text has token type 1.
+    """
+
+    first: int
+    separator: int
+    pad: int
+    mask: int
+    doubled: bool = False
+    typed: bool = True
+
+
+class RowSource:
+    """The rows of a corpus by number.
+
+    The pieces are packed once, in windows of pieces drawn at random; an epoch shows every row once, in an order of its own, with masks and
+    pairs of its own. Attention never crosses from one piece to another, so it does not matter which pieces share a row.
+
+    Args:
+      corpus: The documents.
+      special: Ids that frame pieces.
+      masker: Hides tokens.
+      row_length: Tokens of a row.
+      packing: best_fit, first_fit, or none for one piece a row.
+      pairs: Whether pieces are split into two texts, and what is to be learned of them.
+      min_tokens: Pieces with fewer tokens are left out.
+      max_pieces: Most pieces of a row; 0 for any number.
+      documents: Which documents are read; None reads all.
+      seed: Decides all that is random.
+    """
+
+    def __init__(
+        self,
+        corpus: PreparedCorpus,
+        special: SpecialTokens,
+        masker: Masker,
+        *,
+        row_length: int,
+        packing: str = "best_fit",
+        pairs: PairObjective = "none",
+        min_tokens: int = 8,
+        max_pieces: int = 0,
+        documents: Bool[np.ndarray, "documents"] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.corpus, self.special, self.masker = corpus, special, masker
+        self.row_length, self.pairs, self.seed = row_length, pairs, seed
+        self._num_special = 2 if pairs == "none" else 4 if special.doubled else 3
+        if row_length < self._num_special + min_tokens:
+            raise ConfigError(
+                f"Rows of {row_length} tokens have no room for {self._num_special} special tokens and {min_tokens} others."
+            )
+        lengths = corpus.lengths if documents is None else np.where(documents, corpus.lengths, 0)
+        self.pieces = cut_documents(lengths, row_length - self._num_special, min_tokens)
+        self.packing = _pack_in_windows(self.pieces.lengths + self._num_special, row_length, packing, max_pieces, seed)
+        self.max_pieces = int(np.diff(self.packing.offsets).max())
+
+        self.identity: dict[str, Any] = {
+            "corpus": corpus.digest,
+            "documents": int(np.count_nonzero(lengths)),
+            "row_length": row_length,
+            "packing": packing,
+            "pairs": pairs,
+            "min_tokens": min_tokens,
+            "max_pieces": max_pieces,
+            "masking": dataclasses.asdict(masker.config),
+            "seed": seed,
+        }
+
+    def __len__(self) -> int:
+        return len(self.packing)
+
+    @property
+    def num_slots(self) -> int:
+        """Predictions that a row has room for."""
+        return num_prediction_slots(self.masker.config.rate, self.row_length)
+
+    def order(self, epoch: int) -> Int[np.ndarray, "rows"]:
+        """Returns the order of the rows of an epoch.
+
+        Args:
+          epoch: Its number.
+        """
+        return stable_permutation(len(self), self.seed, _ORDER_STREAM, epoch)
+
+    def rows(self, numbers: Sequence[int], epoch: int) -> dict[str, np.ndarray]:
+        """Returns rows as the network takes them.
+
+        Args:
+          numbers: Numbers of the rows.
+          epoch: Decides masks and pairs; -1 is fit for evaluation.
+
+        Returns:
+          ``input_ids``, ``segment_ids`` (0 for padding), ``position_ids``, ``masked_positions`` and ``labels`` (ids before masking, -100 for empty
+          slots), and with pairs ``token_type_ids``, ``first_positions`` and ``pair_labels`` (-100 for empty places).
+        """
+        built = [self._row(int(number), epoch) for number in numbers]
+        return {name: np.stack([row[name] for row in built]) for name in built[0]}
+
+    def _row(self, number: int, epoch: int) -> dict[str, np.ndarray]:
+        random = StableRandom(self.seed, _ROW_STREAM, epoch + 1, number)
+        row = _Row(self.row_length, self.max_pieces, self.special)
+        for piece in self.packing.row(number).tolist():
+            document = self.corpus.document(int(self.pieces.documents[piece]))
+            start = int(self.pieces.starts[piece])
+            end = start + int(self.pieces.lengths[piece])
+            if self.pairs == "none":
+                row.add([self._text(document, start, end)], IGNORED_LABEL)
+            else:
+                row.add(*self._pair(document, start, end, random))
+        masked = self.masker(row.input_ids[None], random, row.word_starts[None])
+        found = {
+            "input_ids": masked.input_ids[0],
+            "segment_ids": row.segment_ids,
+            "position_ids": row.position_ids,
+            "masked_positions": masked.positions[0],
+            "labels": masked.labels[0],
+        }
+        if self.pairs != "none":
+            found |= {"first_positions": row.first_positions, "pair_labels": row.pair_labels}
+            if self.special.typed:
+                found["token_type_ids"] = row.token_type_ids
+        return found
+
+    def _text(self, document: TokenizedDocument, start: int, end: int) -> "_Text":
+        ids = document.input_ids[start:end]
+        words = document.word_starts
+        return _Text(ids, self.masker.table.word_starts(ids) if words is None else words[start:end])
+
+    def _pair(
+        self, document: TokenizedDocument, start: int, end: int, random: StableRandom
+    ) -> tuple[list["_Text"], int]:
+        """Returns two texts and whether the second one follows (0) or not (1)."""
+        inside = document.sentence_ends[(document.sentence_ends > start) & (document.sentence_ends < end)]
+        border = int(inside[random.integers(len(inside), 1)[0]]) if len(inside) else (start + end) // 2
+        first, second = self._text(document, start, border), self._text(document, border, end)
+        if random.uniform(1)[0] < 0.5:
+            return [first, second], 0
+        if self.pairs == "sentence_order":
+            return [second, first], 1
+        return [first, self._other_text(document, len(second.ids), random)], 1
+
+    def _other_text(self, document: TokenizedDocument, size: int, random: StableRandom) -> "_Text":
+        """Returns the beginning of a piece of another place, at most ``size`` tokens."""
+        piece = int(random.integers(len(self.pieces), 1)[0])
+        other = self.corpus.document(int(self.pieces.documents[piece]))
+        start = int(self.pieces.starts[piece])
+        return self._text(other, start, start + min(size, int(self.pieces.lengths[piece])))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    ids: Int[np.ndarray, "tokens"]
+    word_starts: Bool[np.ndarray, "tokens"]
+
+
+class _Row:
+    """A row that is filled piece by piece."""
+
+    def __init__(self, length: int, max_pieces: int, special: SpecialTokens) -> None:
+        self._special = special
+        self._used, self._pieces = 0, 0
+        self.input_ids = np.full(length, special.pad, np.int32)
+        self.segment_ids, self.position_ids, self.token_type_ids = (np.zeros(length, np.int32) for _ in range(3))
+        self.word_starts = np.ones(length, np.bool_)
+        self.first_positions = np.zeros(max_pieces, np.int32)
+        self.pair_labels = np.full(max_pieces, IGNORED_LABEL, np.int32)
+
+    def add(self, texts: Sequence[_Text], label: int) -> None:
+        """Writes one piece, which is a text or a pair, with its special tokens."""
+        special = self._special
+        start = self._used
+        self._write(np.array([special.first]), None, 0)
+        for number, text in enumerate(texts):
+            if number and special.doubled:
+                self._write(np.array([special.separator]), None, number)
+            self._write(text.ids, text.word_starts, number)
+            self._write(np.array([special.separator]), None, number)
+        self.first_positions[self._pieces], self.pair_labels[self._pieces] = start, label
+        self._pieces += 1
+        self.segment_ids[start : self._used] = self._pieces
+        self.position_ids[start : self._used] = np.arange(self._used - start)
+
+    def _write(self, ids: Int[np.ndarray, "tokens"], starts: Bool[np.ndarray, "tokens"] | None, number: int) -> None:
+        place = slice(self._used, self._used + len(ids))
+        self.input_ids[place] = ids
+        self.token_type_ids[place] = number
+        if starts is not None:
+            self.word_starts[place] = starts
+        self._used += len(ids)
+
+
+def _pack_in_windows(
+    lengths: Int[np.ndarray, "pieces"], row_length: int, strategy: str, max_pieces: int, seed: int
+) -> Packing:
+    if strategy == "none":
+        offsets = np.arange(len(lengths) + 1)
+        return Packing(np.arange(len(lengths)), offsets, row_length, int(lengths.sum()))
+    order = stable_permutation(len(lengths), seed, _WINDOW_STREAM)
+    pieces, counts = [], []
+    for start in range(0, len(order), _PACKING_WINDOW):
+        window = order[start : start + _PACKING_WINDOW]
+        packed = pack(lengths[window], row_length, strategy=strategy, max_pieces=max_pieces)
+        pieces.append(window[packed.pieces])
+        counts.append(np.diff(packed.offsets))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))])
+    return Packing(np.concatenate(pieces), offsets, row_length, int(lengths.sum()))
+
+
+def hold_out(num_documents: int, rate: float, seed: int) -> Bool[np.ndarray, "documents"]:
+    """Returns which documents are held out: the same share of any corpus, at least one where there are two.
+
+    Args:
+      num_documents: Number of documents.
+      rate: Share in [0, 1).
+      seed: Decides which.
+    """
+    held = np.zeros(num_documents, np.bool_)
+    if rate > 0 and num_documents > 1:
+        count = min(num_documents - 1, max(1, round(rate * num_documents)))
+        held[stable_permutation(num_documents, seed, _HELD_OUT_STREAM)[:count]] = True
+    return held

@@ -1,0 +1,225 @@
+"""The networks of a pre-training run: one that fills in words, or a generator and a discriminator."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax.tree_util import tree_map
+
+from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.core.arrays import Params
+from flaxbert.core.trees import leaf_names, stack_layers
+from flaxbert.errors import ConfigError
+from flaxbert.families import get_family
+from flaxbert.families.graph import initialize_params
+from flaxbert.model import Model, load
+from flaxbert.pretraining_config import ObjectiveConfig, PretrainModel
+from flaxbert.train.objectives import PretrainingLoss
+from flaxbert.train.recipes.plan import model_forward
+from flaxbert.train.replaced_tokens import DISCRIMINATOR, GENERATOR, ReplacedTokenForward, join
+from flaxbert.train.step import Forward
+
+SIZES: dict[str, tuple[int, int]] = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}
+"""Layers and width of each size (Turc et al., 2019, and Devlin et al., 2019); heads have 64 entries, feed-forward layers four times the width."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """What is trained.
+
+    Attributes:
+      models: The model that is fine-tuned later, and the generator where there is one, each with its own parameters before training.
+      params: The tree that is trained.
+      forward: Both networks as one function of it.
+      loss: The objectives.
+    """
+
+    models: Mapping[str, Model]
+    params: Params
+    forward: Forward
+    loss: PretrainingLoss
+
+    @property
+    def main(self) -> Model:
+        """The model that is fine-tuned later."""
+        return self.models["model"]
+
+    @property
+    def leaf_axes(self) -> dict[str, tuple[str, ...]]:
+        """Axis names of every leaf of the tree."""
+        axes = get_family(self.main.config.family).parameter_axes
+        if GENERATOR not in self.models:
+            return dict(axes(leaf_names(self.params)))
+        parts = {GENERATOR: self.models[GENERATOR], DISCRIMINATOR: self.main}
+        found = {
+            f"{part}.{name}": value
+            for part, model in parts.items()
+            for name, value in axes(leaf_names(model.params)).items()
+        }
+        return {name: found[name] for name in leaf_names(self.params)}
+
+    def trained(self, params: Params) -> dict[str, Model]:
+        """Returns the models with trained parameters, by the name of their folder.
+
+        Args:
+          params: The tree, on the host.
+        """
+        if not isinstance(self.forward, ReplacedTokenForward):
+            return {"model": self.main.replace(params=params)}
+        parts = self.forward.split(tree_map(jnp.asarray, params))
+        return {
+            name: self.models[name].replace(params=part)
+            for name, part in zip(("generator", "model"), parts, strict=True)
+        }
+
+
+def new_model_config(source: PretrainModel, vocab_size: int, row_length: int, pad_token_id: int) -> ModelConfig:
+    """Returns the architecture of a new model.
+
+    Args:
+      source: Family, size and what differs.
+      vocab_size: Entries of the tokenizer.
+      row_length: Tokens of a row, which positions must reach.
+      pad_token_id: Id of padding.
+
+    Raises:
+      ConfigError: The family or a key is not known, or values do not fit together.
+    """
+    layers, width = SIZES[source.size]
+    json = {
+        "model_type": source.family,
+        "vocab_size": vocab_size,
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": width // 64,
+        "intermediate_size": 4 * width,
+        "pad_token_id": pad_token_id,
+        **source.architecture,
+    }
+    config = get_family(source.family).config_from_json(json)
+    if config.max_length < row_length:
+        raise ConfigError(
+            f"data.row_length is {row_length}, but the model has positions for {config.max_length} tokens; lower it, or raise "
+            "max_position_embeddings in model.architecture."
+        )
+    return config
+
+
+def generator_config(config: ModelConfig, rate: float) -> ModelConfig:
+    """Returns the architecture of the generator beside a discriminator: narrower where the family projects its embeddings, else less deep.
+
+    Args:
+      config: Architecture of the discriminator.
+      rate: Share of the discriminator's width or depth.
+
+    Raises:
+      ConfigError: Nothing would be left.
+    """
+    if config.family != "electra":
+        return config.replace(num_hidden_layers=max(1, round(config.num_hidden_layers * rate)))
+    heads = max(1, round(config.num_attention_heads * rate))
+    width = config.hidden_size // config.num_attention_heads * heads
+    return config.replace(
+        hidden_size=width,
+        embedding_size=config.embedding_width,
+        num_attention_heads=heads,
+        intermediate_size=max(1, round(config.intermediate_size * rate)),
+    )
+
+
+def build_networks(
+    source: PretrainModel, objective: ObjectiveConfig, tokenizer: Any, row_length: int, seed: int
+) -> Networks:
+    """Makes or loads what is trained.
+
+    Args:
+      source: Which model.
+      objective: What it learns.
+      tokenizer: The tokenizer of the corpora.
+      row_length: Tokens of a row.
+      seed: Seed of new weights.
+
+    Returns:
+      The networks with their parameters before training.
+
+    Raises:
+      ConfigError: The tokenizer is not the model's, or the family lacks a head that the objective needs.
+    """
+    pairs = objective.pairs != "none"
+    if objective.replaced_tokens:
+        if source.path:
+            raise ConfigError("objective.replaced_tokens starts from new weights; leave model.path empty.")
+        if pairs:
+            raise ConfigError("objective.replaced_tokens and objective.pairs do not go together; set pairs: none.")
+        return _two_networks(source, objective, tokenizer, row_length, seed)
+    task = "pretraining" if pairs else "fill-mask"
+    if source.path:
+        model = _loaded(source, task, tokenizer, seed)
+    else:
+        config = _config_of(source, tokenizer, row_length)
+        model = _new_model(source, config, task, tokenizer, seed)
+    loss = PretrainingLoss(pair_weight=objective.pair_weight if pairs else 0.0)
+    return Networks({"model": model}, model.params, model_forward(model), loss)
+
+
+def _config_of(source: PretrainModel, tokenizer: Any, row_length: int) -> ModelConfig:
+    size = max(tokenizer.get_vocab().values()) + 1
+    return new_model_config(source, size, row_length, int(tokenizer.pad_token_id or 0))
+
+
+def _loaded(source: PretrainModel, task: str, tokenizer: Any, seed: int) -> Model:
+    model = load(
+        source.path,
+        task=task,
+        precision=source.precision,
+        attention=source.attention,
+        scan_layers=source.scan_layers,
+        remat=source.remat,
+        revision=source.revision or None,
+        offline=source.offline,
+        seed=seed,
+    )
+    if model.tokenizer is None or model.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"The corpora were prepared with another tokenizer than that of {source.path}; prepare them with "
+            f"prepare.tokenizer {source.path}."
+        )
+    return model
+
+
+def _new_model(source: PretrainModel, config: ModelConfig, task: str, tokenizer: Any, seed: int) -> Model:
+    if task not in get_family(config.family).architectures:
+        raise ConfigError(f"The family {config.family} has no head for '{task}', which the objective needs.")
+    params = initialize_params(config, task, seed)
+    return Model(
+        config=config,
+        params=stack_layers(params) if source.scan_layers else params,
+        task=task,
+        tokenizer=tokenizer,
+        execution=Execution(source.precision, source.attention, source.scan_layers, source.remat),
+    )
+
+
+def _two_networks(
+    source: PretrainModel, objective: ObjectiveConfig, tokenizer: Any, row_length: int, seed: int
+) -> Networks:
+    config = _config_of(source, tokenizer, row_length)
+    build = functools.partial(_new_model, source, tokenizer=tokenizer)
+    discriminator = build(config, "replaced-token-detection", seed=seed)
+    generator = build(generator_config(config, objective.generator_rate), "fill-mask", seed=seed + 1)
+    forward = ReplacedTokenForward(model_forward(generator), model_forward(discriminator), objective.sharing)
+    return Networks(
+        {"model": discriminator, "generator": generator},
+        join(generator.params, discriminator.params, objective.sharing),
+        forward,
+        PretrainingLoss(replaced_weight=objective.replaced_weight),
+    )

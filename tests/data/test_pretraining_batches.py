@@ -1,0 +1,109 @@
+"""Batches by the number of the step: mixtures in proportion, processes that share, evaluation of every row once."""
+
+import numpy as np
+import pytest
+
+from flaxbert.data.pipeline import StepPipeline
+from flaxbert.data.pretraining_batches import EvaluationRows, PretrainingBatches, RowMixture
+from flaxbert.data.pretraining_rows import RowSource, hold_out
+from flaxbert.errors import ConfigError, DataError
+from tests.data.test_pretraining_rows import SPECIAL, masker, write_corpus
+
+
+def make_source(folder, sizes, **options):
+    folder.mkdir()
+    corpus = write_corpus(folder, sizes)
+    return RowSource(corpus, SPECIAL, masker(corpus), row_length=16, **options)
+
+
+@pytest.fixture
+def sources(tmp_path):
+    return make_source(tmp_path / "a", [14] * 10), make_source(tmp_path / "b", [14] * 30)
+
+
+def test_a_mixture_keeps_its_proportion_everywhere(sources):
+    mixture = RowMixture(sources, [1.0, 3.0])
+    places = [mixture.place(number) for number in range(2000)]
+    for start in (0, 500, 1500):
+        assert sum(which for which, _, _ in places[start : start + 100]) == pytest.approx(75, abs=2)
+    for which, size in ((0, 10), (1, 30)):
+        seen = [epoch * size + place for found, epoch, place in places if found == which]
+        assert seen == list(range(len(seen))), "every source is read in its own order, epoch after epoch"
+
+
+def test_without_weights_every_row_counts_alike(sources):
+    mixture = RowMixture(sources)
+    assert mixture.counts == [256, 768]
+    assert mixture.num_rows == 40
+    with pytest.raises(ConfigError, match="one positive weight for each"):
+        RowMixture(sources, [1.0])
+    with pytest.raises(ConfigError, match="too far apart"):
+        RowMixture(sources, [1.0, 1e6])
+
+
+def test_processes_share_the_batch(sources):
+    mixture = RowMixture(sources)
+    whole = PretrainingBatches(mixture, 8, 10)
+    parts = [PretrainingBatches(mixture, 8, 10, index, 4) for index in range(4)]
+    for step in (0, 7):
+        together = [part[step] for part in parts]
+        for name, array in whole[step].items():
+            assert np.array_equal(array, np.concatenate([part[name] for part in together]))
+
+
+def test_a_run_goes_on_where_it_stood(sources):
+    mixture = RowMixture(sources)
+    expected = [PretrainingBatches(mixture, 4, 30)[step]["input_ids"] for step in range(30)]
+    pipeline = StepPipeline(PretrainingBatches(mixture, 4, 30))
+    for _ in range(11):
+        next(pipeline)
+    state = pipeline.get_state()
+    again = StepPipeline(PretrainingBatches(mixture, 4, 30))
+    again.set_state(state)
+    rest = [batch["input_ids"] for batch in again]
+    assert len(rest) == 19
+    assert all(np.array_equal(a, b) for a, b in zip(rest, expected[11:], strict=True))
+    other = StepPipeline(PretrainingBatches(mixture, 8, 30))
+    with pytest.raises(DataError, match="batch_size was 4 and is 8"):
+        other.set_state(state)
+    for pipe in (pipeline, again, other):
+        pipe.close()
+
+
+def test_every_row_of_an_epoch_comes_once(sources):
+    mixture = RowMixture(sources[:1])
+    batches = PretrainingBatches(mixture, 5, 4)
+    first = np.concatenate([batches[0]["position_ids"], batches[1]["position_ids"]])
+    assert len(first) == 10
+    orders = [sources[0].order(epoch).tolist() for epoch in (0, 1)]
+    assert [mixture.place(number)[1:] for number in (0, 9, 10, 19)] == [(0, 0), (0, 9), (1, 0), (1, 9)]
+    assert orders[0] != orders[1]
+    assert batches.steps_per_epoch == 2
+
+
+def test_evaluation_shows_every_row_once(sources):
+    rows = EvaluationRows(sources[0], 4)
+    batches = list(rows)
+    assert len(batches) == len(rows) == 3
+    assert sum(batch["example_weight"].sum() for batch in batches) == 10
+    labels = np.concatenate([batch["labels"] for batch in batches])
+    expected = sources[0].rows(range(10), -1)["labels"]
+    assert np.array_equal(labels[:10], expected)
+    assert (labels[10:] < 0).all()
+    halves = [list(EvaluationRows(sources[0], 4, 6, index, 2)) for index in range(2)]
+    together = [np.concatenate([a["labels"], b["labels"]]) for a, b in zip(*halves, strict=True)]
+    assert np.array_equal(np.concatenate(together)[:6], expected[:6])
+    assert (np.concatenate(together)[6:] < 0).all()
+
+
+def test_held_out_documents_are_not_trained_on(tmp_path):
+    corpus = write_corpus(tmp_path, [14] * 50)
+    held = hold_out(50, 0.1, 3)
+    assert held.sum() == 5
+    train = RowSource(corpus, SPECIAL, masker(corpus), row_length=16, documents=~held)
+    rest = RowSource(corpus, SPECIAL, masker(corpus), row_length=16, documents=held)
+    assert (len(train), len(rest)) == (45, 5)
+    assert not set(train.pieces.documents) & set(rest.pieces.documents)
+    assert train.identity != rest.identity
+    assert hold_out(1, 0.5, 0).sum() == 0
+    assert hold_out(2, 0.9, 0).sum() == 1

@@ -1,0 +1,214 @@
+"""Pre-training from text to a model that can be fine-tuned: learns, resumes bit for bit, refuses what does not fit."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from flaxbert.config import OutputConfig, TrainConfig
+from flaxbert.core.trees import flatten_names
+from flaxbert.errors import ConfigError, DataError
+from flaxbert.model import load
+from flaxbert.pretraining_config import (
+    CorpusConfig,
+    DedupConfig,
+    MaskingConfig,
+    ObjectiveConfig,
+    PrepareConfig,
+    PretrainConfig,
+    PretrainData,
+    PretrainModel,
+    TokenizerConfig,
+)
+from flaxbert.train.callbacks import CallbackBase
+from flaxbert.train.recipes.prepare import prepare_corpus
+from flaxbert.train.recipes.pretrain import pretrain
+from flaxbert.train.recipes.pretraining_networks import new_model_config
+from flaxbert.train.recipes.tokenizer import train_tokenizer_of_corpus
+
+NOUNS, VERBS = ("cat", "dog", "hen", "fox"), ("sees", "likes", "follows", "fears")
+ORDER = ("First", "Then", "Later", "Soon", "Next", "Finally")
+TINY = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "hidden_dropout_prob": 0.0,
+    "initializer_range": 0.15,
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A language in which nouns and verbs follow from each other (noun i, verb i, noun i + 1), and sentences have an order."""
+    folder = tmp_path_factory.mktemp("text")
+    random = np.random.default_rng(0)
+    lines = []
+    for _ in range(300):
+        first = int(random.integers(4))
+        lines.append(
+            " ".join(
+                f"{ORDER[i]} the {NOUNS[(first + i) % 4]} {VERBS[(first + i) % 4]} the {NOUNS[(first + i + 1) % 4]}."
+                for i in range(6)
+            )
+        )
+    (folder / "text.txt").write_text("\n".join(lines))
+    text = CorpusConfig(inputs=(str(folder / "text.txt"),), document="line")
+    train_tokenizer_of_corpus(
+        TokenizerConfig(folder=str(folder / "tokenizer"), vocab_size=120), text, say=lambda line: None
+    )
+    config = PrepareConfig(
+        folder=str(folder / "corpus"), tokenizer=str(folder / "tokenizer"), num_shards=1, num_workers=1
+    )
+    prepare_corpus(config, text, DedupConfig(), say=lambda line: None)
+    return folder / "corpus"
+
+
+def config_of(corpus, folder, *, steps=30, pairs="none", model=None, train=None, **data):
+    return PretrainConfig(
+        model=model or PretrainModel(size="tiny", architecture=TINY, precision="float32"),
+        data=PretrainData(
+            **{"corpora": (str(corpus),), "row_length": 64, "validation_rate": 0.1, "max_validation_rows": 16, **data}
+        ),
+        masking=MaskingConfig(rate=0.2),
+        objective=ObjectiveConfig(pairs=pairs),
+        train=TrainConfig(
+            **{
+                "batch_size": 8,
+                "num_steps": steps,
+                "learning_rate": 2e-3,
+                "evaluate_every": steps,
+                "log_every": 5,
+                **(train or {}),
+            }
+        ),
+        output=OutputConfig(folder=str(folder), tensorboard=False, plots=False, progress="off"),
+    )
+
+
+def quiet(line):
+    del line
+
+
+def test_words_are_learned_and_the_model_loads_everywhere(corpus, tmp_path):
+    from transformers import AutoModelForMaskedLM
+
+    lines = []
+    result = pretrain(config_of(corpus, tmp_path, steps=150), say=lines.append)
+    assert result.before["perplexity"] > 25
+    assert result.after["perplexity"] < 4
+    assert result.after["masked_accuracy"] > 0.6
+    assert any("270 rows of 64 tokens, 270 pieces, packed to" in line for line in lines)
+    folder = tmp_path / "model"
+    assert load(folder).task == "fill-mask"
+    stock = AutoModelForMaskedLM.from_pretrained(folder)
+    assert stock.config.hidden_size == 32
+    assert load(folder, task="sequence-classification", labels=("a", "b")).predict(["The cat sees the dog."])
+
+
+def test_the_order_of_sentences_is_learned(corpus, tmp_path):
+    result = pretrain(config_of(corpus, tmp_path, steps=120, pairs="sentence_order", max_validation_rows=0), say=quiet)
+    assert result.model.task == "pretraining"
+    assert result.before["pair_loss"] > 0.6
+    assert result.after["pair_loss"] < 0.3
+    assert result.after["pair_accuracy"] > 0.9
+
+
+class StopAt(CallbackBase):
+    def __init__(self, step):
+        self.step = step
+
+    def on_log(self, step, metrics):
+        if step == self.step:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def params_of(result):
+    return flatten_names(result.model.params)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(corpus, tmp_path):
+    options = {"steps": 20, "train": {"num_steps": 20, "evaluate_every": 10}}
+    whole = pretrain(config_of(corpus, tmp_path / "whole", **options), say=quiet)
+    stopped = pretrain(config_of(corpus, tmp_path / "cut", **options), say=quiet, extra_callbacks=[StopAt(5)])
+    assert (stopped.reason, stopped.after) == ("preempted", {})
+    again = pretrain(config_of(corpus, tmp_path / "cut", **options), say=quiet)
+    assert all(np.array_equal(leaf, params_of(again)[name]) for name, leaf in params_of(whole).items())
+    changed = config_of(corpus, tmp_path / "cut", **options)
+    data = dataclasses.replace(changed.data, row_length=32)
+    with pytest.raises(ConfigError, match=r"data\.row_length 64, but it is now 32"):
+        pretrain(dataclasses.replace(changed, data=data))
+
+
+def test_a_checkpoint_is_trained_further(corpus, tmp_path):
+    first = pretrain(config_of(corpus, tmp_path / "a", steps=60), say=quiet)
+    source = PretrainModel(path=str(tmp_path / "a" / "model"), precision="float32")
+    second = pretrain(config_of(corpus, tmp_path / "b", steps=5, model=source), say=quiet)
+    assert second.before["loss"] == pytest.approx(first.after["loss"], abs=0.02)
+
+
+def test_accumulation_changes_nothing(corpus, tmp_path):
+    results = [
+        pretrain(
+            config_of(
+                corpus,
+                tmp_path / str(count),
+                steps=4,
+                pairs="next_sentence",
+                train={"batch_size": 32, "accumulation_steps": count},
+            ),
+            say=quiet,
+        )
+        for count in (1, 4)
+    ]
+    assert results[0].after["loss"] == pytest.approx(results[1].after["loss"], abs=5e-3)
+    assert results[0].after["pair_loss"] == pytest.approx(results[1].after["pair_loss"], abs=5e-3)
+
+
+def test_what_does_not_fit_is_refused(corpus, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.corpora is empty"):
+        pretrain(PretrainConfig())
+    with pytest.raises(DataError, match="is no prepared corpus"):
+        pretrain(config_of(tmp_path, tmp_path))
+    model = PretrainModel(family="roberta", size="tiny", architecture=TINY)
+    with pytest.raises(ConfigError, match="The family roberta has no head for 'pretraining'"):
+        pretrain(config_of(corpus, tmp_path, pairs="sentence_order", model=model))
+    with pytest.raises(ConfigError, match=r"row_length is 600.*max_position_embeddings"):
+        new_model_config(PretrainModel(size="tiny"), 64, 600, 0)
+    other = tmp_path / "other"
+    (tmp_path / "b.txt").write_text("Some other text. " * 50)
+    text = CorpusConfig(inputs=(str(tmp_path / "b.txt"),))
+    train_tokenizer_of_corpus(TokenizerConfig(folder=str(other), vocab_size=50), text, say=quiet)
+    prepare_corpus(
+        PrepareConfig(folder=str(tmp_path / "c"), tokenizer=str(other), num_shards=1, num_workers=1),
+        text,
+        DedupConfig(),
+        say=quiet,
+    )
+    data = PretrainData(corpora=(str(corpus), str(tmp_path / "c")))
+    with pytest.raises(DataError, match="was prepared with another tokenizer"):
+        pretrain(PretrainConfig(data=data))
+    written = json.loads((corpus / "corpus.json").read_text())
+    assert written["num_documents"] == 300
+
+
+@pytest.mark.parametrize(
+    "sharing",
+    ["tied", pytest.param("disentangled", marks=pytest.mark.slow), pytest.param("none", marks=pytest.mark.slow)],
+)
+def test_replaced_tokens_are_learned(sharing, corpus, tmp_path):
+    sizes = {**TINY, "embedding_size": 32}
+    model = PretrainModel(family="electra", size="tiny", architecture=sizes, precision="float32")
+    config = config_of(corpus, tmp_path, steps=150, model=model)
+    objective = ObjectiveConfig(replaced_tokens=True, sharing=sharing, generator_rate=0.5)
+    result = pretrain(dataclasses.replace(config, objective=objective), say=quiet)
+    assert result.model.task == "replaced-token-detection"
+    print(result.history, result.before)
+    assert result.after["replaced_loss"] < 0.6 * result.before["replaced_loss"]
+    assert result.after["replaced_accuracy"] > 0.9
+    generator = load(tmp_path / "generator")
+    assert (generator.task, generator.config.hidden_size) == ("fill-mask", 16)
+    assert load(tmp_path / "model", task="sequence-classification", labels=("a", "b")).config.family == "electra"
