@@ -17,7 +17,7 @@ PATH = pathlib.Path(__file__).resolve().parent / "configuration.md"
 
 INTRODUCTION = """# Configuration
 
-Written by `make docs` from the dataclasses in `flaxbert/config.py`; change those, not this file.
+Written by `make docs` from the dataclasses in `flaxbert/config/`; change those, not this file.
 
 Each option below is a key of a YAML file for `flaxbert finetune --config FILE` and a flag on its command line, which wins:
 `train: {learning_rate: 3.0e-5}` and `--train.learning_rate 3e-5` are the same. `flaxbert finetune --print-config` prints the

@@ -12,13 +12,13 @@ from jaxtyping import Float
 
 from flaxbert import inference
 from flaxbert.architecture import TASK_HEADS, Execution, ModelConfig, resolve_task
+from flaxbert.config import TaskConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.trees import is_stacked, map_leaves, stack_layers, unstack_layers
 from flaxbert.data.sources import as_texts
 from flaxbert.data.tokenization import TokenizedExamples, tokenize, warn_truncated
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.nn.network import ModelOutput
-from flaxbert.task_config import TaskConfig
 from flaxbert.tasks.base import Encoded, Setting, setting_of
 from flaxbert.tasks.registry import find_task, get_task
 from flaxbert.tasks.sequence_classification import Prediction

@@ -2,8 +2,7 @@
 
 import pathlib
 
-from flaxbert.config import AttentionName, DataConfig, PrecisionName
-from flaxbert.task_config import TaskConfig
+from flaxbert.config import AttentionName, DataConfig, PrecisionName, TaskConfig
 
 
 def run(

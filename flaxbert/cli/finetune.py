@@ -1,7 +1,6 @@
 """``flaxbert finetune``: trains a model for a task."""
 
-from flaxbert.config import DataConfig, MeshConfig, ModelSource, OutputConfig, RunConfig, TrainConfig
-from flaxbert.task_config import TaskConfig
+from flaxbert.config import DataConfig, MeshConfig, ModelSource, OutputConfig, RunConfig, TaskConfig, TrainConfig
 
 EXIT_PREEMPTED = 143
 

@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from flaxbert.config import AttentionName, PrecisionName
-from flaxbert.task_config import TaskConfig
+from flaxbert.config import AttentionName, PrecisionName, TaskConfig
 
 
 def run(

@@ -1,6 +1,6 @@
 """``flaxbert prepare``: makes a tokenized corpus of raw text."""
 
-from flaxbert.pretraining_config import CorpusConfig, DedupConfig, PrepareConfig
+from flaxbert.config import CorpusConfig, DedupConfig, PrepareConfig
 
 
 def run(

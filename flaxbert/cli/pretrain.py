@@ -1,7 +1,15 @@
 """``flaxbert pretrain``: trains a model on prepared text."""
 
-from flaxbert.config import MeshConfig, OutputConfig, TrainConfig
-from flaxbert.pretraining_config import MaskingConfig, ObjectiveConfig, PretrainConfig, PretrainData, PretrainModel
+from flaxbert.config import (
+    MaskingConfig,
+    MeshConfig,
+    ObjectiveConfig,
+    OutputConfig,
+    PretrainConfig,
+    PretrainData,
+    PretrainModel,
+    TrainConfig,
+)
 
 
 def run(

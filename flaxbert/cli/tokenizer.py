@@ -1,6 +1,6 @@
 """``flaxbert tokenizer train``: learns a tokenizer from raw text."""
 
-from flaxbert.pretraining_config import CorpusConfig, TokenizerConfig
+from flaxbert.config import CorpusConfig, TokenizerConfig
 
 
 def train(corpus: CorpusConfig = CorpusConfig(), tokenizer: TokenizerConfig = TokenizerConfig()) -> int:

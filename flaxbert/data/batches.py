@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from flaxbert.config import IGNORED_LABEL
 from flaxbert.data.ordering import WINDOW_BATCHES, default_length_buckets, plan_epoch
 from flaxbert.data.pipeline import PREFETCHED_BATCHES, Batch, StepPipeline
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError, DataError, MeshError
-from flaxbert.task_config import IGNORED_LABEL
 
 
 def collate(

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, TaskConfig
 from flaxbert.data.peek import column_names, open_source
 from flaxbert.data.sources import as_list, read_table
 from flaxbert.data.tables import Table, shorten
 from flaxbert.errors import DataError
-from flaxbert.task_config import TaskConfig
 
 _NUMBERED = re.compile(r"(?:ending|choice|option|answer)_?(\d+)")
 

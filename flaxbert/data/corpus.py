@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from flaxbert.config import CorpusConfig
 from flaxbert.data.readers import numbered_lines, parse_record
 from flaxbert.data.tables import shorten
 from flaxbert.errors import DataError, nearest
-from flaxbert.pretraining_config import CorpusConfig
 
 _BLOCK_BYTES = 1 << 16
 

@@ -6,8 +6,8 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from flaxbert.config import DedupConfig
 from flaxbert.data.corpus import Document
-from flaxbert.pretraining_config import DedupConfig
 
 _SHINGLE_WORDS = 5
 _MIN_WORDS = 20

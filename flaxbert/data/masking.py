@@ -6,11 +6,10 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from flaxbert.config import IGNORED_LABEL, MaskingConfig
 from flaxbert.data.shuffling import StableRandom
 from flaxbert.data.words import WordTable
 from flaxbert.errors import ConfigError
-from flaxbert.pretraining_config import MaskingConfig
-from flaxbert.task_config import IGNORED_LABEL
 
 _SLOT_MULTIPLE = 8
 

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from flaxbert.config import CorpusConfig
 from flaxbert.data.corpus import Document, read_documents
 from flaxbert.data.prepared import Shard, ShardWriter, TokenizedDocument, id_dtype
 from flaxbert.data.tokenization import refuse_surrogates, tokenizer_settings
 from flaxbert.data.words import Segmenter, segmented_starts
 from flaxbert.errors import ConfigError
-from flaxbert.pretraining_config import CorpusConfig
 
 _CHUNK_CHARACTERS = 1 << 20
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from flaxbert.config import IGNORED_LABEL
 from flaxbert.data.pipeline import Batch
 from flaxbert.data.pretraining_rows import RowSource
 from flaxbert.errors import ConfigError
-from flaxbert.task_config import IGNORED_LABEL
 
 _MIXTURE_ROWS = 1024
 """Rows in which a mixture shows every source as often as its weight says."""

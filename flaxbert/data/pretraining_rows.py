@@ -7,12 +7,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
+from flaxbert.config import IGNORED_LABEL
 from flaxbert.data.masking import Masker, num_prediction_slots
 from flaxbert.data.packing import Packing, pack
 from flaxbert.data.prepared import PreparedCorpus, TokenizedDocument
 from flaxbert.data.shuffling import StableRandom, stable_permutation
 from flaxbert.errors import ConfigError, DataError
-from flaxbert.task_config import IGNORED_LABEL
 
 PairObjective = Literal["none", "next_sentence", "sentence_order"]
 

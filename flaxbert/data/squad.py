@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, TaskConfig
 from flaxbert.data.peek import column_names, open_source
 from flaxbert.data.readers import numbered_lines
 from flaxbert.data.sources import as_list, read_table
 from flaxbert.data.tables import shorten
 from flaxbert.errors import DataError
-from flaxbert.task_config import TaskConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, TaskConfig
 from flaxbert.data.entity_tags import Span, decode_tags, detect_scheme, find_fault, is_entity_tag
 from flaxbert.data.peek import column_names, open_source
 from flaxbert.data.readers import numbered_lines
 from flaxbert.data.sources import as_list, read_table
 from flaxbert.data.tables import Table, shorten
 from flaxbert.errors import DataError, nearest
-from flaxbert.task_config import TaskConfig
 
 CONLL_ENDINGS = frozenset({".conll", ".iob", ".iob2", ".bio", ".txt"})
 """Endings of files that are read as CoNLL files unless told otherwise."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from flaxbert.config import TokenizerConfig
 from flaxbert.errors import DataError
-from flaxbert.pretraining_config import TokenizerConfig
 
 _BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 _ROBERTA_TOKENS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 
 from flaxbert.architecture import resolve_task
+from flaxbert.config import IGNORED_LABEL
 from flaxbert.errors import ConfigError, DataError, TrainingError, nearest
-from flaxbert.task_config import IGNORED_LABEL
 
 MetricKind = Literal["single_label", "multi_label", "regression", "token", "masked_lm"]
 """What the labels of a task are, and hence which metrics measure it."""

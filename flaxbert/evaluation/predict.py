@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from flaxbert.architecture import TASK_HEADS
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, TaskConfig
 from flaxbert.core.files import whole_file
 from flaxbert.data.columns import read_examples
 from flaxbert.data.sources import is_table_file
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.model import Model
-from flaxbert.task_config import TaskConfig
 from flaxbert.tasks.base import one_line, setting_of
 from flaxbert.tasks.registry import TASKS, find_task
 

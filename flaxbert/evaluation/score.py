@@ -4,13 +4,12 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, TaskConfig
 from flaxbert.core.files import whole_file
 from flaxbert.errors import ConfigError
 from flaxbert.evaluation.bootstrap import Interval
 from flaxbert.evaluation.report import ClassificationReport, format_metric, label_report_text, text_table
 from flaxbert.model import Model
-from flaxbert.task_config import TaskConfig
 from flaxbert.tasks.base import setting_of
 from flaxbert.tasks.registry import TASKS, find_task
 

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from flaxbert.architecture import ModelConfig
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, TaskConfig
 from flaxbert.data.tokenization import TokenizedExamples, Where
 from flaxbert.data.windows import Windows, refuse_cut, tokenize_windows
 from flaxbert.errors import ConfigError, nearest
 from flaxbert.evaluation.bootstrap import Interval, Statistic, bootstrap_interval
 from flaxbert.evaluation.report import ClassificationReport
-from flaxbert.task_config import TaskConfig
 
 Outputs = np.ndarray | Sequence[np.ndarray]
 """Logits of the network by input of ``Encoded.features``, in their order; per token, padding may follow at the end."""

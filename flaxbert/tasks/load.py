@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, TaskConfig
 from flaxbert.data.holdout import hold_out
 from flaxbert.data.ordering import resolve_length_buckets
 from flaxbert.data.tokenization import TokenizedExamples, effective_max_length, warn_truncated
 from flaxbert.errors import ConfigError
-from flaxbert.task_config import TaskConfig
 from flaxbert.tasks.base import Encoded, Setting, Task
 from flaxbert.tasks.registry import get_task
 

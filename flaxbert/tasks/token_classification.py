@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from flaxbert.config import DataConfig
+from flaxbert.config import IGNORED_LABEL, DataConfig
 from flaxbert.data.columns import LabelSet, count_labels
 from flaxbert.data.entity_tags import (
     Span,
@@ -28,7 +28,6 @@ from flaxbert.evaluation.alignment import align
 from flaxbert.evaluation.entities import count_spans, entity_report, precision_recall_f1, span_f1
 from flaxbert.evaluation.metrics import METRICS, compute_metrics, mean_loss
 from flaxbert.evaluation.report import ClassificationReport, classification_report
-from flaxbert.task_config import IGNORED_LABEL
 from flaxbert.tasks.base import Encoded, Outputs, Scored, Setting, Task, cut_texts, one_line, softmax
 
 

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from flaxbert.architecture import ModelConfig
-from flaxbert.config import RunConfig
+from flaxbert.config import PretrainConfig, RunConfig
 from flaxbert.core.files import whole_file
 from flaxbert.errors import DataError
-from flaxbert.pretraining_config import PretrainConfig
 
 LOGGER = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flaxbert.architecture import resolve_task
+from flaxbert.config import IGNORED_LABEL
 from flaxbert.errors import ConfigError, ShapeError, nearest
-from flaxbert.task_config import IGNORED_LABEL
 
 HIDDEN_SCORE = -1e30
 """Score of padding where an answer is chosen among tokens."""

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from flaxbert.config import IGNORED_LABEL
 from flaxbert.errors import ShapeError
-from flaxbert.task_config import IGNORED_LABEL
 from flaxbert.train.losses import cross_entropy
 
 PAIR_WEIGHTS, TOKEN_WEIGHTS = "pair_weights", "token_weights"

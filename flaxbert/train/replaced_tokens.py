@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxbert.config import IGNORED_LABEL
 from flaxbert.core.arrays import Params
 from flaxbert.errors import ConfigError
-from flaxbert.task_config import IGNORED_LABEL
 from flaxbert.train.step import Forward
 
 EmbeddingSharing = Literal["none", "tied", "disentangled"]

@@ -16,7 +16,7 @@ from tests.architecture.sources import Source, expect_none, parse, read_sources
 
 TIERS: tuple[tuple[str, ...], ...] = (
     ("errors", "core.axes", "core.digests", "core.files"),
-    ("config", "task_config", "pretraining_config", "architecture", "core"),
+    ("config", "architecture", "core"),
     ("nn",),
     (
         "families",
@@ -37,11 +37,9 @@ TIERS: tuple[tuple[str, ...], ...] = (
 
 PEERS: dict[str, frozenset[str]] = {
     "core": frozenset({"config"}),
-    "config": frozenset({"task_config"}),
     "architecture": frozenset({"config"}),
     "core.axes": frozenset({"errors"}),
     "core.digests": frozenset({"errors"}),
-    "pretraining_config": frozenset({"config"}),
     "inference": frozenset(),
     "evaluation.metrics": frozenset({"evaluation.alignment"}),
     "evaluation.bootstrap": frozenset({"evaluation.metrics"}),
@@ -57,7 +55,7 @@ PEERS: dict[str, frozenset[str]] = {
 """Parts of the same tier that a part may import."""
 
 ASIDE: dict[str, frozenset[str]] = {
-    "data": frozenset({"errors", "config", "task_config", "pretraining_config", "core.digests", "core.files"}),
+    "data": frozenset({"errors", "config", "core.digests", "core.files"}),
     "transforms": frozenset({"errors", "config", "core", "core.axes"}),
     "core.sharding": frozenset({"errors", "config", "core", "core.axes"}),
 }

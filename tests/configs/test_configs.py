@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
-from flaxbert.config import RunConfig
+from flaxbert.config import PretrainConfig, RunConfig
 from flaxbert.data.columns import count_labels, encode_labels, infer_problem_type, label_set, read_examples
-from flaxbert.pretraining_config import PretrainConfig
 from flaxbert.tasks.base import Setting
 from flaxbert.tasks.registry import get_task
 from tests.helpers import ROOT

@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, TaskConfig
 from flaxbert.data.choices import read_choices
 from flaxbert.errors import DataError
-from flaxbert.task_config import TaskConfig
 
 
 def read(source, **options):

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from flaxbert.config import CorpusConfig
 from flaxbert.data.corpus import expand_inputs, read_documents, split_sentences
 from flaxbert.errors import ConfigError, DataError
-from flaxbert.pretraining_config import CorpusConfig
 
 
 def documents(path, **options):

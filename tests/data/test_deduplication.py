@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from flaxbert.config import DedupConfig
 from flaxbert.data.corpus import Document
 from flaxbert.data.deduplication import find_duplicates
 from flaxbert.errors import ConfigError
-from flaxbert.pretraining_config import DedupConfig
 
 
 def text(seed, size=200):

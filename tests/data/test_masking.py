@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from flaxbert.config import MaskingConfig
 from flaxbert.data.masking import Masker, num_prediction_slots
 from flaxbert.data.shuffling import StableRandom
 from flaxbert.data.words import WordTable
 from flaxbert.errors import ConfigError
-from flaxbert.pretraining_config import MaskingConfig
 
 PAD, CLS, SEP, MASK = range(4)
 SIZE = 200

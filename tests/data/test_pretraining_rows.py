@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from flaxbert.config import MaskingConfig
 from flaxbert.data.masking import Masker
 from flaxbert.data.prepared import PreparedCorpus, ShardWriter, TokenizedDocument, id_dtype, write_corpus_file
 from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, cut_documents
 from flaxbert.data.words import WordTable
 from flaxbert.errors import ConfigError, DataError
-from flaxbert.pretraining_config import MaskingConfig
 
 PAD, CLS, SEP, MASK = range(4)
 SPECIAL = SpecialTokens(CLS, SEP, PAD, MASK)

@@ -6,11 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, TaskConfig
 from flaxbert.data.holdout import hold_out
 from flaxbert.data.squad import read_questions
 from flaxbert.errors import DataError
-from flaxbert.task_config import TaskConfig
 
 CONTEXT = "The Normans lived in France."
 

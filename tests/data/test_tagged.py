@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, TaskConfig
 from flaxbert.data.tagged import find_words, join_words, read_tagged
 from flaxbert.errors import DataError
-from flaxbert.task_config import TaskConfig
 
 
 def write(folder, text, name="a.conll"):

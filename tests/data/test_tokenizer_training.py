@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from flaxbert.architecture import ModelConfig
+from flaxbert.config import CorpusConfig, TokenizerConfig
 from flaxbert.data.tokenizer_training import train_tokenizer
 from flaxbert.data.words import word_table
 from flaxbert.errors import ConfigError, DataError
-from flaxbert.pretraining_config import CorpusConfig, TokenizerConfig
 from flaxbert.train.recipes.tokenizer import train_tokenizer_of_corpus
 from flaxbert.weights.tokenizer import load_tokenizer
 

@@ -10,7 +10,7 @@ from flaxbert.config import FreezeRule, RunConfig
 
 
 def test_the_page_is_up_to_date() -> None:
-    message = "docs/configuration.md differs from flaxbert/config.py; run `make docs` and commit the result"
+    message = "docs/configuration.md differs from flaxbert/config/; run `make docs` and commit the result"
     assert generate.PATH.read_text(encoding="utf-8") == generate.render(), message
 
 

@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from flaxbert.config import DataConfig, ModelSource, OutputConfig, RunConfig, TrainConfig
+from flaxbert.config import DataConfig, ModelSource, OutputConfig, RunConfig, TaskConfig, TrainConfig
 from flaxbert.data.batches import collate
 from flaxbert.errors import DataError
 from flaxbert.evaluation.predict import predict_lines, read_inputs
 from flaxbert.evaluation.score import score_model
 from flaxbert.model import load
-from flaxbert.task_config import TaskConfig
 from flaxbert.tasks.base import Setting
 from flaxbert.tasks.registry import get_task
 from flaxbert.train.recipes.finetune import finetune

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxbert.config import IGNORED_LABEL
 from flaxbert.errors import ConfigError, ShapeError
-from flaxbert.task_config import IGNORED_LABEL
 from flaxbert.train.losses import loss_for, negative_log_likelihood
 
 TOLERANCE = 2e-6

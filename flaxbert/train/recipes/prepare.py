@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from flaxbert.architecture import ModelConfig
+from flaxbert.config import CorpusConfig, DedupConfig, PrepareConfig
 from flaxbert.data.corpus import expand_inputs
 from flaxbert.data.deduplication import find_duplicates
 from flaxbert.data.preparation import Place, ShardJob, iterate_documents, load_segmenter, write_shard
 from flaxbert.data.prepared import CORPUS_FILE, TOKENIZER_FOLDER, PreparedCorpus, Shard, write_corpus_file
 from flaxbert.errors import ConfigError, DataError
-from flaxbert.pretraining_config import CorpusConfig, DedupConfig, PrepareConfig
 from flaxbert.train.folder_lock import LOCK_NAME, FolderLock
 from flaxbert.train.recipes.setup import Say, say_on_first
 from flaxbert.weights.hub import resolve

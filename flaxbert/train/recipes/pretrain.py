@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from flaxbert.architecture import ModelConfig
+from flaxbert.config import PretrainConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.runtime import initialize_distributed
 from flaxbert.core.sharding import build_mesh, check_mesh_fits, place_batch, replicated
@@ -23,7 +24,6 @@ from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, hold_out
 from flaxbert.data.words import WordTable, word_table
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.model import Model
-from flaxbert.pretraining_config import PretrainConfig
 from flaxbert.train.callbacks import Callback, RunInfo
 from flaxbert.train.checkpoint import CheckpointStore
 from flaxbert.train.objectives import pretraining_counts

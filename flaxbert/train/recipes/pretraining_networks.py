@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax.tree_util import tree_map
 
 from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.config import ObjectiveConfig, PretrainModel
 from flaxbert.core.arrays import Params
 from flaxbert.core.trees import leaf_names, stack_layers
 from flaxbert.errors import ConfigError
 from flaxbert.families import get_family
 from flaxbert.families.graph import initialize_params
 from flaxbert.model import Model, load
-from flaxbert.pretraining_config import ObjectiveConfig, PretrainModel
 from flaxbert.train.objectives import PretrainingLoss
 from flaxbert.train.recipes.plan import model_forward
 from flaxbert.train.replaced_tokens import DISCRIMINATOR, GENERATOR, ReplacedTokenForward, join

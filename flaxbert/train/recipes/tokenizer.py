@@ -4,11 +4,11 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from flaxbert.config import CorpusConfig, TokenizerConfig
 from flaxbert.data.corpus import expand_inputs
 from flaxbert.data.preparation import iterate_documents
 from flaxbert.data.tokenizer_training import train_tokenizer
 from flaxbert.errors import ConfigError
-from flaxbert.pretraining_config import CorpusConfig, TokenizerConfig
 from flaxbert.train.recipes.setup import Say, say_on_first
 from flaxbert.weights.writers import fresh_folder
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from flaxbert.config import CorpusConfig, DedupConfig, PrepareConfig
 from flaxbert.data.corpus import Document, expand_inputs
 from flaxbert.data.preparation import DocumentTokenizer, load_segmenter, split_document
 from flaxbert.data.prepared import PreparedCorpus, TokenizedDocument
 from flaxbert.errors import CheckpointError, ConfigError, DataError
-from flaxbert.pretraining_config import CorpusConfig, DedupConfig, PrepareConfig
 from flaxbert.train.folder_lock import FolderLock
 from flaxbert.train.recipes.prepare import prepare_corpus
 from tests.weights.tiny import write_tiny

@@ -6,21 +6,22 @@ import json
 import numpy as np
 import pytest
 
-from flaxbert.config import OutputConfig, TrainConfig
-from flaxbert.core.trees import flatten_names
-from flaxbert.errors import ConfigError, DataError
-from flaxbert.model import load
-from flaxbert.pretraining_config import (
+from flaxbert.config import (
     CorpusConfig,
     DedupConfig,
     MaskingConfig,
     ObjectiveConfig,
+    OutputConfig,
     PrepareConfig,
     PretrainConfig,
     PretrainData,
     PretrainModel,
     TokenizerConfig,
+    TrainConfig,
 )
+from flaxbert.core.trees import flatten_names
+from flaxbert.errors import ConfigError, DataError
+from flaxbert.model import load
 from flaxbert.train.callbacks import CallbackBase
 from flaxbert.train.recipes.prepare import prepare_corpus
 from flaxbert.train.recipes.pretrain import pretrain

@@ -1,0 +1,50 @@
+"""Configuration of runs: frozen dataclasses, the only source of command line flags, YAML files and documentation.
+
+Units are in the names or in the attribute's description. ``RunConfig`` is what ``flaxbert finetune`` reads; its sections are
+the words before the dot in overrides such as ``--train.learning_rate 3e-5``.
+"""
+
+from flaxbert.config.corpus import CorpusConfig, DedupConfig, PrepareConfig, TokenizerConfig
+from flaxbert.config.data import DataConfig
+from flaxbert.config.mesh import MeshConfig
+from flaxbert.config.model import AttentionName, ModelSource, PrecisionName, ProblemType, RematPolicy
+from flaxbert.config.output import OutputConfig
+from flaxbert.config.pretraining import (
+    MaskingConfig,
+    MaskingUnit,
+    ObjectiveConfig,
+    PretrainConfig,
+    PretrainData,
+    PretrainModel,
+)
+from flaxbert.config.run import RunConfig
+from flaxbert.config.task import IGNORED_LABEL, TaskConfig
+from flaxbert.config.train import FreezeRule, OptimizerName, ScheduleName, TrainConfig
+
+__all__ = [
+    "IGNORED_LABEL",
+    "AttentionName",
+    "CorpusConfig",
+    "DataConfig",
+    "DedupConfig",
+    "FreezeRule",
+    "MaskingConfig",
+    "MaskingUnit",
+    "MeshConfig",
+    "ModelSource",
+    "ObjectiveConfig",
+    "OptimizerName",
+    "OutputConfig",
+    "PrecisionName",
+    "PrepareConfig",
+    "PretrainConfig",
+    "PretrainData",
+    "PretrainModel",
+    "ProblemType",
+    "RematPolicy",
+    "RunConfig",
+    "ScheduleName",
+    "TaskConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+]

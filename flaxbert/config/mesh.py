@@ -1,0 +1,31 @@
+"""How devices are arranged."""
+
+import dataclasses
+
+from flaxbert.config.checks import require_at_least
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices are arranged; the product of the axes must be the number of devices.
+
+    Attributes:
+      data: Devices over which only the batch is split; 0 takes what the other axes leave.
+      fsdp: Devices over which the batch and the parameters with their optimizer state are split.
+      tensor: Devices over which heads, feed-forward and vocabulary are split.
+      coordinator: Address host:port of process 0 for several processes; empty detects the cluster (Slurm, Kubernetes, Cloud TPU, Open MPI) or runs as one process.
+      num_processes: Number of processes; 0 detects it.
+      process_id: Number of this process, from 0; -1 detects it.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+    coordinator: str = ""
+    num_processes: int = 0
+    process_id: int = -1
+
+    def __post_init__(self) -> None:
+        require_at_least("mesh", "data", self.data, 0)
+        for field in ("fsdp", "tensor"):
+            require_at_least("mesh", field, getattr(self, field), 1)

@@ -1,0 +1,21 @@
+"""Where a run writes."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputConfig:
+    """Where a run writes.
+
+    Attributes:
+      folder: Folder of the run: ``model/`` (the result), ``checkpoints/``, ``metrics.jsonl``, ``plots/``, ``tensorboard/``.
+      tensorboard: Whether TensorBoard event files are written.
+      plots: Whether PNG plots are written at the end.
+      progress: auto shows a live line on a terminal and plain lines elsewhere; plain or off choose.
+    """
+
+    folder: str = "runs/finetune"
+    tensorboard: bool = True
+    plots: bool = True
+    progress: Literal["auto", "plain", "off"] = "auto"
