@@ -16,6 +16,7 @@ from flaxbert.config.pretraining import (
     PretrainConfig,
     PretrainData,
     PretrainModel,
+    PretrainPhase,
 )
 from flaxbert.config.run import RunConfig
 from flaxbert.config.task import IGNORED_LABEL, TaskConfig
@@ -40,6 +41,7 @@ __all__ = [
     "PretrainConfig",
     "PretrainData",
     "PretrainModel",
+    "PretrainPhase",
     "ProblemType",
     "RematPolicy",
     "RunConfig",

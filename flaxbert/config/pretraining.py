@@ -81,6 +81,30 @@ class PretrainModel:
 
 
 @dataclasses.dataclass(frozen=True)
+class PretrainPhase:
+    """A stretch of a run whose batches have one shape.
+
+    Attributes:
+      share: Steps of this phase relative to those of the others.
+      row_length: Tokens of a row; 0 takes data.row_length.
+      batch_size: Rows per optimizer step; 0 takes train.batch_size.
+    """
+
+    share: float = 1.0
+    row_length: int = 0
+    batch_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.share > 0:
+            raise ConfigError(f"data.phases has a share of {self.share}, but shares are over 0.")
+        if self.batch_size < 0 or (self.row_length and self.row_length < 8) or self.row_length < 0:
+            raise ConfigError(
+                f"data.phases has row_length {self.row_length} and batch_size {self.batch_size}; a row has at least 8 tokens and a batch a "
+                "row, 0 takes the value of the run."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class PretrainData:
     """Which prepared corpora are read, and how they become rows.
 
@@ -91,6 +115,7 @@ class PretrainData:
       validation_rate: Share of the documents that is held out.
       max_validation_rows: Most rows of an evaluation; 0 takes all.
       row_length: Tokens of a row.
+      phases: Stretches of the run one after the other, each with its own row length and batch size: short rows first and long ones at the end (Devlin et al., 2019), or batches that grow. Empty: all steps alike.
       packing: best_fit or first_fit put several pieces into a row; none leaves each alone, with padding.
       min_tokens: Pieces with fewer tokens are left out.
       max_pieces: Most pieces of a row; 0 for any number.
@@ -103,6 +128,7 @@ class PretrainData:
     validation_rate: float = 0.01
     max_validation_rows: int = 512
     row_length: int = 128
+    phases: tuple[PretrainPhase, ...] = ()
     packing: Literal["best_fit", "first_fit", "none"] = "best_fit"
     min_tokens: int = 8
     max_pieces: int = 0

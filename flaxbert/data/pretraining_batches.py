@@ -1,5 +1,6 @@
 """Batches for pre-training: rows of several corpora in a fixed proportion, by the number of the step."""
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,55 +76,97 @@ def _largest_remainders(shares: np.ndarray, total: int) -> Int[np.ndarray, "sour
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainingBatches:
-    """The training batches of one process by the number of the step.
+class Phase:
+    """Steps with batches of one shape.
 
     Attributes:
       mixture: The rows.
       batch_size: Rows per global batch.
-      num_steps: Steps of the run.
-      process_index: Number of this process.
-      process_count: Number of processes.
+      num_steps: Its steps.
     """
 
     mixture: RowMixture
     batch_size: int
     num_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingBatches:
+    """The training batches of one process by the number of the step.
+
+    Attributes:
+      phases: What the run consists of, in order.
+      process_index: Number of this process.
+      process_count: Number of processes.
+    """
+
+    phases: Sequence[Phase]
     process_index: int = 0
     process_count: int = 1
 
     def __len__(self) -> int:
-        return self.num_steps
+        return sum(phase.num_steps for phase in self.phases)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that show as many rows as there are."""
-        return -(-self.mixture.num_rows // self.batch_size)
+        """Steps of the first phase that show as many rows as there are."""
+        return -(-self.phases[0].mixture.num_rows // self.phases[0].batch_size)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What order and content of the batches depend on; fit for JSON."""
+        """What order and content of the batches depend on; fit for JSON. How long the last phase is does not matter to the others."""
         return {
-            "batch_size": self.batch_size,
-            "sources": [source.identity for source in self.mixture.sources],
-            "counts": self.mixture.counts,
+            "phases": [
+                {
+                    "first_step": first,
+                    "batch_size": phase.batch_size,
+                    "sources": [source.identity for source in phase.mixture.sources],
+                    "counts": phase.mixture.counts,
+                }
+                for first, phase in zip(self._firsts, self.phases, strict=True)
+            ]
         }
 
     @functools.cached_property
+    def _firsts(self) -> list[int]:
+        return [sum(phase.num_steps for phase in self.phases[:number]) for number in range(len(self.phases))]
+
+    @functools.cached_property
     def _order(self) -> Any:
-        return functools.lru_cache(maxsize=2 * len(self.mixture.sources))(
-            lambda which, epoch: self.mixture.sources[which].order(epoch)
-        )
+        @functools.lru_cache(maxsize=2 * max(len(phase.mixture.sources) for phase in self.phases))
+        def order(number: int, which: int, epoch: int) -> Int[np.ndarray, "rows"]:
+            return self.phases[number].mixture.sources[which].order(epoch)
+
+        return order
 
     def __getitem__(self, index: int) -> Batch:
         """Returns this process's rows of the batch of step ``index``."""
-        share = self.batch_size // self.process_count
-        first = int(index) * self.batch_size + self.process_index * share
+        number = bisect.bisect_right(self._firsts, int(index)) - 1
+        phase = self.phases[number]
+        share = phase.batch_size // self.process_count
+        first = (int(index) - self._firsts[number]) * phase.batch_size + self.process_index * share
         rows = []
-        for number in range(first, first + share):
-            which, epoch, place = self.mixture.place(number)
-            rows.append(self.mixture.sources[which].rows([int(self._order(which, epoch)[place])], epoch))
+        for place_number in range(first, first + share):
+            which, epoch, place = phase.mixture.place(place_number)
+            source = phase.mixture.sources[which]
+            rows.append(source.rows([int(self._order(number, which, epoch)[place])], epoch))
         return _complete({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+
+
+def split_steps(num_steps: int, shares: Sequence[float]) -> list[int]:
+    """Returns the steps of every phase, at least one each.
+
+    Args:
+      num_steps: Steps of the run.
+      shares: Relative shares of the phases.
+
+    Raises:
+      ConfigError: There are fewer steps than phases.
+    """
+    if num_steps < len(shares):
+        raise ConfigError(f"A run of {num_steps} steps can not have {len(shares)} phases; set train.num_steps higher.")
+    whole = np.array(shares, np.float64) / sum(shares)
+    return [1 + int(count) for count in _largest_remainders(whole, num_steps - len(shares))]
 
 
 @dataclasses.dataclass(frozen=True)

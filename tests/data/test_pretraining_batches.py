@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flaxbert.data.pipeline import StepPipeline
-from flaxbert.data.pretraining_batches import EvaluationRows, PretrainingBatches, RowMixture
+from flaxbert.data.pretraining_batches import EvaluationRows, Phase, PretrainingBatches, RowMixture, split_steps
 from flaxbert.data.pretraining_rows import RowSource, hold_out
 from flaxbert.errors import ConfigError, DataError
 from tests.data.test_pretraining_rows import SPECIAL, masker, write_corpus
@@ -43,8 +43,8 @@ def test_without_weights_every_row_counts_alike(sources):
 
 def test_processes_share_the_batch(sources):
     mixture = RowMixture(sources)
-    whole = PretrainingBatches(mixture, 8, 10)
-    parts = [PretrainingBatches(mixture, 8, 10, index, 4) for index in range(4)]
+    whole = PretrainingBatches([Phase(mixture, 8, 10)])
+    parts = [PretrainingBatches([Phase(mixture, 8, 10)], index, 4) for index in range(4)]
     for step in (0, 7):
         together = [part[step] for part in parts]
         for name, array in whole[step].items():
@@ -53,17 +53,17 @@ def test_processes_share_the_batch(sources):
 
 def test_a_run_goes_on_where_it_stood(sources):
     mixture = RowMixture(sources)
-    expected = [PretrainingBatches(mixture, 4, 30)[step]["input_ids"] for step in range(30)]
-    pipeline = StepPipeline(PretrainingBatches(mixture, 4, 30))
+    expected = [PretrainingBatches([Phase(mixture, 4, 30)])[step]["input_ids"] for step in range(30)]
+    pipeline = StepPipeline(PretrainingBatches([Phase(mixture, 4, 30)]))
     for _ in range(11):
         next(pipeline)
     state = pipeline.get_state()
-    again = StepPipeline(PretrainingBatches(mixture, 4, 30))
+    again = StepPipeline(PretrainingBatches([Phase(mixture, 4, 30)]))
     again.set_state(state)
     rest = [batch["input_ids"] for batch in again]
     assert len(rest) == 19
     assert all(np.array_equal(a, b) for a, b in zip(rest, expected[11:], strict=True))
-    other = StepPipeline(PretrainingBatches(mixture, 8, 30))
+    other = StepPipeline(PretrainingBatches([Phase(mixture, 8, 30)]))
     with pytest.raises(DataError, match="batch_size was 4 and is 8"):
         other.set_state(state)
     for pipe in (pipeline, again, other):
@@ -72,7 +72,7 @@ def test_a_run_goes_on_where_it_stood(sources):
 
 def test_every_row_of_an_epoch_comes_once(sources):
     mixture = RowMixture(sources[:1])
-    batches = PretrainingBatches(mixture, 5, 4)
+    batches = PretrainingBatches([Phase(mixture, 5, 4)])
     first = np.concatenate([batches[0]["position_ids"], batches[1]["position_ids"]])
     assert len(first) == 10
     orders = [sources[0].order(epoch).tolist() for epoch in (0, 1)]
@@ -107,3 +107,27 @@ def test_held_out_documents_are_not_trained_on(tmp_path):
     assert train.identity != rest.identity
     assert hold_out(1, 0.5, 0).sum() == 0
     assert hold_out(2, 0.9, 0).sum() == 1
+
+
+def test_phases_follow_each_other_with_shapes_of_their_own(tmp_path, sources):
+    longer = RowMixture([RowSource(sources[1].corpus, SPECIAL, sources[1].masker, row_length=32)])
+    phases = [Phase(RowMixture(sources), 4, 3), Phase(longer, 2, 5)]
+    batches = PretrainingBatches(phases)
+    assert len(batches) == 8
+    shapes = [batches[step]["input_ids"].shape for step in range(8)]
+    assert shapes == [(4, 16)] * 3 + [(2, 32)] * 5
+    alone = PretrainingBatches(phases[1:])
+    assert np.array_equal(batches[3]["input_ids"], alone[0]["input_ids"])
+    assert np.array_equal(batches[7]["labels"], alone[4]["labels"])
+    moved = PretrainingBatches([Phase(RowMixture(sources), 4, 2), phases[1]])
+    assert moved.identity != batches.identity, "where a phase begins decides what a step holds"
+    longer_run = PretrainingBatches([phases[0], Phase(longer, 2, 9)])
+    assert longer_run.identity == batches.identity
+
+
+def test_steps_are_split_by_shares():
+    assert split_steps(100, [9, 1]) == [90, 10]
+    assert split_steps(10, [1000, 1]) == [9, 1]
+    assert sum(split_steps(17, [0.3, 0.3, 0.4])) == 17
+    with pytest.raises(ConfigError, match="2 steps can not have 3 phases"):
+        split_steps(2, [1, 1, 1])

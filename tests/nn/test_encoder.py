@@ -141,4 +141,5 @@ def test_dropout_depends_on_the_key_alone():
     assert not np.allclose(logits[0], logits[2])
     config = small_config(hidden_dropout_rate=0.0, attention_dropout_rate=0.0)
     off = run(small_params(config), small_batch(config), jax.random.key(0), config=config, execution=execution)
-    np.testing.assert_array_equal(off.logits, run(small_params(config), small_batch(config), config=config).logits)
+    without_key = run(small_params(config), small_batch(config), config=config).logits
+    np.testing.assert_allclose(off.logits, without_key, rtol=TOLERANCE, atol=TOLERANCE)

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from flaxbert.architecture import ModelConfig
-from flaxbert.config import PretrainConfig
+from flaxbert.config import PretrainConfig, PretrainPhase, TrainConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.runtime import initialize_distributed
 from flaxbert.core.sharding import build_mesh, check_mesh_fits, place_batch, replicated
@@ -19,7 +20,7 @@ from flaxbert.core.trees import count_parameters
 from flaxbert.data.masking import Masker
 from flaxbert.data.pipeline import StepPipeline
 from flaxbert.data.prepared import TOKENIZER_FOLDER, PreparedCorpus
-from flaxbert.data.pretraining_batches import EvaluationRows, PretrainingBatches, RowMixture
+from flaxbert.data.pretraining_batches import EvaluationRows, Phase, PretrainingBatches, RowMixture, split_steps
 from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, hold_out
 from flaxbert.data.words import WordTable, word_table
 from flaxbert.errors import ConfigError, DataError
@@ -39,7 +40,7 @@ EVALUATION_BATCH_SIZE = 32
 
 _MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("model", ("path", "family", "size", "architecture", "scan_layers", "precision")),
-    ("data", ("corpora", "weights", "validation_rate", "row_length", "packing")),
+    ("data", ("corpora", "weights", "validation_rate", "row_length", "phases", "packing")),
     ("objective", ("pairs", "pair_weight")),
     ("train", ("optimizer", "batch_size", "target_batch_size", "num_steps", "num_epochs", "schedule", "learning_rate")),
 )
@@ -88,21 +89,23 @@ class Pretraining:
     validation: RowSource
     total_steps: int
 
-    @property
-    def job(self) -> StepJob:
-        """What the step is made from."""
-        rows = self.batches.mixture.sources[0].rows([0], 0)
-        return StepJob(
-            params=self.networks.params,
-            forward=self.networks.forward,
-            precision=self.config.model.precision,
-            train=self.config.train,
-            mesh=self.mesh,
-            leaf_axes=self.networks.leaf_axes,
-            total_steps=self.total_steps,
-            loss=self.networks.loss,
-            example={**rows, "example_weight": self.batches[0]["example_weight"][:1]},
-        )
+    @functools.cached_property
+    def jobs(self) -> list[StepJob]:
+        """What the step is made from in each phase; they differ in the shape of the batch alone."""
+        return [
+            StepJob(
+                params=self.networks.params,
+                forward=self.networks.forward,
+                precision=self.config.model.precision,
+                train=train_of(self.config.train, phase),
+                mesh=self.mesh,
+                leaf_axes=self.networks.leaf_axes,
+                total_steps=self.total_steps,
+                loss=self.networks.loss,
+                example={**phase.mixture.sources[0].rows([0], 0), "example_weight": np.ones(1, np.float32)},
+            )
+            for phase in self.batches.phases
+        ]
 
     @functools.cached_property
     def _counts(self) -> Any:
@@ -201,37 +204,92 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
     initialize_distributed(config.mesh)
     mesh = build_mesh(config.mesh)
     corpora, tokenizer = _load_corpora(config)
-    networks = build_networks(config.model, config.objective, tokenizer, config.data.row_length, config.train.seed)
-    batch_size = global_batch_size(config.train)
-    accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
-    check_mesh_fits(mesh, networks.main.config, batch_size // accumulation)
-    make = functools.partial(_make_rows, config, tokenizer, networks.main.config)
+    longest = max(phase.row_length for phase in phases_of(config))
+    networks = build_networks(config.model, config.objective, tokenizer, longest, config.train.seed)
     if config.data.validation:
-        *training, held_corpus = corpora
-        sources = [make(corpus, None) for corpus in training]
-        validation = make(held_corpus, None)
+        *corpora, held_corpus = corpora
+        documents: list[Any] = [None] * len(corpora)
+        held: Any = None
     else:
-        held = hold_out(len(corpora[0]), config.data.validation_rate, config.train.seed)
+        held_corpus, held = corpora[0], hold_out(len(corpora[0]), config.data.validation_rate, config.train.seed)
         if not held.any():
             raise ConfigError(
                 "No document is held out for evaluation; raise data.validation_rate, or name a corpus in data.validation."
             )
-        sources = [make(corpus, ~held if number == 0 else None) for number, corpus in enumerate(corpora)]
-        validation = make(corpora[0], held)
-    mixture = RowMixture(sources, config.data.weights)
-    steps_per_epoch = -(-mixture.num_rows // batch_size)
-    total_steps = config.train.num_steps or max(1, math.ceil(steps_per_epoch * config.train.num_epochs))
-    for corpus, source in zip(corpora, sources, strict=False):
-        say(
-            f"{corpus.folder}: {len(source):,} rows of {config.data.row_length} tokens, "
-            f"{len(source.pieces):,} pieces, packed to {source.packing.efficiency:.1%}"
-        )
-    batches = PretrainingBatches(mixture, batch_size, total_steps, jax.process_index(), jax.process_count())
+        documents = [~held, *[None] * (len(corpora) - 1)]
+    make = functools.partial(_make_rows, config, tokenizer, networks.main.config)
+    planned = phases_of(config)
+    mixtures: dict[int, RowMixture] = {}
+    for length in dict.fromkeys(phase.row_length for phase in planned):
+        sources = [make(corpus, chosen, length) for corpus, chosen in zip(corpora, documents, strict=True)]
+        mixtures[length] = RowMixture(sources, config.data.weights)
+        for source in sources:
+            say(
+                f"{source.corpus.folder}: {len(source):,} rows of {length} tokens, {len(source.pieces):,} pieces, packed to "
+                f"{source.packing.efficiency:.1%}"
+            )
+    total_steps = _count_steps(config, planned, mixtures)
+    counts = split_steps(total_steps, [phase.share for phase in planned])
+    phases = [
+        Phase(mixtures[phase.row_length], phase.batch_size, count) for phase, count in zip(planned, counts, strict=True)
+    ]
+    accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
+    for phase in phases:
+        check_mesh_fits(mesh, networks.main.config, phase.batch_size // accumulation)
+    batches = PretrainingBatches(phases, jax.process_index(), jax.process_count())
+    validation = make(held_corpus, held, max(mixtures))
     return Pretraining(config, networks, mesh, batches, validation, total_steps)
 
 
+def phases_of(config: PretrainConfig) -> list[PretrainPhase]:
+    """Returns the phases of a run with their row lengths and batch sizes filled in; one where the config names none.
+
+    Args:
+      config: The run.
+
+    Raises:
+      ConfigError: Phases do not go together with a batch size that is found out, or with accumulation.
+    """
+    train, data = config.train, config.data
+    if data.phases and train.batch_size == "auto":
+        raise ConfigError("data.phases need a number in train.batch_size; auto finds one size for the whole run.")
+    size = global_batch_size(train)
+    found = [
+        PretrainPhase(phase.share, phase.row_length or data.row_length, phase.batch_size or size)
+        for phase in data.phases or (PretrainPhase(),)
+    ]
+    for phase in found:
+        if train.batch_size != "auto" and phase.batch_size % train.accumulation_steps:
+            raise ConfigError(
+                f"data.phases has batch_size {phase.batch_size}, which is not divisible by train.accumulation_steps "
+                f"{train.accumulation_steps}."
+            )
+    return found
+
+
+def train_of(train: TrainConfig, phase: Phase) -> TrainConfig:
+    """Returns the options of training with the batch size of a phase.
+
+    Args:
+      train: Options of the run.
+      phase: The phase.
+    """
+    return train if train.batch_size == "auto" else dataclasses.replace(train, batch_size=phase.batch_size)
+
+
+def _count_steps(config: PretrainConfig, phases: Sequence[PretrainPhase], mixtures: Mapping[int, RowMixture]) -> int:
+    """Returns the steps of the run: as told, or as many as see the tokens of the corpora ``num_epochs`` times."""
+    if config.train.num_steps:
+        return config.train.num_steps
+    first = phases[0].row_length
+    tokens = mixtures[first].num_rows * first * config.train.num_epochs
+    whole = sum(phase.share for phase in phases)
+    per_step = sum(phase.share / whole * phase.batch_size * phase.row_length for phase in phases)
+    return max(len(phases), math.ceil(round(tokens / per_step, 6)))
+
+
 def _make_rows(
-    config: PretrainConfig, tokenizer: Any, model: ModelConfig, corpus: PreparedCorpus, documents: Any
+    config: PretrainConfig, tokenizer: Any, model: ModelConfig, corpus: PreparedCorpus, documents: Any, row_length: int
 ) -> RowSource:
     data, special = config.data, _special_tokens(tokenizer, model)
     table: WordTable = word_table(tokenizer, needs_words=config.masking.unit != "token")
@@ -239,7 +297,7 @@ def _make_rows(
         corpus,
         special,
         Masker(config.masking, table, special.mask, special.pad),
-        row_length=data.row_length,
+        row_length=row_length,
         packing=data.packing,
         pairs=config.objective.pairs,
         min_tokens=data.min_tokens,
@@ -266,13 +324,13 @@ def pretrain(
       FlaxbertError: Bad config, data, model, mesh, memory or loss; each message says where and how to mend it.
     """
     prepared = prepare_pretraining(config, say)
-    job = prepared.job
     folder = pathlib.Path(config.output.folder)
     with CheckpointStore(folder / "checkpoints", keep=config.train.keep_checkpoints, higher_is_better=False) as store:
         newest = find_checkpoint(store, config.train, config.to_dict(), _MUST_AGREE)
         callbacks = build_callbacks(config.output, "loss", folder, extra_callbacks)
         run = TrainingRun(
-            job=job,
+            job=prepared.jobs[0],
+            other_shapes=prepared.jobs[1:],
             pipeline=StepPipeline(prepared.batches),
             steps_per_epoch=prepared.batches.steps_per_epoch,
             evaluate=prepared.evaluate,
@@ -309,6 +367,6 @@ def _run_info(prepared: Pretraining, first_step: int) -> RunInfo:
         total_steps=prepared.total_steps,
         first_step=first_step,
         resumed=first_step > 0,
-        num_examples=prepared.batches.mixture.num_rows,
+        num_examples=prepared.batches.phases[0].mixture.num_rows,
         num_parameters=count_parameters(prepared.networks.params),
     )

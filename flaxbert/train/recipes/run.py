@@ -82,6 +82,7 @@ class TrainingRun:
       store: Where checkpoints go.
       callbacks: Who is told.
       say: Where lines for the user go.
+      other_shapes: The same job with the other shapes that batches have later in the run; their memory is checked before the start.
     """
 
     job: StepJob
@@ -94,6 +95,7 @@ class TrainingRun:
     store: CheckpointStore
     callbacks: MeasuredCallbacks
     say: Say
+    other_shapes: Sequence[StepJob] = ()
 
     def before(self, newest: Any) -> dict[str, float]:
         """Returns the metrics before training, from the checkpoint where there is one.
@@ -153,6 +155,8 @@ class TrainingRun:
           How the loop ended, and the compiled step.
         """
         plan = plan_batches(self.job, self.say)
+        for job in self.other_shapes:
+            plan_batches(job, self.say)
         start = self.pipeline.get_state()
         while True:
             try:
