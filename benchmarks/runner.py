@@ -131,14 +131,15 @@ def _row(worker: Worker, base: Worker, is_reference: bool) -> dict[str, Any]:
     }
 
 
-def table(rows: Sequence[dict[str, Any]], reference: str) -> str:
+def table(rows: Sequence[dict[str, Any]], reference: str, unit: str = "seq/s") -> str:
     """Returns rows as a text table.
 
     Args:
       rows: From ``measure``.
       reference: Name of the peer that ratios refer to.
+      unit: What is counted.
     """
-    lines = [f"{'peer':<34} {'seq/s':>8} {'min–max':>15} {f'x {reference}':>24} {'peak MiB':>9}  version"]
+    lines = [f"{'peer':<34} {unit:>8} {'min–max':>15} {f'x {reference}':>24} {'peak MiB':>9}  version"]
     for row in rows:
         if "error" in row:
             lines.append(f"{row['name']:<34} {'not run: ' + row['error']}")

@@ -14,7 +14,7 @@ class Settings:
     """One measured configuration.
 
     Attributes:
-      job: train, infer (token ids in, logits out) or label (sentences in, labels out).
+      job: train, infer (token ids in, logits out), label (sentences in, labels out) or pretrain (rows with hidden words).
       variant: Way in which the peer runs, for example f32, bf16, int8, compiled.
       folder: Folder of the model in Hugging Face layout that all peers load.
       batch_size: Rows of a batch.
@@ -24,6 +24,8 @@ class Settings:
       vocab_size: Token ids are drawn below this number.
       texts: File with one sentence a line, for the job label.
       num_texts: Sentences in it; 0 for the other jobs.
+      rows: NPZ file with batches ``[batches, batch, ...]``, for the job pretrain.
+      num_tokens: Mean of the real tokens of a batch in it; 0 for the other jobs.
     """
 
     job: str
@@ -36,11 +38,19 @@ class Settings:
     vocab_size: int = 30522
     texts: str = ""
     num_texts: int = 0
+    rows: str = ""
+    num_tokens: int = 0
 
     @property
     def num_sequences(self) -> int:
-        """Sequences that one step computes."""
-        return self.num_texts or self.batch_size
+        """What one step computes: sequences, or real tokens in pre-training."""
+        return self.num_tokens or self.num_texts or self.batch_size
+
+    def batches(self) -> list[dict[str, np.ndarray]]:
+        """Returns the batches of pre-training, which are read in turn."""
+        with np.load(self.rows) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        return [{name: array[number] for name, array in arrays.items()} for number in range(len(arrays["input_ids"]))]
 
     def sentences(self) -> list[str]:
         """Returns the sentences that every peer labels."""

@@ -77,7 +77,7 @@ def pretrain_torch(config: Any, scratch: pathlib.Path, say: Callable[[str], None
     import transformers
 
     from flaxbert.data.pretraining_batches import EvaluationRows
-    from flaxbert.train.recipes.pretrain import prepare_pretraining
+    from flaxbert.train.recipes.pretraining_setup import prepare_pretraining
 
     transformers.logging.set_verbosity_error()
     run, train = prepare_pretraining(config, say=lambda line: None), config.train

@@ -9,12 +9,31 @@ PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "int8": "float32"}
 
 
 def _train(settings: Settings, model: Any) -> Callable[[], float]:
-    import jax
     import jax.numpy as jnp
+
+    from flaxbert.train.losses import loss_for
+
+    batch = {name: jnp.asarray(array) for name, array in settings.batch().items()}
+    batch["example_weight"] = jnp.ones((settings.batch_size,), jnp.float32)
+    return _steps(settings, model, loss_for(model.task, "single_label_classification"), [batch], dropout=True)
+
+
+def _pretrain(settings: Settings, model: Any) -> Callable[[], float]:
+    import jax.numpy as jnp
+
+    from flaxbert.train.objectives import PretrainingLoss
+
+    batches = [{name: jnp.asarray(array) for name, array in batch.items()} for batch in settings.batches()]
+    return _steps(settings, model, PretrainingLoss(), batches, dropout=False)
+
+
+def _steps(settings: Settings, model: Any, loss: Any, batches: list[Any], dropout: bool) -> Callable[[], float]:
+    import itertools
+
+    import jax
 
     from flaxbert.config import TrainConfig
     from flaxbert.families.graph import forward, graph_definition
-    from flaxbert.train.losses import loss_for
     from flaxbert.train.optimizers import make_optimizer
     from flaxbert.train.state import create_state
     from flaxbert.train.step import make_train_step
@@ -27,15 +46,12 @@ def _train(settings: Settings, model: Any) -> Callable[[], float]:
     config = TrainConfig(learning_rate=settings.learning_rate, warmup_steps=100, num_steps=10_000)
     optimizer = make_optimizer(config, 10_000)
     state, kinds = create_state(model.params, (), optimizer, copy=False)
-    loss = loss_for(model.task, "single_label_classification")
     step = make_train_step(run, loss, optimizer, kinds)
-    batch = {name: jnp.asarray(array) for name, array in settings.batch().items()}
-    batch["example_weight"] = jnp.ones((settings.batch_size,), jnp.float32)
-    key = jax.random.key(0)
-    holder = [state]
+    key = jax.random.key(0) if dropout else None
+    holder, turns = [state], itertools.cycle(batches)
 
     def one() -> float:
-        holder[0], metrics = step(holder[0], batch, key)
+        holder[0], metrics = step(holder[0], next(turns), key)
         jax.block_until_ready(holder[0])
         return float(metrics.loss_sum / metrics.weight)
 
@@ -86,8 +102,10 @@ def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
 
     import flaxbert
 
-    model = flaxbert.load(settings.folder, task="sequence-classification", precision=PRECISIONS[settings.variant])
-    step = {"train": _train, "infer": _infer, "label": _label}[settings.job](settings, model)
+    precision = PRECISIONS[settings.variant.partition("+")[0]]
+    task = "fill-mask" if settings.job == "pretrain" else "sequence-classification"
+    model = flaxbert.load(settings.folder, task=task, precision=precision)
+    step = {"train": _train, "pretrain": _pretrain, "infer": _infer, "label": _label}[settings.job](settings, model)
     del model
     device = jax.devices()[0].device_kind
     return step, {"version": f"flaxbert {flaxbert.__version__}, jax {jax.__version__}", "device": device}

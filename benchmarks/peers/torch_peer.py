@@ -28,6 +28,31 @@ def _train(settings: Settings, model: Any, device: str, autocast: bool) -> Calla
     return one
 
 
+def _pretrain(settings: Settings, model: Any, device: str, autocast: bool) -> Callable[[], float]:
+    import itertools
+
+    import torch
+
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01, fused=True)
+    batches = [
+        {name: torch.as_tensor(array).long().to(device) for name, array in batch.items()}
+        for batch in settings.batches()
+    ]
+    turns = itertools.cycle(batches)
+
+    def one() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            loss = model(**next(turns)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return float(loss.detach())
+
+    return one
+
+
 def _infer(settings: Settings, model: Any, device: str, autocast: bool) -> Callable[[], float]:
     import torch
 
@@ -73,14 +98,18 @@ def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, compiled = settings.variant.partition("+")
     dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(settings.folder)
+    stock = transformers.AutoModelForSequenceClassification
+    if settings.job == "pretrain":
+        stock = transformers.AutoModelForMaskedLM
+    model = stock.from_pretrained(settings.folder)
     model = model.to(device=device, dtype=dtype)
     if compiled:
         model = torch.compile(model)
     if settings.job == "label":
         step = _label(settings, model, device)
     else:
-        step = (_train if settings.job == "train" else _infer)(settings, model, device, kind == "autocast")
+        jobs = {"train": _train, "pretrain": _pretrain, "infer": _infer}
+        step = jobs[settings.job](settings, model, device, kind == "autocast")
     return step, {"version": f"transformers {transformers.__version__}, torch {torch.__version__}", "device": device}
 
 

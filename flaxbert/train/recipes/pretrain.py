@@ -1,42 +1,23 @@
-"""Pre-training from start to end: corpora, model, compiled step, training, evaluation, a folder to fine-tune from."""
+"""Pre-training from start to end: training, evaluation, a folder to fine-tune from."""
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
-from flaxbert.architecture import ModelConfig
-from flaxbert.config import PretrainConfig, PretrainPhase, TrainConfig
-from flaxbert.core.arrays import Params
-from flaxbert.core.runtime import initialize_distributed
-from flaxbert.core.sharding import build_mesh, check_mesh_fits, place_batch, replicated
+from flaxbert.config import PretrainConfig
 from flaxbert.core.trees import count_parameters
-from flaxbert.data.masking import Masker
 from flaxbert.data.pipeline import StepPipeline
-from flaxbert.data.prepared import TOKENIZER_FOLDER, PreparedCorpus
-from flaxbert.data.pretraining_batches import EvaluationRows, Phase, PretrainingBatches, RowMixture, split_steps
-from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, hold_out
-from flaxbert.data.words import WordTable, word_table
-from flaxbert.errors import ConfigError, DataError
 from flaxbert.model import Model
 from flaxbert.train.callbacks import Callback, RunInfo
 from flaxbert.train.checkpoint import CheckpointStore
-from flaxbert.train.objectives import pretraining_counts
 from flaxbert.train.recipes.outcome import MODEL_FOLDER, build_callbacks
-from flaxbert.train.recipes.plan import StepJob
-from flaxbert.train.recipes.pretraining_networks import Networks, build_networks
+from flaxbert.train.recipes.pretraining_setup import Pretraining, prepare_pretraining
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
-from flaxbert.train.recipes.setup import Say, batch_ways, global_batch_size, say_on_first
+from flaxbert.train.recipes.setup import Say, say_on_first
 from flaxbert.train.state import join_params
-from flaxbert.weights.tokenizer import load_tokenizer
-
-EVALUATION_BATCH_SIZE = 32
 
 _MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("model", ("path", "family", "size", "architecture", "scan_layers", "precision")),
@@ -67,244 +48,6 @@ class PretrainResult:
     before: Mapping[str, float]
     after: Mapping[str, float]
     history: Sequence[Mapping[str, float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretraining:
-    """A pre-training run ready to be compiled.
-
-    Attributes:
-      config: The resolved run.
-      networks: What is trained.
-      mesh: The mesh.
-      batches: Training batches of this process.
-      validation: Held-out rows.
-      total_steps: Optimizer steps of the whole run.
-    """
-
-    config: PretrainConfig
-    networks: Networks
-    mesh: Mesh
-    batches: PretrainingBatches
-    validation: RowSource
-    total_steps: int
-
-    @functools.cached_property
-    def jobs(self) -> list[StepJob]:
-        """What the step is made from in each phase; they differ in the shape of the batch alone."""
-        return [
-            StepJob(
-                params=self.networks.params,
-                forward=self.networks.forward,
-                precision=self.config.model.precision,
-                train=train_of(self.config.train, phase),
-                mesh=self.mesh,
-                leaf_axes=self.networks.leaf_axes,
-                total_steps=self.total_steps,
-                loss=self.networks.loss,
-                example={**phase.mixture.sources[0].rows([0], 0), "example_weight": np.ones(1, np.float32)},
-            )
-            for phase in self.batches.phases
-        ]
-
-    @functools.cached_property
-    def _counts(self) -> Any:
-        forward = self.networks.forward
-
-        def run(params: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-            return pretraining_counts(forward(params, batch), batch)
-
-        return jax.jit(run, out_shardings=replicated(self.mesh))
-
-    def evaluate(self, params: Params) -> dict[str, float]:
-        """Returns loss, perplexity and accuracy of hidden words, and of pairs, on the held-out rows.
-
-        Args:
-          params: Parameter tree on the mesh.
-        """
-        ways = batch_ways(self.mesh)
-        size = self.config.train.evaluation_batch_size or EVALUATION_BATCH_SIZE
-        rows = EvaluationRows(
-            self.validation,
-            -(-size // ways) * ways,
-            self.config.data.max_validation_rows,
-            jax.process_index(),
-            jax.process_count(),
-        )
-        sums: dict[str, float] = {}
-        with jax.set_mesh(self.mesh):
-            for batch in rows:
-                for name, value in self._counts(params, place_batch(batch, self.mesh)).items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-        return _metrics(sums)
-
-
-def _metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    loss = sums["masked_lm_loss"] / max(sums["masked_lm_count"], 1.0)
-    found = {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "masked_accuracy": sums["masked_lm_right"] / max(sums["masked_lm_count"], 1.0),
-    }
-    for part in ("pair", "replaced"):
-        if f"{part}_count" in sums:
-            count = max(sums[f"{part}_count"], 1.0)
-            found |= {f"{part}_loss": sums[f"{part}_loss"] / count, f"{part}_accuracy": sums[f"{part}_right"] / count}
-    return found
-
-
-def _load_corpora(config: PretrainConfig) -> tuple[list[PreparedCorpus], Any]:
-    data = config.data
-    if not data.corpora:
-        raise ConfigError("data.corpora is empty: name folders that flaxbert prepare wrote.")
-    corpora = [PreparedCorpus(folder, skip_damaged=data.skip_damaged) for folder in data.corpora]
-    if data.validation:
-        corpora.append(PreparedCorpus(data.validation, skip_damaged=data.skip_damaged))
-    tokenizers = [
-        load_tokenizer(corpus.folder / TOKENIZER_FOLDER, ModelConfig(vocab_size=1 << 31)) for corpus in corpora
-    ]
-    for corpus, tokenizer in zip(corpora, tokenizers, strict=True):
-        if tokenizer.get_vocab() != tokenizers[0].get_vocab():
-            raise DataError(
-                f"{corpus.folder} was prepared with another tokenizer than {corpora[0].folder}; prepare both with one."
-            )
-    return corpora, tokenizers[0]
-
-
-def _special_tokens(tokenizer: Any, config: ModelConfig) -> SpecialTokens:
-    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad", "mask")}
-    missing = [name for name, number in ids.items() if number is None]
-    if missing:
-        raise ConfigError(f"The tokenizer has no {', '.join(missing)} token, which pre-training needs.")
-    return SpecialTokens(
-        first=ids["cls"],
-        separator=ids["sep"],
-        pad=ids["pad"],
-        mask=ids["mask"],
-        doubled=tokenizer.num_special_tokens_to_add(pair=True) == 4,
-        typed=config.type_vocab_size > 1,
-    )
-
-
-def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pretraining:
-    """Opens the corpora, makes or loads the model and lays out the mesh.
-
-    Args:
-      config: The run.
-      say: Where lines for the user go.
-
-    Returns:
-      The prepared run.
-
-    Raises:
-      ConfigError: Settings do not fit together, or the model has another tokenizer.
-      DataError: A corpus is damaged or empty.
-      MeshError: The mesh does not fit devices, model or batch.
-    """
-    initialize_distributed(config.mesh)
-    mesh = build_mesh(config.mesh)
-    corpora, tokenizer = _load_corpora(config)
-    longest = max(phase.row_length for phase in phases_of(config))
-    networks = build_networks(config.model, config.objective, tokenizer, longest, config.train.seed)
-    if config.data.validation:
-        *corpora, held_corpus = corpora
-        documents: list[Any] = [None] * len(corpora)
-        held: Any = None
-    else:
-        held_corpus, held = corpora[0], hold_out(len(corpora[0]), config.data.validation_rate, config.train.seed)
-        if not held.any():
-            raise ConfigError(
-                "No document is held out for evaluation; raise data.validation_rate, or name a corpus in data.validation."
-            )
-        documents = [~held, *[None] * (len(corpora) - 1)]
-    make = functools.partial(_make_rows, config, tokenizer, networks.main.config)
-    planned = phases_of(config)
-    mixtures: dict[int, RowMixture] = {}
-    for length in dict.fromkeys(phase.row_length for phase in planned):
-        sources = [make(corpus, chosen, length) for corpus, chosen in zip(corpora, documents, strict=True)]
-        mixtures[length] = RowMixture(sources, config.data.weights)
-        for source in sources:
-            say(
-                f"{source.corpus.folder}: {len(source):,} rows of {length} tokens, {len(source.pieces):,} pieces, packed to "
-                f"{source.packing.efficiency:.1%}"
-            )
-    total_steps = _count_steps(config, planned, mixtures)
-    counts = split_steps(total_steps, [phase.share for phase in planned])
-    phases = [
-        Phase(mixtures[phase.row_length], phase.batch_size, count) for phase, count in zip(planned, counts, strict=True)
-    ]
-    accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
-    for phase in phases:
-        check_mesh_fits(mesh, networks.main.config, phase.batch_size // accumulation)
-    batches = PretrainingBatches(phases, jax.process_index(), jax.process_count())
-    validation = make(held_corpus, held, max(mixtures))
-    return Pretraining(config, networks, mesh, batches, validation, total_steps)
-
-
-def phases_of(config: PretrainConfig) -> list[PretrainPhase]:
-    """Returns the phases of a run with their row lengths and batch sizes filled in; one where the config names none.
-
-    Args:
-      config: The run.
-
-    Raises:
-      ConfigError: Phases do not go together with a batch size that is found out, or with accumulation.
-    """
-    train, data = config.train, config.data
-    if data.phases and train.batch_size == "auto":
-        raise ConfigError("data.phases need a number in train.batch_size; auto finds one size for the whole run.")
-    size = global_batch_size(train)
-    found = [
-        PretrainPhase(phase.share, phase.row_length or data.row_length, phase.batch_size or size)
-        for phase in data.phases or (PretrainPhase(),)
-    ]
-    for phase in found:
-        if train.batch_size != "auto" and phase.batch_size % train.accumulation_steps:
-            raise ConfigError(
-                f"data.phases has batch_size {phase.batch_size}, which is not divisible by train.accumulation_steps "
-                f"{train.accumulation_steps}."
-            )
-    return found
-
-
-def train_of(train: TrainConfig, phase: Phase) -> TrainConfig:
-    """Returns the options of training with the batch size of a phase.
-
-    Args:
-      train: Options of the run.
-      phase: The phase.
-    """
-    return train if train.batch_size == "auto" else dataclasses.replace(train, batch_size=phase.batch_size)
-
-
-def _count_steps(config: PretrainConfig, phases: Sequence[PretrainPhase], mixtures: Mapping[int, RowMixture]) -> int:
-    """Returns the steps of the run: as told, or as many as see the tokens of the corpora ``num_epochs`` times."""
-    if config.train.num_steps:
-        return config.train.num_steps
-    first = phases[0].row_length
-    tokens = mixtures[first].num_rows * first * config.train.num_epochs
-    whole = sum(phase.share for phase in phases)
-    per_step = sum(phase.share / whole * phase.batch_size * phase.row_length for phase in phases)
-    return max(len(phases), math.ceil(round(tokens / per_step, 6)))
-
-
-def _make_rows(
-    config: PretrainConfig, tokenizer: Any, model: ModelConfig, corpus: PreparedCorpus, documents: Any, row_length: int
-) -> RowSource:
-    data, special = config.data, _special_tokens(tokenizer, model)
-    table: WordTable = word_table(tokenizer, needs_words=config.masking.unit != "token")
-    return RowSource(
-        corpus,
-        special,
-        Masker(config.masking, table, special.mask, special.pad),
-        row_length=row_length,
-        packing=data.packing,
-        pairs=config.objective.pairs,
-        min_tokens=data.min_tokens,
-        max_pieces=data.max_pieces,
-        documents=documents,
-        seed=config.train.seed,
-    )
 
 
 def pretrain(
