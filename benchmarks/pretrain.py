@@ -37,14 +37,15 @@ def make_rows(corpus_folder: pathlib.Path, arguments: argparse.Namespace) -> dic
     """
     from flaxbert.config import MaskingConfig, PretrainConfig, PretrainData
     from flaxbert.data.masking import Masker
-    from flaxbert.data.prepared import PreparedCorpus
+    from flaxbert.data.prepared import TOKENIZER_FOLDER, PreparedCorpus
     from flaxbert.data.pretraining_rows import RowSource
     from flaxbert.data.shuffling import StableRandom
     from flaxbert.data.words import word_table
-    from flaxbert.train.recipes.pretraining_setup import corpus_tokenizer, special_tokens
+    from flaxbert.train.recipes.pretraining_setup import special_tokens
+    from flaxbert.weights.tokenizer import tokenizer_alone
 
     corpus = PreparedCorpus(corpus_folder)
-    tokenizer = corpus_tokenizer(corpus)
+    tokenizer = tokenizer_alone(corpus_folder / TOKENIZER_FOLDER)
     config = PretrainConfig(masking=MaskingConfig(rate=arguments.rate), data=PretrainData(row_length=arguments.length))
     special = special_tokens(tokenizer, typed=True)
     masker = Masker(config.masking, word_table(tokenizer, needs_words=False), special.mask, special.pad)
@@ -101,15 +102,15 @@ def write_model(folder: pathlib.Path, corpus: pathlib.Path, arguments: argparse.
       Its folder.
     """
     from flaxbert.config import ObjectiveConfig, PretrainModel
-    from flaxbert.data.prepared import PreparedCorpus
+    from flaxbert.data.prepared import TOKENIZER_FOLDER
     from flaxbert.train.recipes.pretraining_networks import build_networks
-    from flaxbert.train.recipes.pretraining_setup import corpus_tokenizer
+    from flaxbert.weights.tokenizer import tokenizer_alone
 
     source = PretrainModel(
         size=arguments.size,
         architecture={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     )
-    tokenizer = corpus_tokenizer(PreparedCorpus(corpus))
+    tokenizer = tokenizer_alone(corpus / TOKENIZER_FOLDER)
     return build_networks(source, ObjectiveConfig(), tokenizer, arguments.length, 0).main.save(folder / "model")
 
 

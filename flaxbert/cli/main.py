@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("flaxbert.cli.finetune", "train a model for a task from a config file or options"),
     "glue": ("flaxbert.cli.glue", "fine-tune on the tasks of GLUE with several seeds and print the usual table"),
     "tokenizer train": ("flaxbert.cli.tokenizer", "learn a tokenizer from raw text"),
+    "tokenizer extend": ("flaxbert.cli.tokenizer", "add the words of raw text to the vocabulary of a model"),
     "prepare": ("flaxbert.cli.prepare", "make a tokenized corpus for pre-training of raw text"),
     "pretrain": ("flaxbert.cli.pretrain", "train a model on raw text, from new weights or a checkpoint"),
     "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),

@@ -4,7 +4,7 @@ Units are in the names or in the attribute's description. ``RunConfig`` is what 
 the words before the dot in overrides such as ``--train.learning_rate 3e-5``.
 """
 
-from flaxbert.config.corpus import CorpusConfig, DedupConfig, PrepareConfig, TokenizerConfig
+from flaxbert.config.corpus import CorpusConfig, DedupConfig, ExtensionConfig, PrepareConfig, TokenizerConfig
 from flaxbert.config.data import DataConfig
 from flaxbert.config.mesh import MeshConfig
 from flaxbert.config.model import AttentionName, ModelSource, PrecisionName, ProblemType, RematPolicy
@@ -28,6 +28,7 @@ __all__ = [
     "CorpusConfig",
     "DataConfig",
     "DedupConfig",
+    "ExtensionConfig",
     "FreezeRule",
     "MaskingConfig",
     "MaskingUnit",

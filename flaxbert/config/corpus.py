@@ -147,3 +147,31 @@ class TokenizerConfig:
                 f"tokenizer.min_frequency is {self.min_frequency} and tokenizer.max_documents {self.max_documents}; the first must be "
                 "at least 1, the second not negative."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtensionConfig:
+    """Which words ``flaxbert tokenizer extend`` adds to a vocabulary.
+
+    Attributes:
+      base: Folder of a model or of a tokenizer, or an id on the hub, whose vocabulary gets longer.
+      folder: Folder of the tokenizer that is written.
+      num_words: Most words that are added.
+      min_frequency: Words that come less often are not added.
+      min_pieces: Words that the vocabulary already writes with fewer tokens are not added.
+      max_documents: Documents that are read; 0 reads all.
+      overwrite: Replace a tokenizer that is in the folder.
+    """
+
+    base: str = ""
+    folder: str = "data/tokenizer"
+    num_words: int = 1000
+    min_frequency: int = 10
+    min_pieces: int = 3
+    max_documents: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_words", 1), ("min_frequency", 1), ("min_pieces", 2), ("max_documents", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"extension.{name} is {getattr(self, name)}, but must be at least {least}.")

@@ -115,17 +115,15 @@ class PretrainingBatches:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What order and content of the batches depend on; fit for JSON. How long the last phase is does not matter to the others."""
-        return {
-            "phases": [
-                {
-                    "first_step": first,
-                    "batch_size": phase.batch_size,
-                    "sources": [source.identity for source in phase.mixture.sources],
-                    "counts": phase.mixture.counts,
-                }
-                for first, phase in zip(self._firsts, self.phases, strict=True)
-            ]
-        }
+        found: dict[str, Any] = {}
+        for number, (first, phase) in enumerate(zip(self._firsts, self.phases, strict=True)):
+            found |= {
+                f"phases.{number}.first_step": first,
+                f"phases.{number}.batch_size": phase.batch_size,
+                f"phases.{number}.sources": [source.identity for source in phase.mixture.sources],
+                f"phases.{number}.counts": phase.mixture.counts,
+            }
+        return found
 
     @functools.cached_property
     def _firsts(self) -> list[int]:
@@ -165,8 +163,11 @@ def split_steps(num_steps: int, shares: Sequence[float]) -> list[int]:
     """
     if num_steps < len(shares):
         raise ConfigError(f"A run of {num_steps} steps can not have {len(shares)} phases; set train.num_steps higher.")
-    whole = np.array(shares, np.float64) / sum(shares)
-    return [1 + int(count) for count in _largest_remainders(whole, num_steps - len(shares))]
+    counts = _largest_remainders(np.array(shares, np.float64) / sum(shares), num_steps)
+    while not counts.all():
+        counts[counts.argmin()] += 1
+        counts[counts.argmax()] -= 1
+    return counts.tolist()
 
 
 @dataclasses.dataclass(frozen=True)

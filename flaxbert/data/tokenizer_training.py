@@ -1,9 +1,12 @@
-"""New tokenizers learned from text: WordPiece, pairs of bytes, unigrams."""
+"""New tokenizers learned from text: WordPiece, pairs of bytes, unigrams; and words that a vocabulary lacks."""
 
+import collections
+import copy
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from flaxbert.config import TokenizerConfig
+from flaxbert.config import ExtensionConfig, TokenizerConfig
 from flaxbert.errors import DataError
 
 _BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -112,3 +115,55 @@ def _frame(backend: Any, kind: str, tokens: dict[str, str]) -> Any:
         return processors.RobertaProcessing(ids[1], ids[0], trim_offsets=True, add_prefix_space=False)
     pair = f"{first}:0 $A:0 {last}:0 $B:1 {last}:1"
     return processors.TemplateProcessing(single=f"{first} $A {last}", pair=pair, special_tokens=ids)
+
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+
+
+def extend_tokenizer(tokenizer: Any, sentences: Iterable[str], config: ExtensionConfig) -> tuple[Any, list[str]]:
+    """Adds the words to a vocabulary that would save the most tokens of a text.
+
+    The old tokens keep their ids; the new ones come after them, so that a model of the old vocabulary needs new rows only. A word saves its
+    frequency times the tokens it has now, less one.
+
+    Args:
+      tokenizer: A fast tokenizer of transformers; it stays as it is.
+      sentences: The text, piece by piece.
+      config: How many words, and which.
+
+    Returns:
+      The longer tokenizer, and the new words in the order of their ids.
+
+    Raises:
+      DataError: The text has no word that would be worth it.
+    """
+    from tokenizers import AddedToken
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise DataError(f"{type(tokenizer).__name__} is no fast tokenizer, whose vocabulary could be made longer.")
+    normalize = backend.normalizer.normalize_str if backend.normalizer is not None else str
+    counts: collections.Counter[str] = collections.Counter()
+    for sentence in sentences:
+        counts.update(_WORD.findall(normalize(sentence)))
+    frequent = [word for word, count in counts.items() if count >= config.min_frequency]
+    # Most vocabularies write a word otherwise after a blank than at the start of a text.
+    pieces = [
+        len(encoded.ids) - 1
+        for encoded in backend.encode_batch([f"a {word}" for word in frequent], add_special_tokens=False)
+    ]
+    worth = [
+        (counts[word] * (number - 1), word)
+        for word, number in zip(frequent, pieces, strict=True)
+        if number >= config.min_pieces
+    ]
+    chosen = [word for _, word in sorted(worth, key=lambda item: (-item[0], item[1]))[: config.num_words]]
+    if not chosen:
+        raise DataError(
+            f"No word comes {config.min_frequency} times and has {config.min_pieces} tokens or more; lower extension.min_frequency or "
+            "extension.min_pieces, or keep the vocabulary."
+        )
+    longer = copy.deepcopy(tokenizer)
+    takes_blank = backend.pre_tokenizer is not None and type(backend.pre_tokenizer).__name__ != "BertPreTokenizer"
+    longer.add_tokens([AddedToken(word, single_word=True, lstrip=takes_blank) for word in chosen])
+    return longer, chosen

@@ -78,8 +78,9 @@ def word_table(tokenizer: Any, *, needs_words: bool = True) -> WordTable:
     if not needs_words:
         return WordTable(~starts, ends, special)
     begins, finishes, surface = _marks(tokenizer, vocabulary)
+    added = set(getattr(tokenizer, "added_tokens_decoder", {}))  # whole words that were put beside the vocabulary
     for token, number in vocabulary.items():
-        alone = special[number] or _stands_alone(surface(token))
+        alone = special[number] or number in added or _stands_alone(surface(token))
         starts[number] = alone or begins(token)
         ends[number] = alone or finishes(token)
     return WordTable(starts, ends, special)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flaxbert.architecture import ModelConfig
-from flaxbert.errors import WeightsError
+from flaxbert.errors import ConfigError, WeightsError
 from flaxbert.weights.readers import read_json_object
 from flaxbert.weights.sentence_transformers import transformer_folder
 
@@ -36,6 +36,8 @@ _KNOWN = frozenset({*_CLASS_OF_FILE.values(), *_CLASS_OF_FAMILY.values(), *_WORD
 
 TOKENIZER_FILES = ("tokenizer.json", *_CLASS_OF_FILE)
 """A folder has a tokenizer if it has one of these."""
+
+_ANY_MODEL = ModelConfig(vocab_size=1 << 31)
 
 _NO_LIMIT = 100_000
 
@@ -173,6 +175,24 @@ def load_tokenizer(folder: str | pathlib.Path, config: ModelConfig) -> Any:
     limit = tokenizer.model_max_length
     known = isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT
     tokenizer.model_max_length = min(int(limit), config.max_length) if known else config.max_length
+    return tokenizer
+
+
+def tokenizer_alone(folder: str | pathlib.Path) -> Any:
+    """Loads a tokenizer whose model does not matter, such as the one that a corpus is prepared with.
+
+    Args:
+      folder: A folder of a model or of a tokenizer.
+
+    Raises:
+      ConfigError: The folder holds no tokenizer.
+      WeightsError: The tokenizer can not be loaded.
+    """
+    tokenizer = load_tokenizer(folder, _ANY_MODEL)
+    if tokenizer is None:
+        raise ConfigError(
+            f"{folder} holds no tokenizer (tokenizer.json, vocab.txt…); train one with flaxbert tokenizer train."
+        )
     return tokenizer
 
 

@@ -48,13 +48,15 @@ OTHER_TASKS = {
 def test_pretraining_configs_are_complete(path):
     from flaxbert.train.optimizers import make_optimizer
     from flaxbert.train.recipes.pretraining_networks import new_model_config
+    from flaxbert.train.recipes.pretraining_setup import phases_of
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(PretrainConfig, "run")
     run = parser.instantiate(parser.parse_object({"run": yaml.safe_load(path.read_text(encoding="utf-8"))})).run
     assert run.data.corpora
     assert run.output.folder == f"runs/{path.stem}"
-    assert new_model_config(run.model, 30_528, run.data.row_length, 0).max_length >= run.data.row_length
+    longest = max(phase.row_length for phase in phases_of(run))
+    assert new_model_config(run.model, 30_528, longest, 0).max_length >= longest
     assert float(make_optimizer(run.train, 1000).schedule(np.int32(1000))) < run.train.learning_rate
 
 

@@ -64,7 +64,7 @@ def test_a_run_goes_on_where_it_stood(sources):
     assert len(rest) == 19
     assert all(np.array_equal(a, b) for a, b in zip(rest, expected[11:], strict=True))
     other = StepPipeline(PretrainingBatches([Phase(mixture, 8, 30)]))
-    with pytest.raises(DataError, match="batch_size was 4 and is 8"):
+    with pytest.raises(DataError, match=r"phases\.0\.batch_size was 4 and is 8"):
         other.set_state(state)
     for pipe in (pipeline, again, other):
         pipe.close()

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from flaxbert.architecture import ModelConfig
-from flaxbert.config import CorpusConfig, TokenizerConfig
-from flaxbert.data.tokenizer_training import train_tokenizer
+from flaxbert.config import CorpusConfig, ExtensionConfig, TokenizerConfig
+from flaxbert.data.tokenizer_training import extend_tokenizer, train_tokenizer
 from flaxbert.data.words import word_table
 from flaxbert.errors import ConfigError, DataError
-from flaxbert.train.recipes.tokenizer import train_tokenizer_of_corpus
+from flaxbert.train.recipes.tokenizer import extend_tokenizer_for_corpus, train_tokenizer_of_corpus
 from flaxbert.weights.tokenizer import load_tokenizer
 
 SENTENCES = [
@@ -81,3 +81,48 @@ def test_bad_input(tmp_path):
     config = TokenizerConfig(vocab_size=500, min_frequency=1, folder=str(tmp_path / "tokenizer"))
     train_tokenizer_of_corpus(config, CorpusConfig(inputs=(str(tmp_path / "a.txt"),)), say=lines.append)
     assert "fewer than 500: the text gives no more" in lines[0]
+
+
+TERMS = [f"the osteoblast{end} and glioblastoma cells {number}" for end in ("", "ic") for number in range(30)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vocabulary_gets_the_words_that_save_most_tokens(kind):
+    base = train_tokenizer(SENTENCES, TokenizerConfig(kind=kind, vocab_size=320))
+    before = base.get_vocab()
+    config = ExtensionConfig(num_words=2, min_frequency=20, min_pieces=3)
+    longer, words = extend_tokenizer(base, TERMS, config)
+    assert words == ["glioblastoma", "osteoblastic"] or words == ["glioblastoma", "osteoblast"]
+    assert base.get_vocab() == before, "the old tokenizer stays as it is"
+    assert {token: longer.get_vocab()[token] for token in before} == before
+    assert sorted(set(longer.get_vocab().values()) - set(before.values())) == [len(before), len(before) + 1]
+    new = longer.convert_tokens_to_ids("glioblastoma")
+    for text in ("the glioblastoma cells", "glioblastoma"):
+        ids = longer(text, add_special_tokens=False)["input_ids"]
+        assert ids.count(new) == 1
+        assert len(ids) < len(base(text, add_special_tokens=False)["input_ids"])
+    assert new not in longer("glioblastomata")["input_ids"], "inside of other words nothing changes"
+    table = word_table(longer)
+    ids = np.array(longer("the glioblastoma film", add_special_tokens=False)["input_ids"])
+    place = int(np.flatnonzero(ids == new)[0])
+    assert table.word_starts(ids)[place : place + 2].tolist() == [True, True]
+    with pytest.raises(DataError, match="No word comes 20 times"):
+        extend_tokenizer(base, ["nothing here"], config)
+
+
+def test_a_longer_tokenizer_is_written_and_refused_where_it_can_not_be(tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(TERMS))
+    text = CorpusConfig(inputs=(str(tmp_path / "text.txt"),), document="line")
+    train_tokenizer(SENTENCES, TokenizerConfig(vocab_size=200)).save_pretrained(str(tmp_path / "base"))
+    config = ExtensionConfig(base=str(tmp_path / "base"), folder=str(tmp_path / "longer"), num_words=3)
+    lines = []
+    extend_tokenizer_for_corpus(config, text, say=lines.append)
+    assert "3 words beside the" in lines[0]
+    read = load_tokenizer(tmp_path / "longer", ModelConfig(vocab_size=10_000))
+    assert "glioblastoma" in read.get_vocab()
+    with pytest.raises(ConfigError, match="is not empty"):
+        extend_tokenizer_for_corpus(config, text)
+    with pytest.raises(ConfigError, match=r"extension\.base is empty"):
+        extend_tokenizer_for_corpus(ExtensionConfig(folder=str(tmp_path / "c")), text)
+    with pytest.raises(ConfigError, match=r"extension\.num_words is 0"):
+        ExtensionConfig(num_words=0)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flaxbert.architecture import ModelConfig
 from flaxbert.config import CorpusConfig, DedupConfig, PrepareConfig
 from flaxbert.data.corpus import expand_inputs
 from flaxbert.data.deduplication import find_duplicates
@@ -20,9 +19,7 @@ from flaxbert.errors import ConfigError, DataError
 from flaxbert.train.folder_lock import LOCK_NAME, FolderLock
 from flaxbert.train.recipes.setup import Say, say_on_first
 from flaxbert.weights.hub import resolve
-from flaxbert.weights.tokenizer import load_tokenizer
-
-_ANY_VOCABULARY = ModelConfig(vocab_size=1 << 31)
+from flaxbert.weights.tokenizer import tokenizer_alone
 
 _OWN_FILES = ("documents-*.array_record", "lengths-*.npy", ".*.partial", CORPUS_FILE)
 
@@ -56,7 +53,7 @@ def prepare_corpus(
         raise ConfigError("prepare.tokenizer is empty: name the folder or hub id of a model or tokenizer.")
     load_segmenter(config.segmenter)
     inputs = tuple(expand_inputs(corpus))
-    tokenizer = _load_tokenizer(resolve(config.tokenizer))
+    tokenizer = tokenizer_alone(resolve(config.tokenizer))
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)
@@ -116,15 +113,6 @@ def _write(
     }
     write_corpus_file(folder, shards, vocab_size, made_from)
     return note
-
-
-def _load_tokenizer(folder: str | Path) -> Any:
-    tokenizer = load_tokenizer(folder, _ANY_VOCABULARY)
-    if tokenizer is None:
-        raise ConfigError(
-            f"{folder} holds no tokenizer (tokenizer.json, vocab.txt…); train one with flaxbert tokenizer."
-        )
-    return tokenizer
 
 
 def _clear(folder: Path, overwrite: bool) -> None:

@@ -20,6 +20,7 @@ from flaxbert.train.objectives import PretrainingLoss
 from flaxbert.train.recipes.plan import model_forward
 from flaxbert.train.replaced_tokens import DISCRIMINATOR, GENERATOR, ReplacedTokenForward, join
 from flaxbert.train.step import Forward
+from flaxbert.transforms.vocabulary import resize_vocabulary
 
 SIZES: dict[str, tuple[int, int]] = {
     "tiny": (2, 128),
@@ -188,12 +189,18 @@ def _loaded(source: PretrainModel, task: str, tokenizer: Any, seed: int) -> Mode
         offline=source.offline,
         seed=seed,
     )
-    if model.tokenizer is None or model.tokenizer.get_vocab() != tokenizer.get_vocab():
+    old = {} if model.tokenizer is None else model.tokenizer.get_vocab()
+    new = tokenizer.get_vocab()
+    if old == new:
+        return model
+    if not old or any(new.get(token) != number for token, number in old.items()):
         raise ConfigError(
             f"The corpora were prepared with another tokenizer than that of {source.path}; prepare them with "
-            f"prepare.tokenizer {source.path}."
+            f"prepare.tokenizer {source.path}, or with a longer one that flaxbert tokenizer extend makes of it."
         )
-    return model
+    size = max(max(new.values()) + 1, model.config.vocab_size)
+    params = resize_vocabulary(model.params, size)
+    return model.replace(params=params, tokenizer=tokenizer, config=model.config.replace(vocab_size=size))
 
 
 def _new_model(source: PretrainModel, config: ModelConfig, task: str, tokenizer: Any, seed: int) -> Model:

@@ -25,7 +25,7 @@ from flaxbert.train.objectives import pretraining_counts
 from flaxbert.train.recipes.plan import StepJob
 from flaxbert.train.recipes.pretraining_networks import Networks, build_networks
 from flaxbert.train.recipes.setup import Say, batch_ways, global_batch_size, say_on_first
-from flaxbert.weights.tokenizer import load_tokenizer
+from flaxbert.weights.tokenizer import tokenizer_alone
 
 EVALUATION_BATCH_SIZE = 32
 
@@ -114,15 +114,6 @@ def _metrics(sums: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def corpus_tokenizer(corpus: PreparedCorpus) -> Any:
-    """Returns the tokenizer that a corpus was prepared with.
-
-    Args:
-      corpus: The corpus.
-    """
-    return load_tokenizer(corpus.folder / TOKENIZER_FOLDER, ModelConfig(vocab_size=1 << 31))
-
-
 def _load_corpora(config: PretrainConfig) -> tuple[list[PreparedCorpus], Any]:
     data = config.data
     if not data.corpora:
@@ -130,7 +121,7 @@ def _load_corpora(config: PretrainConfig) -> tuple[list[PreparedCorpus], Any]:
     corpora = [PreparedCorpus(folder, skip_damaged=data.skip_damaged) for folder in data.corpora]
     if data.validation:
         corpora.append(PreparedCorpus(data.validation, skip_damaged=data.skip_damaged))
-    tokenizers = [corpus_tokenizer(corpus) for corpus in corpora]
+    tokenizers = [tokenizer_alone(corpus.folder / TOKENIZER_FOLDER) for corpus in corpora]
     for corpus, tokenizer in zip(corpora, tokenizers, strict=True):
         if tokenizer.get_vocab() != tokenizers[0].get_vocab():
             raise DataError(

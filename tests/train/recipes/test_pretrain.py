@@ -9,6 +9,7 @@ import pytest
 from flaxbert.config import (
     CorpusConfig,
     DedupConfig,
+    ExtensionConfig,
     MaskingConfig,
     ObjectiveConfig,
     OutputConfig,
@@ -16,6 +17,7 @@ from flaxbert.config import (
     PretrainConfig,
     PretrainData,
     PretrainModel,
+    PretrainPhase,
     TokenizerConfig,
     TrainConfig,
 )
@@ -26,7 +28,7 @@ from flaxbert.train.callbacks import CallbackBase
 from flaxbert.train.recipes.prepare import prepare_corpus
 from flaxbert.train.recipes.pretrain import pretrain
 from flaxbert.train.recipes.pretraining_networks import new_model_config
-from flaxbert.train.recipes.tokenizer import train_tokenizer_of_corpus
+from flaxbert.train.recipes.tokenizer import extend_tokenizer_for_corpus, train_tokenizer_of_corpus
 
 NOUNS, VERBS = ("cat", "dog", "hen", "fox"), ("sees", "likes", "follows", "fears")
 ORDER = ("First", "Then", "Later", "Soon", "Next", "Finally")
@@ -149,6 +151,36 @@ def test_a_checkpoint_is_trained_further(corpus, tmp_path):
     source = PretrainModel(path=str(tmp_path / "a" / "model"), precision="float32")
     second = pretrain(config_of(corpus, tmp_path / "b", steps=5, model=source), say=quiet)
     assert second.before["loss"] == pytest.approx(first.after["loss"], abs=0.02)
+
+
+def test_a_longer_vocabulary_goes_on_from_a_checkpoint(corpus, tmp_path):
+    pretrain(config_of(corpus, tmp_path / "a", steps=2), say=quiet)
+    tokenizer = tmp_path / "tokenizer"
+    (tmp_path / "new.txt").write_text("The cat sees the zebrafish and the hummingbird.\n" * 40)
+    text = CorpusConfig(inputs=(str(tmp_path / "new.txt"),), document="line")
+    extension = ExtensionConfig(base=str(tmp_path / "a" / "model"), folder=str(tokenizer), num_words=2)
+    longer = extend_tokenizer_for_corpus(extension, text, say=quiet)
+    prepare = PrepareConfig(folder=str(tmp_path / "corpus"), tokenizer=str(tokenizer), num_shards=1, num_workers=1)
+    prepare_corpus(prepare, text, DedupConfig(), say=quiet)
+    source = PretrainModel(path=str(tmp_path / "a" / "model"), precision="float32")
+    result = pretrain(config_of(tmp_path / "corpus", tmp_path / "b", steps=2, model=source), say=quiet)
+    size = len(longer.get_vocab())
+    assert result.model.config.vocab_size == size
+    again = load(tmp_path / "b" / "model")
+    assert (again.config.vocab_size, len(again.tokenizer.get_vocab())) == (size, size)
+
+
+def test_phases_change_the_shape_of_batches_and_resume_between(corpus, tmp_path):
+    phases = (PretrainPhase(share=2, row_length=32, batch_size=8), PretrainPhase(share=1, row_length=64, batch_size=16))
+    options = {"steps": 9, "phases": phases, "train": {"num_steps": 9, "evaluate_every": 3, "log_every": 1}}
+    whole = pretrain(config_of(corpus, tmp_path / "whole", **options), say=quiet)
+    for step in (4, 7):
+        pretrain(config_of(corpus, tmp_path / "cut", **options), say=quiet, extra_callbacks=[StopAt(step)])
+    again = pretrain(config_of(corpus, tmp_path / "cut", **options), say=quiet)
+    assert again.reason == "finished"
+    assert all(np.array_equal(leaf, params_of(again)[name]) for name, leaf in params_of(whole).items())
+    with pytest.raises(ConfigError, match=r"data\.phases need a number in train\.batch_size"):
+        pretrain(config_of(corpus, tmp_path / "auto", **{**options, "train": {"batch_size": "auto"}}), say=quiet)
 
 
 def test_accumulation_changes_nothing(corpus, tmp_path):
