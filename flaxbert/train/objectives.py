@@ -119,5 +119,7 @@ def pretraining_counts(output: Any, batch: Mapping[str, Any]) -> dict[str, jax.A
             "replaced_loss": jnp.sum(binary_losses(output.replaced_logits, output.replaced) * real),
             "replaced_right": jnp.sum((said == output.replaced).astype(jnp.float32) * real),
             "replaced_count": jnp.sum(real),
+            "replaced_changed": jnp.sum(output.replaced.astype(jnp.float32) * real),
+            "replaced_found": jnp.sum((said * output.replaced).astype(jnp.float32) * real),
         }
     return found

@@ -35,11 +35,11 @@ from tests.parity.oracle import (
 pytestmark = pytest.mark.parity
 
 BFLOAT16_SHARE = 1.15
-"""Root mean square error in bfloat16 as a share of torch's own; the rest is chance in the rounding of a few dozen outputs: of 230
-cases, 6 lie between 1.05 and 1.12, the others below."""
+"""Root mean square error in bfloat16 as a share of torch's own; the rest is chance in the rounding of some hundred outputs."""
 
-BFLOAT16_ROWS = 24
-"""Texts of that comparison: errors of a handful of logits are a matter of chance."""
+BFLOAT16_ROWS = 192
+"""Texts of that comparison: errors of few logits are a matter of chance. The share of one model was 0.93 to 1.16 with 24 texts of three
+seeds, and 0.91 to 0.94 with 256."""
 
 DIFFERENT = ("albert", "convbert", "mpnet", "deberta-v2", "modernbert")
 """Families whose gradients the default tests compare; the grid compares those of all."""

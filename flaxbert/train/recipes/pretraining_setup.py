@@ -78,7 +78,10 @@ class Pretraining:
         return jax.jit(run, out_shardings=replicated(self.mesh))
 
     def evaluate(self, params: Params) -> dict[str, float]:
-        """Returns loss, perplexity and accuracy of hidden words, and of pairs, on the held-out rows.
+        """Returns loss, perplexity and accuracy of hidden words, of pairs and of replaced tokens, on the held-out rows.
+
+        ``replaced_rate`` is the share of the tokens that was changed: who finds none has an accuracy of one less it.
+        ``replaced_recall`` is the share of the changed ones that was found.
 
         Args:
           params: Parameter tree on the mesh.
@@ -111,6 +114,10 @@ def _metrics(sums: Mapping[str, float]) -> dict[str, float]:
         if f"{part}_count" in sums:
             count = max(sums[f"{part}_count"], 1.0)
             found |= {f"{part}_loss": sums[f"{part}_loss"] / count, f"{part}_accuracy": sums[f"{part}_right"] / count}
+    if "replaced_changed" in sums:
+        changed = sums["replaced_changed"]
+        found["replaced_rate"] = changed / max(sums["replaced_count"], 1.0)
+        found["replaced_recall"] = sums["replaced_found"] / max(changed, 1.0)
     return found
 
 

@@ -37,6 +37,7 @@ TINY = {
     "num_attention_heads": 2,
     "intermediate_size": 64,
     "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
     "initializer_range": 0.15,
 }
 
@@ -109,12 +110,17 @@ def test_words_are_learned_and_the_model_loads_everywhere(corpus, tmp_path):
     assert load(folder, task="sequence-classification", labels=("a", "b")).predict(["The cat sees the dog."])
 
 
-def test_the_order_of_sentences_is_learned(corpus, tmp_path):
-    result = pretrain(config_of(corpus, tmp_path, steps=120, pairs="sentence_order", max_validation_rows=0), say=quiet)
+@pytest.mark.parametrize("pairs", ["sentence_order", pytest.param("next_sentence", marks=pytest.mark.slow)])
+def test_pairs_are_learned(pairs, corpus, tmp_path):
+    steps = 100 if pairs == "sentence_order" else 300
+    train = {"batch_size": 16, "learning_rate": 3e-3}
+    result = pretrain(
+        config_of(corpus, tmp_path, steps=steps, pairs=pairs, max_validation_rows=0, train=train), say=quiet
+    )
     assert result.model.task == "pretraining"
     assert result.before["pair_loss"] > 0.6
     assert result.after["pair_loss"] < 0.3
-    assert result.after["pair_accuracy"] > 0.9
+    assert result.after["pair_accuracy"] > 0.85
 
 
 class StopAt(CallbackBase):
@@ -235,13 +241,15 @@ def test_what_does_not_fit_is_refused(corpus, tmp_path):
 def test_replaced_tokens_are_learned(sharing, corpus, tmp_path):
     sizes = {**TINY, "embedding_size": 32}
     model = PretrainModel(family="electra", size="tiny", architecture=sizes, precision="float32")
-    config = config_of(corpus, tmp_path, steps=150, model=model)
+    train = {"batch_size": 16, "learning_rate": 3e-3}
+    config = config_of(corpus, tmp_path, steps=100, model=model, max_validation_rows=0, train=train)
     objective = ObjectiveConfig(replaced_tokens=True, sharing=sharing, generator_rate=0.5)
     result = pretrain(dataclasses.replace(config, objective=objective), say=quiet)
     assert result.model.task == "replaced-token-detection"
-    print(result.history, result.before)
-    assert result.after["replaced_loss"] < 0.6 * result.before["replaced_loss"]
-    assert result.after["replaced_accuracy"] > 0.9
+    assert result.before["replaced_loss"] > 0.6
+    assert result.after["replaced_loss"] < 0.3
+    assert result.after["replaced_accuracy"] > 1.0 - result.after["replaced_rate"] + 0.02
+    assert result.after["replaced_recall"] > 0.4
     generator = load(tmp_path / "generator")
     assert (generator.task, generator.config.hidden_size) == ("fill-mask", 16)
     assert load(tmp_path / "model", task="sequence-classification", labels=("a", "b")).config.family == "electra"
