@@ -14,7 +14,7 @@ from flaxbert.architecture import ModelConfig
 from flaxbert.config import PretrainConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.runtime import initialize_distributed
-from flaxbert.core.sharding import build_mesh, check_mesh_fits, place_batch, replicated
+from flaxbert.core.sharding import batch_share, build_mesh, check_mesh_fits, place_batch, replicated
 from flaxbert.core.trees import count_parameters
 from flaxbert.data.masking import Masker
 from flaxbert.data.pipeline import StepPipeline
@@ -125,8 +125,7 @@ class Pretraining:
             self.validation,
             -(-size // ways) * ways,
             self.config.data.max_validation_rows,
-            jax.process_index(),
-            jax.process_count(),
+            *batch_share(self.mesh),
         )
         sums: dict[str, float] = {}
         with jax.set_mesh(self.mesh):
@@ -204,7 +203,7 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
     networks = build_networks(config.model, config.objective, tokenizer, config.data.row_length, config.train.seed)
     batch_size = global_batch_size(config.train)
     accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
-    check_mesh_fits(mesh, networks.main.config, batch_size // accumulation)
+    check_mesh_fits(mesh, networks.main.config, batch_size // accumulation, (config.data.row_length,))
     make = functools.partial(_make_rows, config, tokenizer, networks.main.config)
     if config.data.validation:
         *training, held_corpus = corpora
@@ -226,7 +225,7 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
             f"{corpus.folder}: {len(source):,} rows of {config.data.row_length} tokens, "
             f"{len(source.pieces):,} pieces, packed to {source.packing.efficiency:.1%}"
         )
-    batches = PretrainingBatches(mixture, batch_size, total_steps, jax.process_index(), jax.process_count())
+    batches = PretrainingBatches(mixture, batch_size, total_steps, *batch_share(mesh))
     return Pretraining(config, networks, mesh, batches, validation, total_steps)
 
 

@@ -13,7 +13,7 @@ from flaxbert.architecture import Execution
 from flaxbert.config import RunConfig, TrainConfig
 from flaxbert.core.precision import Precision
 from flaxbert.core.runtime import device_memory_limit_bytes, initialize_distributed
-from flaxbert.core.sharding import DATA, FSDP, build_mesh, check_mesh_fits
+from flaxbert.core.sharding import DATA, FSDP, batch_share, build_mesh, check_mesh_fits
 from flaxbert.core.trees import leaf_names
 from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import BatchPipeline
@@ -172,7 +172,8 @@ def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
         say(model.account.summary())
     batch_size = global_batch_size(config.train)
     accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
-    check_mesh_fits(mesh, model.config, batch_size // accumulation)
+    check_mesh_fits(mesh, model.config, batch_size // accumulation, data.length_buckets)
+    process_index, process_count = batch_share(mesh)
     pipeline = BatchPipeline(
         data.train,
         batch_size=batch_size,
@@ -180,8 +181,8 @@ def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
         shuffle=config.data.shuffle,
         length_buckets=data.length_buckets,
         group_by_length=config.data.group_by_length,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=process_index,
+        process_count=process_count,
     )
     family = get_family(model.config.family)
     return Prepared(
