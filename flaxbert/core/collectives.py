@@ -12,6 +12,9 @@ _LINE = re.compile(rf"=\s+(?P<result>\(.*?\)|\S+)\s+(?P<kind>{'|'.join(KINDS)})(
 _ARRAY = re.compile(r"(?P<type>[a-z]+\d*(?:e\d+m\d+\w*)?)\[(?P<shape>[\d,]*)\]")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_NAMED = re.compile(r"replica_groups=mesh\[(?P<sizes>[^\]]*)\][^{]*\{(?P<axes>[^}]*)\}")
+_AXIS_SIZE = re.compile(r"'([^']+)'=(\d+)")
+_AXIS = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,19 @@ def size_of(name: str) -> int:
     return max(1, int(bits.group()) // 8) if bits else 4
 
 
+def _group_size(line: str) -> int:
+    """Returns how many devices take part together, in any of the three ways in which the text says it; 0 where it does not."""
+    listed, counted, named = _LISTED.search(line), _COUNTED.search(line), _NAMED.search(line)
+    if listed:
+        return len(listed[1].split(","))
+    if counted:
+        return int(counted[1])
+    if not named:
+        return 0
+    sizes = dict(_AXIS_SIZE.findall(named["sizes"]))
+    return math.prod(int(part or sizes[axis]) for axis, part in _AXIS.findall(named["axes"]))
+
+
 def find_collectives(text: str) -> list[Collective]:
     """Returns the collectives of a compiled program, each once however often a loop runs it.
 
@@ -64,9 +80,7 @@ def find_collectives(text: str) -> list[Collective]:
         ]
         if match["start"] and match["kind"] != "all-reduce":  # operands stand before the results
             arrays = arrays[len(arrays) // 2 :]
-        listed, counted = _LISTED.search(line), _COUNTED.search(line)
-        num_devices = len(listed[1].split(",")) if listed else int(counted[1]) if counted else 0
-        found.append(Collective(match["kind"], tuple(arrays), num_devices))
+        found.append(Collective(match["kind"], tuple(arrays), _group_size(line)))
     return found
 
 

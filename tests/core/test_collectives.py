@@ -14,6 +14,8 @@ TEXT = """
   %all-gather-start = (f32[2,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%p), replica_groups=[1,8]<=[8], dimensions={0}
   %all-gather-done = f32[16,8]{1,0} all-gather-done(%all-gather-start)
   %rs = bf16[4,8]{1,0} reduce-scatter(%x), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}, to_apply=%add
+  %ag = f32[6]{0} all-gather(%z), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+  %part = f32[6]{0} all-reduce(%z), replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0','axis_1':(1)2}
   %cp = s32[2]{0} collective-permute(%y), source_target_pairs={{0,1},{1,0}}
   %fusion = f32[2]{0} fusion(%all-reduce.1), kind=kLoop, calls=%all-reduce-like
 """
@@ -26,12 +28,14 @@ def test_every_form_is_read():
         Collective("all-reduce", (("f32", (8,)), ("bf16", (4, 4))), 4),
         Collective("all-gather", (("f32", (16, 8)),), 8),
         Collective("reduce-scatter", (("bf16", (4, 8)),), 4),
+        Collective("all-gather", (("f32", (6,)),), 4),
+        Collective("all-reduce", (("f32", (6,)),), 4),
         Collective("collective-permute", (("s32", (2,)),), 0),
     ]
-    assert [collective.size_bytes for collective in found] == [128 * 64 * 4, 64, 512, 256, 8]
+    assert [collective.size_bytes for collective in found] == [128 * 64 * 4, 64, 512, 256, 24, 24, 8]
     assert summarise(found) == {
-        "all-gather": (1, 512),
-        "all-reduce": (2, 128 * 64 * 4 + 64),
+        "all-gather": (2, 536),
+        "all-reduce": (3, 128 * 64 * 4 + 88),
         "reduce-scatter": (1, 256),
         "collective-permute": (1, 8),
     }

@@ -1,12 +1,12 @@
 """Meshes and shardings of plain and typed leaves, on 8 virtual devices."""
 
-import types
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.config import MeshConfig
@@ -210,18 +210,21 @@ def test_tokens_of_a_row_are_split_over_sequence_and_nothing_else_is():
     assert choices["input_ids"].spec == PartitionSpec(rows, None, "sequence")
 
 
-class Process:
-    """What of a device says which process holds it."""
+@dataclasses.dataclass(frozen=True)
+class StandIn:
+    """What a mesh reads of a device."""
 
-    def __init__(self, process_index):
-        self.process_index = process_index
+    id: int
+    process_index: int
+    platform: str = "gpu"
+    device_kind: str = "GPU"
 
 
 def processes(shape, order):
-    """A stand-in for a mesh whose devices belong to the processes of ``order``."""
+    """A mesh whose devices belong to the processes of ``order``."""
     grid = np.empty(len(order), dtype=object)
-    grid[:] = [Process(number) for number in order]
-    return types.SimpleNamespace(devices=grid.reshape(shape), shape=dict(zip(MESH_AXES, shape, strict=True)))
+    grid[:] = [StandIn(number, process) for number, process in enumerate(order)]
+    return Mesh(grid.reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 @pytest.mark.parametrize(
