@@ -64,7 +64,7 @@ def _group_size(line: str) -> int:
 
 
 def find_collectives(text: str) -> list[Collective]:
-    """Returns the collectives of a compiled program, each once however often a loop runs it.
+    """Returns the collectives of a compiled program, each once however often a loop runs it; those of one device alone send nothing.
 
     Args:
       text: What ``compiled.as_text()`` returns.
@@ -80,7 +80,9 @@ def find_collectives(text: str) -> list[Collective]:
         ]
         if match["start"] and match["kind"] != "all-reduce":  # operands stand before the results
             arrays = arrays[len(arrays) // 2 :]
-        found.append(Collective(match["kind"], tuple(arrays), _group_size(line)))
+        num_devices = _group_size(line)
+        if num_devices != 1:
+            found.append(Collective(match["kind"], tuple(arrays), num_devices))
     return found
 
 

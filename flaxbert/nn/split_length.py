@@ -191,6 +191,7 @@ def pick_tokens(
         run,
         in_specs=(PartitionSpec(rows, SEQUENCE, None), PartitionSpec(rows, None)),
         out_specs=PartitionSpec(rows, by_slot, None),
+        axis_names={*_ROWS, SEQUENCE},  # over tensor all have the same, and gradients must not be summed
         check_vma=False,
     )(hidden, positions)
 

@@ -17,6 +17,7 @@ TEXT = """
   %ag = f32[6]{0} all-gather(%z), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
   %part = f32[6]{0} all-reduce(%z), replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0','axis_1':(1)2}
   %cp = s32[2]{0} collective-permute(%y), source_target_pairs={{0,1},{1,0}}
+  %alone = f32[5]{0} all-reduce(%y), replica_groups={{0},{1}}, to_apply=%add
   %fusion = f32[2]{0} fusion(%all-reduce.1), kind=kLoop, calls=%all-reduce-like
 """
 

@@ -200,6 +200,14 @@ def compile_pretraining(mesh, rows, length, slots):
         return step.lower(state, placed, None).compile(QUICK), state, placed
 
 
+def test_data_and_fsdp_gather_parameters_alone():
+    compiled, state, _ = compile_pretraining(build_mesh(MeshConfig(data=2, fsdp=4)), 16, 24, 8)
+    found = find_collectives(compiled.as_text())
+    parameters = {leaf.shape for leaf in state.trainable.values()}
+    assert {shape for entry in found if entry.kind == "all-gather" for _, shape in entry.arrays} <= parameters
+    assert not [entry for entry in found if entry.kind in ("all-to-all", "collective-permute")]
+
+
 def test_of_activations_only_keys_values_and_hidden_words_travel_over_sequence():
     rows, length, slots, ways = 4, 48, 8, 4
     compiled, state, batch = compile_pretraining(build_mesh(MeshConfig(data=2, sequence=ways)), rows, length, slots)
