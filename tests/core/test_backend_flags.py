@@ -91,6 +91,7 @@ def test_configure_says_what_became_of_the_flags(versions, monkeypatch):
     assert runtime.prepare_accelerators() == "not needed"
 
 
+@pytest.mark.slow
 def test_the_installed_compiler_knows_the_flags_of_gpus():
     """The flags of GPUs are read by jaxlib on every platform; one that it does not know would end this process."""
     flags = " ".join(entry.flag.text for entry in flag_states([GPU]) if not entry.state.startswith("not known"))
