@@ -9,6 +9,7 @@ compiler merges all-reduces with the slices after them into reduce-scatters.
 import argparse
 import dataclasses
 import os
+from typing import Any
 
 from benchmarks.runner import write_json
 
@@ -40,7 +41,7 @@ WAYS = (
 )
 
 
-def compile_step(axes: dict[str, int], scan_layers: bool = False, remat: str = "none") -> tuple[str, int]:
+def compile_step(axes: dict[str, int], scan_layers: bool = False, remat: Any = "none") -> tuple[str, int]:
     """Compiles a step of pre-training and returns its text and the bytes of parameters and optimizer state on one device.
 
     Args:
@@ -75,7 +76,7 @@ def compile_step(axes: dict[str, int], scan_layers: bool = False, remat: str = "
         attention_dropout_rate=0.0,
     )
     execution = Execution(precision="float32", scan_layers=scan_layers, remat=remat)
-    mesh = build_mesh(MeshConfig(**axes))
+    mesh = build_mesh(dataclasses.replace(MeshConfig(), **axes))
     params = abstract_params(config, "fill-mask", execution)
     leaf_axes = get_family("bert").parameter_axes(leaf_names(params))
     optimizer, kinds = make_optimizer(TrainConfig(), 100), leaf_kinds(params)

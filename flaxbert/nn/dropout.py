@@ -34,7 +34,7 @@ class MaskPart:
     num_queries: int = dataclasses.field(default=0, metadata={"static": True})
 
     def keep(self, rate: float, shape: tuple[int, ...], transposed: bool = False) -> Bool[Array, "..."]:
-        """Draws the part, as ``keep_mask`` does.
+        """Returns the part, drawn as ``keep_mask`` does.
 
         Args:
           rate: Share of dropped entries.

@@ -46,20 +46,19 @@ def is_on_mesh() -> bool:
     return _ways(*_ROWS, SEQUENCE, TENSOR) > 1
 
 
-def _fitting(size: int, *names: str) -> Any:
+def _fitting(size: int, *names: str) -> tuple[str, ...] | None:
     """Returns the mesh axes that split an axis of an array, or None where they do not divide its size."""
-    return None if size % _ways(*names) else names if len(names) > 1 else names[0]
+    return None if size % _ways(*names) else names
 
 
 def _gather(array: jax.Array, axis: int) -> jax.Array:
     return lax.all_gather(array, SEQUENCE, axis=axis, tiled=True)
 
 
-def _start(axes: Any, size: int) -> jax.Array:
+def _start(axes: tuple[str, ...] | None, size: int) -> jax.Array:
     """Returns where this device's part of an axis begins, in entries of the whole axis."""
-    names = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
     number = jnp.zeros((), jnp.uint32)
-    for name in names:
+    for name in axes or ():
         number = number * jnp.uint32(_ways(name)) + lax.axis_index(name).astype(jnp.uint32)
     return number * jnp.uint32(size)
 
@@ -97,7 +96,7 @@ def mix_over_devices(
         if words is not None:
             own_batch, own_heads, own_length, _ = query.shape
             row = _start(rows, own_batch) * jnp.uint32(heads) + _start(over_heads, own_heads)
-            first = row * jnp.uint32(length) + _start(SEQUENCE, own_length)
+            first = row * jnp.uint32(length) + _start((SEQUENCE,), own_length)
             part = MaskPart(words, first, heads, length)
         return mix(query, _gather(key, 2), _gather(value, 2), ids, _gather(ids, 1), scores, part)
 
@@ -179,7 +178,7 @@ def pick_tokens(
 
     def run(hidden: jax.Array, positions: jax.Array) -> jax.Array:
         length = hidden.shape[1]
-        place = positions.astype(jnp.int32) - _start(SEQUENCE, length).astype(jnp.int32)
+        place = positions.astype(jnp.int32) - _start((SEQUENCE,), length).astype(jnp.int32)
         is_here = (place >= 0) & (place < length)
         found = jnp.take_along_axis(hidden, jnp.clip(place, 0, length - 1)[..., None], axis=1)
         found = jnp.where(is_here[..., None], found, jnp.zeros((), found.dtype))

@@ -134,6 +134,19 @@ def _count_steps(config: RunConfig, steps_per_epoch: int) -> int:
     return max(1, math.ceil(steps_per_epoch * config.train.num_epochs))
 
 
+def _make_pipeline(config: RunConfig, data: TrainingData, share: tuple[int, int]) -> BatchPipeline:
+    return BatchPipeline(
+        data.train,
+        batch_size=global_batch_size(config.train),
+        seed=config.train.seed,
+        shuffle=config.data.shuffle,
+        length_buckets=data.length_buckets,
+        group_by_length=config.data.group_by_length,
+        process_index=share[0],
+        process_count=share[1],
+    )
+
+
 def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
     """Reads data and model and lays out the mesh.
 
@@ -173,17 +186,7 @@ def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
     batch_size = global_batch_size(config.train)
     accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
     check_mesh_fits(mesh, model.config, batch_size // accumulation, data.length_buckets)
-    process_index, process_count = batch_share(mesh)
-    pipeline = BatchPipeline(
-        data.train,
-        batch_size=batch_size,
-        seed=config.train.seed,
-        shuffle=config.data.shuffle,
-        length_buckets=data.length_buckets,
-        group_by_length=config.data.group_by_length,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    pipeline = _make_pipeline(config, data, batch_share(mesh))
     family = get_family(model.config.family)
     return Prepared(
         config=config,
