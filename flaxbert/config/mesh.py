@@ -13,6 +13,8 @@ class MeshConfig:
       data: Devices over which only the batch is split; 0 takes what the other axes leave.
       fsdp: Devices over which the batch and the parameters with their optimizer state are split.
       tensor: Devices over which heads, feed-forward and vocabulary are split.
+      sequence: Devices over which the tokens of each row are split, for long rows; parameters are whole on all of them.
+      slices: Groups of devices that only the data centre's network joins; the data axis runs over them. 0 takes what TPUs say of themselves, else 1.
       coordinator: Address host:port of process 0 for several processes; empty detects the cluster (Slurm, Kubernetes, Cloud TPU, Open MPI) or runs as one process.
       num_processes: Number of processes; 0 detects it.
       process_id: Number of this process, from 0; -1 detects it.
@@ -21,11 +23,14 @@ class MeshConfig:
     data: int = 0
     fsdp: int = 1
     tensor: int = 1
+    sequence: int = 1
+    slices: int = 0
     coordinator: str = ""
     num_processes: int = 0
     process_id: int = -1
 
     def __post_init__(self) -> None:
-        require_at_least("mesh", "data", self.data, 0)
-        for field in ("fsdp", "tensor"):
+        for field in ("data", "slices"):
+            require_at_least("mesh", field, getattr(self, field), 0)
+        for field in ("fsdp", "tensor", "sequence"):
             require_at_least("mesh", field, getattr(self, field), 1)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 
 from flaxbert.core import runtime
+from flaxbert.core.backend_flags import flag_states
 from flaxbert.core.units import format_bytes
 
 REQUIRED = (
@@ -108,6 +109,21 @@ def _check_numerics(configured: Mapping[str, str]) -> list[Finding]:
     return findings
 
 
+def _check_flags() -> list[Finding]:
+    """Shows the compiler flags of every backend that may start: what is set, and why."""
+    findings = []
+    for entry in flag_states():
+        flag = entry.flag
+        findings.append(
+            Finding(
+                f"{entry.backend.platform} flag",
+                True,
+                f"{flag.text} ({entry.backend.variable}): {entry.state}; {flag.reason} [{flag.source}]",
+            )
+        )
+    return findings
+
+
 def _hub_cache() -> pathlib.Path:
     chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME")
     return pathlib.Path(chosen).absolute() if chosen else pathlib.Path.home() / ".cache" / "huggingface"
@@ -133,7 +149,7 @@ def diagnose(configured: Mapping[str, str], quick: bool = False) -> list[Finding
     Returns:
       The findings in the order in which a user would look at them.
     """
-    findings = [*_check_versions(), *_check_devices()]
+    findings = [*_check_versions(), *_check_devices(), *_check_flags()]
     if not quick:
         findings.extend(_check_numerics(configured))
     return [*findings, *_check_folders(configured)]

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from flaxbert.config import MeshConfig
+from flaxbert.core.backend_flags import CPU, flag_states, set_backend_flags
 from flaxbert.errors import ConfigError, MeshError
 
 WRONG_SUM_VERSIONS = ("0.10.2",)
@@ -62,6 +63,22 @@ def cure_wrong_sums() -> str:
         return "too late"
     os.environ["XLA_FLAGS"] = f"{flags} {WRONG_SUM_CURE}".strip()
     return "set"
+
+
+def prepare_accelerators() -> str:
+    """Adds the flags of ``core.backend_flags`` for the accelerators that may start.
+
+    Returns:
+      ``"set"``, ``"not needed"`` without an accelerator, or ``"too late"`` (a backend already runs and flags are missing).
+    """
+    if backend_started():
+        missing = [entry for entry in flag_states() if entry.state == "not set" and entry.backend is not CPU]
+        return "too late" if missing else "not needed"
+    return (
+        "set"
+        if any(entry.backend is not CPU and entry.state == "set" for entry in set_backend_flags())
+        else "not needed"
+    )
 
 
 def check_reduction_sum() -> bool:
@@ -133,12 +150,17 @@ def configure(use_compilation_cache: bool = True) -> dict[str, str]:
       use_compilation_cache: Whether compiled programs are kept between processes.
 
     Returns:
-      What was done, for ``flaxbert doctor``: the state of the CPU cure and the cache folder.
+      What was done, for ``flaxbert doctor``: the state of the CPU cure, the flags of accelerators and the cache folder.
 
     Raises:
       ConfigError: The cache folder is not safe to use.
     """
-    done = {"wrong_sum_cure": cure_wrong_sums(), "kept_pages": keep_memory_pages(), "compilation_cache": "off"}
+    done = {
+        "wrong_sum_cure": cure_wrong_sums(),
+        "backend_flags": prepare_accelerators(),
+        "kept_pages": keep_memory_pages(),
+        "compilation_cache": "off",
+    }
     if use_compilation_cache:
         import jax
 

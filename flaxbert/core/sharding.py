@@ -1,8 +1,9 @@
 """Meshes and shardings: which device holds which piece of which array.
 
-Three physical axes, ``data``, ``fsdp`` and ``tensor``. The batch is split over data and fsdp; parameters (and with them the
-optimizer state) are split over fsdp along ``embed`` and over tensor along heads, feed-forward and vocabulary, as in
-Megatron-LM (Shoeybi et al., 2019) and ZeRO-3 (Rajbhandari et al., 2020). The compiler inserts the collectives.
+Four physical axes, ``data``, ``fsdp``, ``sequence`` and ``tensor``. The batch is split over data and fsdp, the tokens of its rows
+over sequence; parameters (and with them the optimizer state) are split over fsdp along ``embed`` and over tensor along heads,
+feed-forward and vocabulary, as in Megatron-LM (Shoeybi et al., 2019) and ZeRO-3 (Rajbhandari et al., 2020). The compiler inserts
+the collectives, but for those of attention over tokens of other devices, which ``nn.split_length`` writes.
 """
 
 import math
@@ -16,13 +17,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from flaxbert.config import MeshConfig
 from flaxbert.core import axes
 from flaxbert.core.arrays import Params, TypedArray
+from flaxbert.core.device_grid import arrange, count_slices
 from flaxbert.core.trees import flatten_names, map_leaves
 from flaxbert.errors import MeshError
 
 DATA = "data"
 FSDP = "fsdp"
+SEQUENCE = "sequence"
 TENSOR = "tensor"
-MESH_AXES = (DATA, FSDP, TENSOR)
+MESH_AXES = (DATA, FSDP, SEQUENCE, TENSOR)
+"""From the axis whose devices talk least to the one whose devices talk most, and get the shortest ways."""
 
 LOGICAL_TO_PHYSICAL: dict[str, str | None] = {
     axes.EMBED: FSDP,
@@ -54,42 +58,46 @@ BATCH_SPEC = PartitionSpec((DATA, FSDP))
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges the devices as a (data, fsdp, tensor) mesh.
+    """Arranges the devices as a (data, fsdp, sequence, tensor) mesh.
 
     Args:
-      config: Sizes of the axes; ``data`` 0 takes what the other axes leave.
+      config: Sizes of the axes; ``data`` 0 takes what the other axes leave. ``slices`` 0 takes the slices of the devices.
       devices: Devices to arrange; None takes all of all processes.
 
     Returns:
       The mesh, with automatic axis types.
 
     Raises:
-      MeshError: The product of the axes is not the number of devices.
+      MeshError: The product of the axes is not the number of devices, or data can not run over the slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     num_devices = len(devices)
-    rest = config.fsdp * config.tensor
+    rest = config.fsdp * config.sequence * config.tensor
     data = config.data or num_devices // rest
     if data * rest != num_devices or data < 1:
-        wanted = f"data {config.data or 'auto'} x fsdp {config.fsdp} x tensor {config.tensor}"
-        raise MeshError(
-            f"The mesh {wanted} does not cover {num_devices} devices exactly; "
-            f"choose axes whose product is {num_devices}, for example --mesh.data 0 with fsdp * tensor dividing it."
+        wanted = (
+            f"data {config.data or 'auto'} x fsdp {config.fsdp} x sequence {config.sequence} x tensor {config.tensor}"
         )
-    grid = np.asarray(devices, dtype=object).reshape(data, config.fsdp, config.tensor)
+        raise MeshError(
+            f"The mesh {wanted} does not cover {num_devices} devices exactly; choose axes whose product is {num_devices}, "
+            "for example --mesh.data 0 with fsdp * sequence * tensor dividing it."
+        )
+    shape = (data, config.fsdp, config.sequence, config.tensor)
+    grid = arrange(devices, shape, config.slices or count_slices(devices))
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def check_mesh_fits(mesh: Mesh, config: Any, batch_size: int) -> None:
+def check_mesh_fits(mesh: Mesh, config: Any, batch_size: int, lengths: Sequence[int] = ()) -> None:
     """Checks that model and batch can be split over a mesh.
 
     Args:
       mesh: The mesh.
       config: Model configuration with the fields that the axes name.
       batch_size: Examples per micro batch over all devices.
+      lengths: Tokens of a row, for every shape of batch that there will be.
 
     Raises:
-      MeshError: Batch, heads, feed-forward or hidden size are not divisible; says by what and the nearest that is.
+      MeshError: Batch, length, heads, feed-forward or hidden size are not divisible; says by what and the nearest that is.
     """
     shape = dict(mesh.shape)
     batch_ways = shape[DATA] * shape[FSDP]
@@ -98,6 +106,8 @@ def check_mesh_fits(mesh: Mesh, config: Any, batch_size: int) -> None:
         raise MeshError(
             f"A batch of {batch_size} can not be split over data x fsdp = {batch_ways} devices; use {nearest_size}."
         )
+    for length in lengths:
+        _check_length(length, mesh)
     for field, axis in (
         ("num_attention_heads", TENSOR),
         ("intermediate_size", TENSOR),
@@ -110,6 +120,15 @@ def check_mesh_fits(mesh: Mesh, config: Any, batch_size: int) -> None:
             raise MeshError(
                 f"{field} {size} is not divisible by mesh.{axis} {shape[axis]}; use mesh.{axis} {fits[-1]}."
             )
+
+
+def _check_length(length: int, mesh: Mesh) -> None:
+    ways = mesh.shape[SEQUENCE]
+    if length % ways:
+        raise MeshError(
+            f"Rows of {length} tokens can not be split over mesh.sequence {ways}; use lengths that are multiples of {ways}, such "
+            f"as {-(-length // ways) * ways}."
+        )
 
 
 def _axis_spec(axis: str, size: int, mesh: Mesh, name: str) -> str | None:
@@ -196,20 +215,76 @@ def shard(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(place, tree, shardings)
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts one process's slice of a batch on the mesh, split over data and fsdp.
+def batch_shardings(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Returns how every array of a batch is split: its rows over data and fsdp, and over sequence what there is of every token.
 
     Args:
-      batch: Arrays whose first axis is this process's share of the batch.
+      batch: Arrays or shapes whose first axis is the batch; those whose last axis is as long as that of ``input_ids`` have an entry for
+        each token.
+      mesh: The mesh.
+
+    Raises:
+      MeshError: The tokens of a row can not be split evenly.
+    """
+    length = batch["input_ids"].shape[-1] if "input_ids" in batch else 0
+    if length:
+        _check_length(length, mesh)
+    shardings: dict[str, NamedSharding] = {}
+    for name, array in batch.items():
+        by_token = mesh.shape[SEQUENCE] > 1 and len(array.shape) > 1 and array.shape[-1] == length
+        rest = (None,) * (len(array.shape) - 2)
+        spec = PartitionSpec(*BATCH_SPEC, *rest, SEQUENCE) if by_token else BATCH_SPEC
+        shardings[name] = NamedSharding(mesh, spec)
+    return shardings
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Returns which share of the rows of every batch this process reads, and how many shares there are.
+
+    Processes whose devices hold parts of the same rows (where tensor or sequence cross processes) read the same share.
+
+    Args:
+      mesh: The mesh.
+
+    Raises:
+      MeshError: Processes hold different numbers of rows, or some of the same and some of other rows.
+    """
+    groups = mesh.devices.reshape(mesh.shape[DATA] * mesh.shape[FSDP], -1)
+    held: dict[int, set[int]] = {}
+    for number, members in enumerate(groups):
+        for device in members:
+            held.setdefault(device.process_index, set()).add(number)
+    shares = sorted({tuple(sorted(numbers)) for numbers in held.values()})
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != len(groups):
+        raise MeshError(
+            f"The processes can not share out a batch over data {mesh.shape[DATA]} x fsdp {mesh.shape[FSDP]}: some hold parts of the "
+            "same rows and of others besides. Choose sequence * tensor so that it divides the devices of a process, or is a "
+            "multiple of them."
+        )
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts one process's share of a batch on the mesh, rows split over data and fsdp, tokens over sequence.
+
+    Args:
+      batch: Arrays whose first axis is this process's share of the batch (``batch_share``).
       mesh: The mesh.
 
     Returns:
       Global arrays.
+
+    Raises:
+      MeshError: The tokens of a row can not be split evenly.
     """
-    sharding = NamedSharding(mesh, BATCH_SPEC)
+    shardings = batch_shardings(batch, mesh)
     if jax.process_count() == 1:
-        return {name: jax.device_put(array, sharding) for name, array in batch.items()}
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+        return {name: jax.device_put(array, shardings[name]) for name, array in batch.items()}
+    _, count = batch_share(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(shardings[name], array, (array.shape[0] * count, *array.shape[1:]))
+        for name, array in batch.items()
+    }
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

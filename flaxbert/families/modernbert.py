@@ -136,7 +136,7 @@ class ModernBertNetwork(Network):
         if self.options.classifier_pooling == "mean":
             return pool(hidden, real, "mean")
         if self.task == "sequence-classification":
-            return hidden[:, 0]
+            return first_token(hidden)[:, 0]
         first = jnp.argmax(real, axis=1)[:, None, None]
         return jnp.take_along_axis(hidden, first, axis=1)[:, 0]
 

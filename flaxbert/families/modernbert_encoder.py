@@ -19,9 +19,10 @@ from flaxbert.nn.dropout import dropout, fold
 from flaxbert.nn.embeddings import Embeddings
 from flaxbert.nn.encoder import Encoder, run_attention
 from flaxbert.nn.layers import Dense, Embed, LayerNorm
-from flaxbert.nn.local_attention import Window, join_blocks, make_window, split_blocks, with_neighbours
+from flaxbert.nn.local_attention import Window, attend_near, join_blocks, make_window, split_blocks, with_neighbours
 from flaxbert.nn.residual import add_residual
 from flaxbert.nn.rotary import Rotation, check_head_dim, rotation, split_heads
+from flaxbert.nn.split_length import first_token
 from flaxbert.nn.tokens import Tokens
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -207,6 +208,10 @@ class ModernBertAttention(nnx.Module):
           window: What they see.
           key: Dropout key, or None.
         """
+        rate = self.config.attention_dropout_rate
+        if window.is_split:
+            query, keys, values = self._project(hidden, window.rotation)
+            return self._join(attend_near(query, keys, values, tokens, window.radius, rate, key))
         if window.bias is None:
             return self.mix_all(hidden, tokens, window.rotation, key)
         batch, length, _ = hidden.shape
@@ -215,7 +220,6 @@ class ModernBertAttention(nnx.Module):
         query, keys, values = self._project(hidden, window.rotation)
         if window.block:
             keys, values = (with_neighbours(array, batch, window.radius) for array in (keys, values))
-        rate = self.config.attention_dropout_rate
         mixed = self._join(attend_with_bias(query, keys, values, window.bias, rate, key))
         return join_blocks(mixed, batch, length) if window.block else mixed
 
@@ -236,7 +240,7 @@ class ModernBertAttention(nnx.Module):
             mixed = lax.cond(shared.is_full, all_tokens, near_tokens, hidden)
         length = hidden.shape[1]
         if first_only:
-            mixed = mixed[:, :1]
+            mixed = first_token(mixed)
         return dropout(self.output(mixed), fold(key, 1), self.config.attention_dropout_rate, length)
 
 
@@ -292,7 +296,7 @@ class ModernBertBlock(nnx.Module):
         """Returns the residual stream after this block and the same normalised, or those of the first token alone."""
         hidden, normalised = states
         gathered = run_attention(self.attention, self.recompute_attention, normalised, tokens, shared, key, first_only)
-        attended = add_residual(hidden[:, :1] if first_only else hidden, gathered)
+        attended = add_residual(first_token(hidden) if first_only else hidden, gathered)
         after = add_residual(attended, self.feed_forward(attended, key, hidden.shape[1]))
         return after, self.norm(after)
 

@@ -16,9 +16,10 @@ from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core.precision import Precision
 from flaxbert.core.runtime import num_threads
 from flaxbert.errors import ConfigError
-from flaxbert.nn.dropout import dropout, fold, key_words
+from flaxbert.nn.dropout import MaskPart, dropout, fold, key_words
 from flaxbert.nn.layers import Dense, LayerNorm
 from flaxbert.nn.softmax_attention import softmax_attention
+from flaxbert.nn.split_length import first_token, is_on_mesh, mix_over_devices, sequence_ways
 from flaxbert.nn.tokens import Tokens
 
 HIDDEN_BIAS = -1e30
@@ -34,30 +35,34 @@ SPLASH_LENGTH = 1024
 """From this length on auto prefers the splash kernel on TPU; below, XLA's own attention is as fast."""
 
 
-def attention_bias(segment_ids: Int[Array, "batch length"], packed: bool) -> Float[Array, "batch 1 queries length"]:
+def attention_bias(
+    segment_ids: Int[Array, "batch length"], packed: bool, query_ids: Int[Array, "batch queries"] | None = None
+) -> Float[Array, "batch 1 masked_queries length"]:
     """Turns segment ids into a bias that is added to attention scores.
 
     Args:
       segment_ids: 0 for padding, else the number of the token's segment; an attention mask is the case of one segment.
       packed: Whether there can be several segments, so that queries differ in what they see.
+      query_ids: Segment ids of the queries, where they are not those of all keys.
 
     Returns:
-      0 where a key is visible, ``HIDDEN_BIAS`` where it is hidden; ``queries`` is 1 unless packed.
+      0 where a key is visible, ``HIDDEN_BIAS`` where it is hidden; ``masked_queries`` is 1 unless packed.
     """
-    keys = segment_ids[:, None, None, :]
-    visible = (keys != 0) & (keys == segment_ids[:, None, :, None]) if packed else keys != 0
+    keys, queries = segment_ids[:, None, None, :], segment_ids if query_ids is None else query_ids
+    visible = (keys != 0) & (keys == queries[:, None, :, None]) if packed else keys != 0
     return jnp.where(visible, jnp.float32(0.0), jnp.float32(HIDDEN_BIAS))
 
 
 def cudnn_attention(
-    query: Float[Array, "batch heads length head_dim"],
+    query: Float[Array, "batch heads queries head_dim"],
     key: Float[Array, "batch heads length head_dim"],
     value: Float[Array, "batch heads length head_dim"],
     segment_ids: Int[Array, "batch length"],
     packed: bool,
-    position_scores: Float[Array, "scored heads length length"] | None = None,
+    position_scores: Float[Array, "scored heads queries length"] | None = None,
     scale: float | None = None,
-) -> Float[Array, "batch heads length head_dim"]:
+    query_ids: Int[Array, "batch queries"] | None = None,
+) -> Float[Array, "batch heads queries head_dim"]:
     """Fused attention by cuDNN on NVIDIA GPUs; half precision only, without dropout of attention weights.
 
     Args:
@@ -68,61 +73,64 @@ def cudnn_attention(
       packed: As for ``attention_bias``.
       position_scores: As for ``softmax_attention``.
       scale: As for ``softmax_attention``.
+      query_ids: As for ``attention_bias``.
 
     Returns:
       The mixed values.
     """
     smallest = float(jnp.finfo(query.dtype).min) / 2  # float16 has no -1e30; infinities would turn padded rows into NaN
-    bias = jnp.maximum(attention_bias(segment_ids, packed), jnp.float32(smallest))
+    bias = jnp.maximum(attention_bias(segment_ids, packed, query_ids), jnp.float32(smallest))
     if position_scores is not None:
         bias = jnp.maximum(bias + position_scores.astype(jnp.float32), jnp.float32(smallest))
     bias = bias.astype(query.dtype)
-    length = query.shape[2]
-    bias = jnp.broadcast_to(bias, (*bias.shape[:2], length, length))
+    bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[2], key.shape[2]))
     query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query, key, value))
     mixed = jax.nn.dot_product_attention(query, key, value, bias=bias, scale=scale, implementation="cudnn")
     return jnp.swapaxes(mixed, 1, 2)
 
 
 def splash_attention(
-    query: Float[Array, "batch heads length head_dim"],
+    query: Float[Array, "batch heads queries head_dim"],
     key: Float[Array, "batch heads length head_dim"],
     value: Float[Array, "batch heads length head_dim"],
     segment_ids: Int[Array, "batch length"],
     interpret: bool = False,
-) -> Float[Array, "batch heads length head_dim"]:
+    query_ids: Int[Array, "batch queries"] | None = None,
+) -> Float[Array, "batch heads queries head_dim"]:
     """Blockwise attention by the Pallas splash kernel on TPUs, without dropout of attention weights.
 
     Args:
-      query: Queries; the length must be a multiple of ``SPLASH_BLOCK``.
+      query: Queries; their number and that of the keys must be multiples of ``SPLASH_BLOCK``.
       key: Keys.
       value: Values.
       segment_ids: As for ``attention_bias``.
       interpret: Run the kernel in Python, for tests without a TPU.
+      query_ids: As for ``attention_bias``.
 
     Returns:
       The mixed values.
 
     Raises:
-      ConfigError: The length is no multiple of ``SPLASH_BLOCK``.
+      ConfigError: A number of tokens is no multiple of ``SPLASH_BLOCK``.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
-    heads, length = query.shape[1], query.shape[2]
-    if length % SPLASH_BLOCK:
+    heads, queries, length = query.shape[1], query.shape[2], key.shape[2]
+    if length % SPLASH_BLOCK or queries % SPLASH_BLOCK:
         raise ConfigError(
-            f"Splash attention takes lengths that are multiples of {SPLASH_BLOCK}, not {length}; "
-            "choose such length buckets or attention 'xla'."
+            f"Splash attention takes lengths that are multiples of {SPLASH_BLOCK} on every device, not {queries}; "
+            "choose such length buckets, a smaller mesh.sequence or attention 'xla'."
         )
-    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((length, length))] * heads)
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((queries, length))] * heads)
     kernel = splash_attention_kernel.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, interpret=interpret)
     scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
 
-    def one(query: Any, key: Any, value: Any, ids: Any) -> Any:
-        segments = splash_attention_kernel.SegmentIds(q=ids, kv=ids)
+    def one(query: Any, key: Any, value: Any, query_ids: Any, ids: Any) -> Any:
+        segments = splash_attention_kernel.SegmentIds(q=query_ids, kv=ids)
         return kernel(query, key, value, segment_ids=segments)
 
-    return jax.vmap(one)(query * scale, key, value, segment_ids).astype(query.dtype)
+    query_ids = segment_ids if query_ids is None else query_ids
+    return jax.vmap(one)(query * scale, key, value, query_ids, segment_ids).astype(query.dtype)
 
 
 def choose_attention(
@@ -150,7 +158,7 @@ def choose_attention(
             return "xla"
         if platform in ("gpu", "cuda") and half:
             return "cudnn"
-        fits = length >= SPLASH_LENGTH and length % SPLASH_BLOCK == 0 and not scores_positions
+        fits = length >= SPLASH_LENGTH and length % (SPLASH_BLOCK * sequence_ways()) == 0 and not scores_positions
         return "splash" if platform == "tpu" and fits else "xla"
     if name != "xla" and drops_weights:
         raise ConfigError(
@@ -220,14 +228,41 @@ def attend(
     rate = rate if dropout_key is not None else 0.0
     scored = position_scores is not None
     name = choose_attention(execution.attention, query.dtype, query.shape[2], rate > 0.0, _platform(), scored)
+    mix = functools.partial(_mix, name, tokens.packed, rate, scale)
+    # The splash kernel can not be split by the compiler; where tokens of a row lie on several devices, no kernel can.
+    if sequence_ways() > 1 or (name == "splash" and is_on_mesh()):
+        words = key_words(dropout_key) if rate > 0.0 else None
+        return mix_over_devices(mix, query, key, value, tokens.segment_ids, position_scores, words)
+    if name == "xla":
+        bias = attention_bias(tokens.segment_ids, tokens.packed)
+        return attend_with_bias(
+            query, key, value, bias, rate, dropout_key, position_scores=position_scores, scale=scale
+        )
+    return mix(query, key, value, tokens.segment_ids, tokens.segment_ids, position_scores, None)
+
+
+def _mix(
+    name: str,
+    packed: bool,
+    rate: float,
+    scale: float | None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_ids: jax.Array,
+    key_ids: jax.Array,
+    position_scores: jax.Array | None,
+    part: MaskPart | None,
+) -> jax.Array:
+    """Mixes the values of whole rows for the queries of one device."""
     if name == "cudnn":
-        return cudnn_attention(query, key, value, tokens.segment_ids, tokens.packed, position_scores, scale)
+        return cudnn_attention(query, key, value, key_ids, packed, position_scores, scale, query_ids)
     if name == "splash":
         if scale is not None:
             query = query * jnp.asarray(scale * query.shape[-1] ** 0.5, query.dtype)
-        return splash_attention(query, key, value, tokens.segment_ids)
-    bias = attention_bias(tokens.segment_ids, tokens.packed)
-    return attend_with_bias(query, key, value, bias, rate, dropout_key, position_scores=position_scores, scale=scale)
+        return splash_attention(query, key, value, key_ids, query_ids=query_ids)
+    bias = attention_bias(key_ids, packed, query_ids)
+    return softmax_attention(query, key, value, bias, part, rate, position_scores=position_scores, scale=scale)
 
 
 def attend_with_bias(
@@ -313,6 +348,6 @@ class SelfAttention(nnx.Module):
         """Returns ``norm(hidden + dropout(output(mix(hidden))))``, of the first token only where asked for."""
         mixed, length = self.mix(hidden, tokens, shared, fold(key, 0)), hidden.shape[1]
         if first_only:
-            mixed, hidden = mixed[:, :1], hidden[:, :1]
+            mixed, hidden = first_token(mixed), first_token(hidden)
         dropped = dropout(self.output(mixed), fold(key, 1), self.config.hidden_dropout_rate, length)
         return self.norm(hidden + dropped)

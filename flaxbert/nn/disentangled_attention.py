@@ -11,12 +11,13 @@ from jaxtyping import Array, Float
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core.contraction import contract
 from flaxbert.core.precision import Precision
-from flaxbert.errors import ConfigError
+from flaxbert.errors import ConfigError, MeshError
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.attention import SelfAttention, attend
 from flaxbert.nn.dropout import dropout, fold
 from flaxbert.nn.layers import Dense, LayerNorm
 from flaxbert.nn.relative_positions import ordered_rows, relative_scores
+from flaxbert.nn.split_length import sequence_ways
 from flaxbert.nn.tokens import Tokens
 
 SCORE_TYPES = ("c2p", "p2c", "none", "")
@@ -197,6 +198,11 @@ class DisentangledAttention(SelfAttention):
         config, options = self.config, self.config.own(DisentangledOptions)
         # Padding sees nothing, as in stock transformers, whose results there then are the same: all scores of its queries are 0.
         tokens, is_real = dataclasses.replace(tokens, packed=True), (tokens.segment_ids != 0)[:, None, :, None]
+        if shared.rows is not None and sequence_ways() > 1:
+            raise MeshError(
+                f"mesh.sequence {sequence_ways()} splits the tokens of a row over devices, but DeBERTa scores the distance of every pair of "
+                "tokens from both of its ends, and no device would hold both; set mesh.sequence 1 and use mesh.fsdp or mesh.tensor."
+            )
         query, keys, values = self.project(hidden, shared.contents)
         query = jnp.where(is_real, query, jnp.zeros((), query.dtype))
         scale, scores = (config.head_dim * (1 + self.num_score_types())) ** -0.5, None

@@ -4,6 +4,7 @@ A key is a JAX key, or two random 32-bit words made from one; ``fold`` derives t
 Modules therefore keep no random state, and a mask is the same under any sharding.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,6 +14,42 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, UInt32
 
 _GOLDEN = 0x9E3779B9
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MaskPart:
+    """Which part of a mask of attention weights, ``[batch, heads, queries, keys]``, is drawn, and from which words.
+
+    Attributes:
+      words: Two random words.
+      first_row: Number of the first row that is drawn, counted over batch, heads and queries of the whole mask; a number or a scalar.
+      num_heads: Heads of the whole mask; 0: as many as are drawn.
+      num_queries: Queries of the whole mask; 0: as many as are drawn.
+    """
+
+    words: Any
+    first_row: Any = 0
+    num_heads: int = dataclasses.field(default=0, metadata={"static": True})
+    num_queries: int = dataclasses.field(default=0, metadata={"static": True})
+
+    def keep(self, rate: float, shape: tuple[int, ...], transposed: bool = False) -> Bool[Array, "..."]:
+        """Returns the part, drawn as ``keep_mask`` does.
+
+        Args:
+          rate: Share of dropped entries.
+          shape: Shape of the part.
+          transposed: As for ``keep_mask``.
+        """
+        return keep_mask(
+            self.words,
+            rate,
+            shape,
+            transposed=transposed,
+            first_row=self.first_row,
+            num_rows=self.num_queries,
+            num_groups=self.num_heads,
+        )
 
 
 def _mix(values: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
@@ -57,7 +94,14 @@ def fold(key: Any, place: Any) -> Any:
 
 
 def keep_mask(
-    key: Any, rate: float, shape: tuple[int, ...], *, transposed: bool = False, first_row: int = 0, num_rows: int = 0
+    key: Any,
+    rate: float,
+    shape: tuple[int, ...],
+    *,
+    transposed: bool = False,
+    first_row: Any = 0,
+    num_rows: int = 0,
+    num_groups: int = 0,
 ) -> Bool[Array, "..."]:
     """Draws which entries are kept.
 
@@ -68,8 +112,9 @@ def keep_mask(
       rate: Share of dropped entries, in [0, 1), exact to 2**-32.
       shape: Shape of the mask.
       transposed: Draw the mask of the array whose last two axes are swapped, in swapped order.
-      first_row: Rows of the whole array that come before, where the mask is of a later part of it.
-      num_rows: Size of the whole array's last axis but one, where the mask is of the first entries of that axis; 0: of all.
+      first_row: Rows of the whole array that come before, where the mask is of a later part of it; a number or a scalar array.
+      num_rows: Size of the whole array's last axis but one, where the mask is of some entries of that axis; 0: of all.
+      num_groups: Size of the whole array's last axis but two, where the mask is of some entries of that axis; 0: of all.
 
     Returns:
       Mask, True with probability ``1 - rate``.
@@ -78,8 +123,11 @@ def keep_mask(
         return keep_mask(key, rate, (1, *(shape or (1,))), first_row=first_row, num_rows=num_rows).reshape(shape)
     words = key_words(key)
     *row_shape, num_columns = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
-    sizes = (*row_shape[:-1], num_rows or row_shape[-1])
-    index = jnp.full(row_shape, first_row, jnp.uint32)
+    sizes = [*row_shape[:-1], num_rows or row_shape[-1]]
+    if num_groups:
+        sizes[-2] = num_groups
+    first = jnp.uint32(first_row) if isinstance(first_row, int) else first_row.astype(jnp.uint32)
+    index = jnp.broadcast_to(first, row_shape)
     stride = 1
     for axis in reversed(range(len(row_shape))):
         index = index + lax.broadcasted_iota(jnp.uint32, tuple(row_shape), axis) * jnp.uint32(stride)

@@ -14,6 +14,7 @@ from flaxbert.errors import ConfigError
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.dropout import dropout, fold
 from flaxbert.nn.layers import Dense, LayerNorm
+from flaxbert.nn.split_length import first_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Pooler(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "batch length embed"]) -> Float[Array, "batch pooled"]:
         """Returns one vector per input."""
-        return jnp.tanh(self.dense(hidden[:, 0]))
+        return jnp.tanh(self.dense(first_token(hidden)[:, 0]))
 
 
 class MaskedLanguageHead(nnx.Module):
@@ -144,7 +145,7 @@ class RelationHead(nnx.Module):
           rate: Dropout rate.
         """
         means = [pool(hidden, (entity_mask == number).astype(jnp.int32), "mean") for number in (1, 2)]
-        vectors = [hidden[:, 0], *(mean.astype(hidden.dtype) for mean in means)]
+        vectors = [first_token(hidden)[:, 0], *(mean.astype(hidden.dtype) for mean in means)]
         layers = [self.first, self.entity, self.entity]
         parts = [
             layer(jnp.tanh(dropout(vector, fold(key, index), rate)))
@@ -194,7 +195,7 @@ def pool(
     hidden = hidden.astype(jnp.float32)
     mask = attention_mask.astype(jnp.float32)[:, :, None]
     if mode == "cls":
-        return hidden[:, 0]
+        return first_token(hidden)[:, 0]
     if mode == "max":
         return jnp.max(jnp.where(mask > 0, hidden, jnp.float32(-1e9)), axis=1)
     if mode == "lasttoken":

@@ -26,6 +26,7 @@ from flaxbert.nn.heads import (
     ReplacedTokenHead,
 )
 from flaxbert.nn.layers import Dense
+from flaxbert.nn.split_length import first_token
 from flaxbert.nn.tokens import Tokens
 
 _EMBEDDINGS, _ENCODER, _HEAD = range(3)
@@ -261,7 +262,7 @@ class Network(nnx.Module):
             return None
         rate, features = self._classifier_rate(), hidden if pooled is None else pooled
         if hasattr(self, "classifier_dense"):
-            features = self._classifier_features(hidden[:, 0], key, rate)
+            features = self._classifier_features(first_token(hidden)[:, 0], key, rate)
         return self.classifier(dropout(features, key, rate)).astype(jnp.float32)
 
     def _classifier_features(self, first: jax.Array, key: Any, rate: float) -> jax.Array:

@@ -1,5 +1,6 @@
 """Softmax attention as plain matrix products, with a backward pass of its own."""
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -10,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from flaxbert.core.reductions import row_max, row_sum
-from flaxbert.nn.dropout import keep_mask
+from flaxbert.nn.dropout import MaskPart
 
 LONG = 1024
 """Queries from which on scores are computed in blocks, where weights are not dropped, no position scores are added, and blocks fit."""
@@ -67,7 +68,7 @@ def softmax_attention(
       key: Keys.
       value: Values.
       bias: float32, 0 where a key is visible and a large negative number where not; gets no gradient.
-      words: Two random words for dropout of the weights, or None.
+      words: Two random words for dropout of the weights, or which part of a mask is drawn from them (``MaskPart``), or None.
       rate: Share of dropped weights.
       num_parts: Parts that the batch is computed in, with the same result; XLA:CPU runs a batched product on one thread, but
         several of them side by side.
@@ -79,6 +80,7 @@ def softmax_attention(
     """
     batch, heads, length, width = query.shape
     factor = width**-0.5 if scale is None else scale
+    whole = MaskPart(words) if words is not None and not isinstance(words, MaskPart) else words
     bounds = [batch * part // num_parts for part in range(num_parts + 1)]
     parts = []
     for first, last in itertools.pairwise(bounds):
@@ -86,23 +88,26 @@ def softmax_attention(
         scores = position_scores
         if scores is not None and scores.shape[0] > 1:
             scores = scores[first:last]
-        parts.append(_attend(*arrays, scores, words, rate, first * heads * length, factor))
+        drawn = whole
+        if whole is not None and first:
+            before = first * (whole.num_heads or heads) * (whole.num_queries or length)
+            drawn = dataclasses.replace(whole, first_row=whole.first_row + before)
+        parts.append(_attend(*arrays, scores, drawn, rate, factor))
     return parts[0] if num_parts == 1 else jnp.concatenate(parts)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     bias: jax.Array,
     position_scores: jax.Array | None,
-    words: Any,
+    part: MaskPart | None,
     rate: float,
-    first_row: int,
     scale: float,
 ) -> jax.Array:
-    return _forward(query, key, value, bias, position_scores, words, rate, first_row, scale)[0]
+    return _forward(query, key, value, bias, position_scores, part, rate, scale)[0]
 
 
 def _forward(
@@ -111,14 +116,13 @@ def _forward(
     value: jax.Array,
     bias: jax.Array,
     position_scores: jax.Array | None,
-    words: Any,
+    part: MaskPart | None,
     rate: float,
-    first_row: int,
     scale: float,
 ) -> tuple[jax.Array, Any]:
-    if _is_long(query, key, position_scores, words):
+    if _is_long(query, key, position_scores, part):
         return _forward_in_blocks(query, key, value, bias, scale)
-    return _forward_at_once(query, key, value, bias, position_scores, words, rate, first_row, scale)
+    return _forward_at_once(query, key, value, bias, position_scores, part, rate, scale)
 
 
 def _forward_at_once(
@@ -127,9 +131,8 @@ def _forward_at_once(
     value: jax.Array,
     bias: jax.Array,
     position_scores: jax.Array | None,
-    words: Any,
+    part: MaskPart | None,
     rate: float,
-    first_row: int,
     scale: float,
 ) -> tuple[jax.Array, Any]:
     dtype = query.dtype
@@ -139,23 +142,23 @@ def _forward_at_once(
     maximum = row_max(scores)
     weights = jnp.exp(scores - maximum).astype(dtype)
     inverse = 1.0 / row_sum(weights)
-    if words is not None:
+    if part is not None:
         inverse = inverse * (1.0 / (1.0 - rate))
-        weights = jnp.where(keep_mask(words, rate, weights.shape, first_row=first_row), weights, jnp.zeros((), dtype))
+        weights = jnp.where(part.keep(rate, weights.shape), weights, jnp.zeros((), dtype))
     mixed = (_batched_dot(weights, value, 2) * inverse).astype(dtype)
-    return mixed, (query, key, value, bias, position_scores, words, maximum, inverse, mixed)
+    return mixed, (query, key, value, bias, position_scores, part, maximum, inverse, mixed)
 
 
 def _backward(
-    rate: float, first_row: int, scale: float, residuals: Any, cotangent: jax.Array
+    rate: float, scale: float, residuals: Any, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None, None]:
-    query, key, value, bias, position_scores, words, maximum, inverse, mixed = residuals
-    if _is_long(query, key, position_scores, words):
+    query, key, value, bias, position_scores, part, maximum, inverse, mixed = residuals
+    if _is_long(query, key, position_scores, part):
         return _backward_in_blocks(residuals, scale, cotangent)
     dtype = query.dtype
     query = query * jnp.asarray(scale, dtype)
     cotangent = inverse * cotangent.astype(jnp.float32)
-    delta = row_sum(cotangent * mixed.astype(jnp.float32)) * (1.0 if words is None else 1.0 - rate)
+    delta = row_sum(cotangent * mixed.astype(jnp.float32)) * (1.0 if part is None else 1.0 - rate)
     cotangent = cotangent.astype(dtype)
     scores = _batched_dot(key, query, 3) + _swap(bias)
     if position_scores is not None:
@@ -163,8 +166,8 @@ def _backward(
     weights = jnp.exp(scores - _swap(maximum))
     weights_gradient = _batched_dot(value, cotangent, 3)
     dropped = weights
-    if words is not None:
-        mask = keep_mask(words, rate, weights.shape, transposed=True, first_row=first_row)
+    if part is not None:
+        mask = part.keep(rate, weights.shape, transposed=True)
         dropped = jnp.where(mask, weights, jnp.float32(0.0))
         weights_gradient = jnp.where(mask, weights_gradient, jnp.float32(0.0))
     scores_gradient = (weights * (weights_gradient - _swap(delta))).astype(dtype)
@@ -180,9 +183,9 @@ def _backward(
     return query_gradient, key_gradient, value_gradient, None, position_gradient, None
 
 
-def _is_long(query: jax.Array, key: jax.Array, position_scores: jax.Array | None, words: Any) -> bool:
+def _is_long(query: jax.Array, key: jax.Array, position_scores: jax.Array | None, part: MaskPart | None) -> bool:
     fits = query.shape[2] % BLOCK == 0 and key.shape[2] % BLOCK == 0
-    return fits and query.shape[2] >= LONG and position_scores is None and words is None
+    return fits and query.shape[2] >= LONG and position_scores is None and part is None
 
 
 def _to_blocks(array: jax.Array, axis: int) -> jax.Array:
@@ -204,7 +207,7 @@ def _forward_in_blocks(
 
     def run(block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
         visible = block[1] if by_query else bias
-        mixed, (*_, maximum, inverse, _) = _forward_at_once(block[0], key, value, visible, None, None, 0.0, 0, scale)
+        mixed, (*_, maximum, inverse, _) = _forward_at_once(block[0], key, value, visible, None, None, 0.0, scale)
         return mixed, maximum, inverse
 
     blocks = (_to_blocks(query, 2), *((_to_blocks(bias, 2),) if by_query else ()))

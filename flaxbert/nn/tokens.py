@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flaxbert.nn.split_length import pick_tokens
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Tokens:
         Args:
           hidden: Of all tokens, ``[batch, length, embed]``.
         """
-        return hidden if self.masked_positions is None else _pick(hidden, self.masked_positions)
+        return hidden if self.masked_positions is None else pick_tokens(hidden, self.masked_positions)
 
     def first_of_segments(self, hidden: jax.Array) -> jax.Array:
         """Returns the vector of the first token of every segment as rows of one token, ``[batch * segments, 1, embed]``.
@@ -53,14 +55,10 @@ class Tokens:
         Args:
           hidden: Of all tokens, ``[batch, length, embed]``.
         """
-        return _pick(hidden, self.first_positions).reshape(-1, 1, hidden.shape[-1])
+        return pick_tokens(hidden, self.first_positions).reshape(-1, 1, hidden.shape[-1])
 
     def positions(self) -> jax.Array:
         """Returns positions from 0, int32 ``[batch or 1, length]``."""
         if self.position_ids is None:
             return jnp.arange(self.length, dtype=jnp.int32)[None]
         return self.position_ids.astype(jnp.int32)
-
-
-def _pick(hidden: jax.Array, positions: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(hidden, positions.astype(jnp.int32)[..., None], axis=1)

@@ -109,8 +109,10 @@ def _gather_forward(leaf: jax.Array, whole: NamedSharding, split: NamedSharding)
 def _gather_backward(
     whole: NamedSharding, split: NamedSharding, residuals: None, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    del whole, residuals
-    return (jax.lax.with_sharding_constraint(gradient, split),)
+    del residuals
+    # Summed over the batch first, then split: a look-up's gradient that is asked for in parts would be computed from the whole batch on
+    # every device instead. Compilers of accelerators make one reduce-scatter of the two.
+    return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(gradient, whole), split),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flaxbert.core import diagnosis, runtime
+from flaxbert.core import backend_flags, diagnosis, runtime
+from flaxbert.core.backend_flags import TPU
 from flaxbert.core.diagnosis import LEAST_DISK_BYTES, LEAST_MEMORY_BYTES, REQUIRED, Finding, diagnose
 from flaxbert.core.units import format_bytes
 from tests.helpers import ROOT
 
-QUICK = ["python", "packages", "devices", "memory", "compile cache", "disk here", "hub cache"]
+QUICK = ["python", "packages", "devices", "memory", "cpu flag", "compile cache", "disk here", "hub cache"]
 COMPUTED = ["compiled sums", "bfloat16 products", "int8 products"]
 
 
@@ -34,7 +35,7 @@ def find(name, *, configured=None, quick=True) -> Finding:
 
 def test_findings_stand_in_the_order_in_which_they_are_read():
     findings = diagnose({"wrong_sum_cure": "set", "compilation_cache": "somewhere"})
-    assert [finding.name for finding in findings] == [*QUICK[:4], *COMPUTED, *QUICK[4:]]
+    assert [finding.name for finding in findings] == [*QUICK[:5], *COMPUTED, *QUICK[5:]]
     assert [finding for finding in findings if not finding.good] == []
 
 
@@ -105,7 +106,30 @@ def test_a_machine_with_an_accelerator_is_not_asked_for_plugins(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [device])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    assert [finding.name for finding in diagnose({}, quick=True)] == QUICK
+    names = [finding.name for finding in diagnose({}, quick=True)]
+    assert [name for name in names if name not in ("tpu flag", "cuda flag")] == QUICK
+
+
+def test_every_flag_is_shown_with_its_value_its_state_and_its_reason(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "libtpu" else None)
+    monkeypatch.setattr(backend_flags, "_version", {"jaxlib": "0.10.2", "libtpu": "99.0"}.get)
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {runtime.WRONG_SUM_FLAG}=-reduce")
+    findings = [finding for finding in diagnose({}, quick=True) if finding.name.endswith(" flag")]
+    shown = [(finding.name, finding.text) for finding in findings]
+    assert all(finding.good for finding in findings)
+    assert len(shown) == 1 + len(TPU.flags)
+    assert shown[0][0] == "cpu flag"
+    assert shown[0][1].startswith(
+        f"{runtime.WRONG_SUM_CURE} (XLA_FLAGS): set by user to -reduce; without it this version"
+    )
+    name, text = shown[1]
+    assert (name, text.split("; ")[0]) == (
+        "tpu flag",
+        f"{TPU.flags[0].text} (LIBTPU_INIT_ARGS): not known to libtpu 99.0",
+    )
+    assert TPU.flags[0].reason in text
+    assert TPU.flags[0].source in text
 
 
 @pytest.mark.parametrize(("size", "good"), [(LEAST_MEMORY_BYTES, True), (LEAST_MEMORY_BYTES - 1, False)])

@@ -1,16 +1,20 @@
 """Meshes and shardings of plain and typed leaves, on 8 virtual devices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.config import MeshConfig
 from flaxbert.core.arrays import QuantizedArray, SparseArray
 from flaxbert.core.sharding import (
     MESH_AXES,
+    batch_shardings,
+    batch_share,
     build_mesh,
     bytes_per_device,
     check_mesh_fits,
@@ -36,18 +40,19 @@ SMALL = {
 }
 
 
-def mesh(data=0, fsdp=1, tensor=1):
-    return build_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
+def mesh(data=0, fsdp=1, tensor=1, sequence=1):
+    return build_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor, sequence=sequence))
 
 
 @pytest.mark.parametrize(
     ("axes", "expected"),
     [
-        ((0, 1, 1), (8, 1, 1)),
-        ((0, 2, 2), (2, 2, 2)),
-        ((1, 4, 2), (1, 4, 2)),
-        ((0, 1, 8), (1, 1, 8)),
-        ((0, 8, 1), (1, 8, 1)),
+        ((0, 1, 1), (8, 1, 1, 1)),
+        ((0, 2, 2), (2, 2, 1, 2)),
+        ((1, 4, 2), (1, 4, 1, 2)),
+        ((0, 1, 8), (1, 1, 1, 8)),
+        ((0, 8, 1), (1, 8, 1, 1)),
+        ((0, 1, 2, 4), (1, 1, 4, 2)),
     ],
 )
 def test_a_mesh_covers_all_devices_and_data_takes_the_rest(axes, expected):
@@ -58,9 +63,9 @@ def test_a_mesh_covers_all_devices_and_data_takes_the_rest(axes, expected):
     assert set(built.axis_types) == {AxisType.Auto}
 
 
-@pytest.mark.parametrize("axes", [(3, 1, 1), (0, 3, 1), (2, 2, 1), (0, 4, 4), (16, 1, 1)])
+@pytest.mark.parametrize("axes", [(3, 1, 1, 1), (0, 3, 1, 1), (2, 2, 1, 1), (0, 4, 4, 1), (16, 1, 1, 1), (1, 2, 2, 4)])
 def test_axes_whose_product_is_not_the_number_of_devices_are_refused(axes):
-    with pytest.raises(MeshError, match=f"fsdp {axes[1]} x tensor {axes[2]} does not cover 8 devices"):
+    with pytest.raises(MeshError, match=f"fsdp {axes[1]} x sequence {axes[3]} x tensor {axes[2]} does not cover 8"):
         mesh(*axes)
 
 
@@ -84,6 +89,14 @@ def test_sizes_that_can_not_be_split_are_refused_with_ones_that_can(axes, change
 
 def test_a_model_that_fits_passes():
     check_mesh_fits(mesh(2, 2, 2), ModelConfig(**SMALL), 8)
+    check_mesh_fits(mesh(2, 1, 1, 4), ModelConfig(**SMALL), 8, (4, 12))
+
+
+def test_rows_that_can_not_be_split_are_refused_with_ones_that_can():
+    with pytest.raises(MeshError, match=r"Rows of 10 tokens .* mesh.sequence 4.* such as 12"):
+        check_mesh_fits(mesh(2, 1, 1, 4), ModelConfig(**SMALL), 8, (8, 10))
+    with pytest.raises(MeshError, match=r"Rows of 5 tokens .* mesh.sequence 4.* such as 8"):
+        place_batch({"input_ids": np.zeros((8, 5), np.int32)}, mesh(2, 1, 1, 4))
 
 
 def test_parts_of_a_quantized_kernel_are_split_each_by_its_own_shape():
@@ -173,6 +186,67 @@ def test_a_batch_is_split_over_data_and_fsdp_but_not_tensor():
     np.testing.assert_array_equal(placed["input_ids"], rows)
     assert {shard.data.shape for shard in placed["input_ids"].addressable_shards} == {(2, 5)}
     assert {shard.data.shape for shard in placed["weight"].addressable_shards} == {(2,)}
+
+
+def test_tokens_of_a_row_are_split_over_sequence_and_nothing_else_is():
+    batch = {
+        "input_ids": np.arange(4 * 8, dtype=np.int32).reshape(4, 8),
+        "labels": np.zeros((4, 8), np.int32),
+        "masked_positions": np.zeros((4, 3), np.int32),
+        "example_weight": np.ones(4, np.float32),
+    }
+    specs = {name: sharding.spec for name, sharding in batch_shardings(batch, mesh(2, 1, 1, 4)).items()}
+    rows = ("data", "fsdp")
+    assert specs == {
+        "input_ids": PartitionSpec(rows, "sequence"),
+        "labels": PartitionSpec(rows, "sequence"),
+        "masked_positions": PartitionSpec(rows),
+        "example_weight": PartitionSpec(rows),
+    }
+    placed = place_batch(batch, mesh(2, 1, 1, 4))
+    np.testing.assert_array_equal(placed["input_ids"], batch["input_ids"])
+    assert {shard.data.shape for shard in placed["input_ids"].addressable_shards} == {(2, 2)}
+    choices = batch_shardings({"input_ids": np.zeros((4, 2, 8), np.int32)}, mesh(2, 1, 1, 4))
+    assert choices["input_ids"].spec == PartitionSpec(rows, None, "sequence")
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIn:
+    """What a mesh reads of a device."""
+
+    id: int
+    process_index: int
+    platform: str = "gpu"
+    device_kind: str = "GPU"
+
+
+def processes(shape, order):
+    """A mesh whose devices belong to the processes of ``order``."""
+    grid = np.empty(len(order), dtype=object)
+    grid[:] = [StandIn(number, process) for number, process in enumerate(order)]
+    return Mesh(grid.reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "shares"),
+    [
+        ((8, 1, 1, 1), [0, 0, 0, 0, 1, 1, 1, 1], [(0, 2), (1, 2)]),
+        ((2, 2, 1, 2), [0, 0, 1, 1, 2, 2, 3, 3], [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((2, 1, 1, 4), [0, 0, 1, 1, 2, 2, 3, 3], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((1, 1, 8, 1), [0, 0, 0, 0, 1, 1, 1, 1], [(0, 1), (0, 1)]),
+        ((4, 1, 1, 1), [0, 1, 0, 1], [(0, 2), (1, 2)]),
+    ],
+)
+def test_processes_read_the_rows_that_their_devices_hold(shape, order, shares, monkeypatch):
+    for number, share in enumerate(shares):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        assert batch_share(processes(shape, order)) == share
+
+
+@pytest.mark.parametrize(("shape", "order"), [((3, 1, 1, 2), [0, 0, 0, 1, 1, 1]), ((3, 1, 1, 1), [0, 0, 1])])
+def test_processes_that_can_not_share_out_a_batch_are_refused(shape, order):
+    with pytest.raises(MeshError, match=r"can not share out a batch over data 3 x fsdp 1"):
+        batch_share(processes(shape, order))
 
 
 def test_replicated_arrays_are_whole_everywhere():

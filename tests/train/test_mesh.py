@@ -1,21 +1,27 @@
+import functools
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxbert.architecture import Execution
 from flaxbert.config import MeshConfig
 from flaxbert.core.arrays import QuantizedArray
+from flaxbert.core.collectives import find_collectives
 from flaxbert.core.sharding import BATCH_SPEC, build_mesh, bytes_per_device, place_batch
 from flaxbert.core.trees import map_leaves
+from flaxbert.families.graph import abstract_params, forward, graph_definition
 from flaxbert.nn.dropout import keep_mask
 from flaxbert.train.losses import loss_for
+from flaxbert.train.objectives import PretrainingLoss
 from flaxbert.train.state import create_state, state_shardings
 from flaxbert.train.step import make_train_step
 from tests.helpers import ROOT, slow_unless
@@ -35,9 +41,11 @@ from tests.train.tiny_training import (
 ONE_LAYER = CONFIG.replace(num_hidden_layers=1)
 ONE_LAYER_DROPOUT = DROPOUT_CONFIG.replace(num_hidden_layers=1)
 
-SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 2, 1), (2, 1, 4), (1, 4, 2)]
-EVEN = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
-DROPOUT_SHAPES = [(8, 1, 1), (1, 2, 4), (2, 2, 2)]
+SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 2, 1), (2, 1, 4), (1, 4, 2), (1, 2, 1, 4), (1, 2, 2, 2)]
+"""Sizes of data, fsdp, tensor and, where it is not 1, sequence."""
+
+EVEN = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (1, 2, 2, 2)]
+DROPOUT_SHAPES = [(8, 1, 1), (1, 2, 4), (1, 2, 2, 2)]
 
 LOSS_TOLERANCE = 2e-5
 """Relative, over 4 steps: devices add up float32 sums in another order."""
@@ -47,7 +55,7 @@ PARAMETER_TOLERANCE = 1e-4
 
 
 def as_mesh(shape):
-    return MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])
+    return MeshConfig(*shape)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +89,8 @@ def test_every_mesh_trains_like_one_device(shape, one_device):
 
 
 def assert_split(state, shape):
-    """Every device holds its part: kernels split over fsdp and tensor, nothing split over data."""
-    _, fsdp, tensor = shape
+    """Every device holds its part: kernels split over fsdp and tensor, nothing split over data and sequence."""
+    _, fsdp, tensor = shape[:3]
     kernel = "encoder.layers.0.feed_forward.up.kernel"
     for leaf in (state.trainable[kernel], *(moments[kernel] for moments in state.optimizer.moments.values())):
         (size,) = {piece.data.size for piece in leaf.addressable_shards}
@@ -160,13 +168,75 @@ def test_scanned_layers_train_on_a_mesh():
     assert_same_training(run_steps(config=ONE_LAYER, stacked=True, mesh_config=as_mesh((2, 2, 2))), reference)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("remat", "stacked"), [("full", True), ("dots", True), ("attention", True), ("full", False)])
+def test_what_is_computed_again_changes_nothing_on_any_axis(remat, stacked):
+    reference = run_steps(2, config=DROPOUT_CONFIG, stacked=stacked, dropout_seed=5)
+    settings = {"config": DROPOUT_CONFIG, "stacked": stacked, "dropout_seed": 5}
+    for shape in ((2, 2, 2), (1, 2, 2, 2)):
+        assert_same_training(run_steps(2, remat=remat, mesh_config=as_mesh(shape), **settings), reference)
+
+
+def compile_pretraining(mesh, rows, length, slots):
+    """Compiles a step over packed rows whose hidden words are scored alone; returns it with its state and batch."""
+    random = np.random.default_rng(0)
+    config = ONE_LAYER.replace(max_position_embeddings=length)
+    params = map_leaves(lambda _, leaf: np.full(leaf.shape, 0.01, np.float32), abstract_params(config, "fill-mask"))
+    optimizer, axes = tiny_optimizer(), leaf_axes(params)
+    state, kinds = create_state(params, (), optimizer, leaf_axes=axes, mesh=mesh)
+    batch = {
+        "input_ids": random.integers(1, config.vocab_size, (rows, length)),
+        "segment_ids": np.repeat([[1, 2]], length // 2, axis=1).repeat(rows, axis=0),
+        "position_ids": np.tile(np.arange(length // 2), (rows, 2)),
+        "masked_positions": random.integers(0, length, (rows, slots)),
+        "labels": random.integers(1, config.vocab_size, (rows, slots)),
+    }
+    placed = place_batch({name: array.astype(np.int32) for name, array in batch.items()}, mesh)
+    forward_pass = functools.partial(forward, graph_definition(config, "fill-mask", Execution()))
+    shardings = state_shardings(state, axes, mesh, kinds)
+    step = make_train_step(forward_pass, PretrainingLoss(), optimizer, kinds, shardings=shardings, mesh=mesh)
+    with jax.set_mesh(mesh):
+        return step.lower(state, placed, None).compile(QUICK), state, placed
+
+
+def test_data_and_fsdp_gather_parameters_alone():
+    compiled, state, _ = compile_pretraining(build_mesh(MeshConfig(data=2, fsdp=4)), 16, 24, 8)
+    found = find_collectives(compiled.as_text())
+    parameters = {leaf.shape for leaf in state.trainable.values()}
+    assert {shape for entry in found if entry.kind == "all-gather" for _, shape in entry.arrays} <= parameters
+    assert not [entry for entry in found if entry.kind in ("all-to-all", "collective-permute")]
+
+
+def test_of_activations_only_keys_values_and_hidden_words_travel_over_sequence():
+    rows, length, slots, ways = 4, 48, 8, 4
+    compiled, state, batch = compile_pretraining(build_mesh(MeshConfig(data=2, sequence=ways)), rows, length, slots)
+    own, width, heads = rows // 2, CONFIG.hidden_size, CONFIG.num_attention_heads
+    whole_keys = (own, heads, length, CONFIG.head_dim)
+    found = find_collectives(compiled.as_text())
+    gathered = Counter(shape for entry in found if entry.kind == "all-gather" for _, shape in entry.arrays)
+    # Keys, values and ids in the forward pass; in the backward pass the gradients of the hidden words' vectors.
+    assert gathered == {whole_keys: 2, (own, length): 1, (own, slots, width): 1}
+    scattered = [entry for entry in found if entry.kind == "reduce-scatter"]
+    assert Counter(shape for entry in scattered for _, shape in entry.arrays) == {
+        (own, heads, length // ways, CONFIG.head_dim): 2,
+        (own, slots // ways, width): 1,
+    }
+    assert {entry.num_devices for entry in scattered} == {ways}
+    assert not [entry for entry in found if entry.kind in ("all-to-all", "collective-permute")]
+    summed = {shape for entry in found if entry.kind == "all-reduce" for _, shape in entry.arrays}
+    assert not [shape for shape in summed if len(shape) > 2]
+    # The step overwrites the state that it was given.
+    compiled(state, batch, None)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.trainable, state.optimizer)))
+
+
 def free_address():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def run_processes(num_processes, devices_each, fsdp):
+def run_processes(num_processes, devices_each, fsdp, sequence):
     address = free_address()
     environment = {
         **os.environ,
@@ -176,7 +246,7 @@ def run_processes(num_processes, devices_each, fsdp):
     command = [sys.executable, "-m", "tests.train.process_worker", address, str(num_processes)]
     running = [
         subprocess.Popen(
-            [*command, str(index), str(fsdp), "16"],
+            [*command, str(index), str(fsdp), str(sequence), "16"],
             env=environment,
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -196,10 +266,13 @@ def run_processes(num_processes, devices_each, fsdp):
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(("devices_each", "fsdp"), [(1, 2), pytest.param(2, 4, marks=pytest.mark.slow)])
-def test_two_processes_train_like_one(devices_each, fsdp, one_device_with_dropout):
+@pytest.mark.parametrize(
+    ("devices_each", "fsdp", "sequence"),
+    [(1, 2, 1), pytest.param(2, 4, 1, marks=pytest.mark.slow), pytest.param(2, 1, 4, marks=pytest.mark.slow)],
+)
+def test_two_processes_train_like_one(devices_each, fsdp, sequence, one_device_with_dropout):
     reference, losses, _ = one_device_with_dropout
-    for result in run_processes(2, devices_each, fsdp):
+    for result in run_processes(2, devices_each, fsdp, sequence):
         assert result["processes"] == 2
         assert result["devices"] == 2 * devices_each
         np.testing.assert_allclose(result["losses"], losses, rtol=LOSS_TOLERANCE)

@@ -113,12 +113,13 @@ def run_steps(
     devices: Any = None,
     accumulation_steps: int = 1,
     stacked: bool = False,
+    remat: Any = "none",
     dropout_seed: int | None = None,
     rows: int = 16,
     process_rows: slice = slice(None),
 ) -> tuple[TrainState, list[float], TrainState | None]:
     """Trains the small BERT; returns the state, the losses and, with a mesh, the shardings."""
-    execution = Execution(scan_layers=stacked)
+    execution = Execution(scan_layers=stacked, remat=remat)
     params, optimizer = make_params(config, stacked), tiny_optimizer(max_grad_norm=0.5)
     axes = leaf_axes(params)
     mesh = None if mesh_config is None else build_mesh(mesh_config, devices)

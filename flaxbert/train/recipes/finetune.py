@@ -6,10 +6,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from flaxbert.config import RunConfig
 from flaxbert.core.arrays import Params
+from flaxbert.core.sharding import batch_share
 from flaxbert.data.batches import evaluation_batches
 from flaxbert.evaluation.evaluate import collect_logits, evaluation_program
 from flaxbert.families.graph import finishes_first_token_alone
@@ -55,13 +54,14 @@ class Evaluator:
         features = run.data.splits[split].features
         program = evaluation_program(model.config, model.task, model.execution, run.mesh)
         ways = batch_ways(run.mesh)
+        process_index, process_count = batch_share(run.mesh)
         size = run.config.train.evaluation_batch_size or EVALUATION_BATCH_SIZE
         batches = evaluation_batches(
             features,
             -(-size // ways) * ways,
             run.data.length_buckets,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=process_index,
+            process_count=process_count,
         )
         return collect_logits(program, params, batches, len(features), run.mesh)
 

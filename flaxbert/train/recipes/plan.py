@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from flaxbert.config import TrainConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.precision import Precision
-from flaxbert.core.sharding import BATCH_SPEC, bytes_per_device
+from flaxbert.core.sharding import batch_shardings, bytes_per_device
 from flaxbert.core.trees import leaf_kinds
 from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import collate
@@ -134,9 +134,9 @@ def model_forward(model: Model) -> Forward:
 
 def _batch_shapes(job: StepJob) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of the largest batch of a run, placed on its mesh."""
-    sharding = NamedSharding(job.mesh, BATCH_SPEC)
+    shardings = batch_shardings(job.example, job.mesh)
     return {
-        name: jax.ShapeDtypeStruct((job.batch_size, *array.shape[1:]), array.dtype, sharding=sharding)
+        name: jax.ShapeDtypeStruct((job.batch_size, *array.shape[1:]), array.dtype, sharding=shardings[name])
         for name, array in job.example.items()
     }
 

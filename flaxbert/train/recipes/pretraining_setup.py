@@ -14,7 +14,7 @@ from flaxbert.architecture import ModelConfig
 from flaxbert.config import PretrainConfig, PretrainPhase, TrainConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.runtime import initialize_distributed
-from flaxbert.core.sharding import build_mesh, check_mesh_fits, place_batch, replicated
+from flaxbert.core.sharding import batch_share, build_mesh, check_mesh_fits, place_batch, replicated
 from flaxbert.data.masking import Masker
 from flaxbert.data.prepared import TOKENIZER_FOLDER, PreparedCorpus
 from flaxbert.data.pretraining_batches import EvaluationRows, Phase, PretrainingBatches, RowMixture, split_steps
@@ -92,8 +92,7 @@ class Pretraining:
             self.validation,
             -(-size // ways) * ways,
             self.config.data.max_validation_rows,
-            jax.process_index(),
-            jax.process_count(),
+            *batch_share(self.mesh),
         )
         sums: dict[str, float] = {}
         with jax.set_mesh(self.mesh):
@@ -209,9 +208,9 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
         Phase(mixtures[phase.row_length], phase.batch_size, count) for phase, count in zip(planned, counts, strict=True)
     ]
     accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
-    for phase in phases:
-        check_mesh_fits(mesh, networks.main.config, phase.batch_size // accumulation)
-    batches = PretrainingBatches(phases, jax.process_index(), jax.process_count())
+    for phase, length in zip(phases, (phase.row_length for phase in planned), strict=True):
+        check_mesh_fits(mesh, networks.main.config, phase.batch_size // accumulation, (length,))
+    batches = PretrainingBatches(phases, *batch_share(mesh))
     validation = make(held_corpus, held, max(mixtures))
     return Pretraining(config, networks, mesh, batches, validation, total_steps)
 

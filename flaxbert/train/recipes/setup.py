@@ -13,7 +13,7 @@ from flaxbert.architecture import Execution
 from flaxbert.config import RunConfig, TrainConfig
 from flaxbert.core.precision import Precision
 from flaxbert.core.runtime import device_memory_limit_bytes, initialize_distributed
-from flaxbert.core.sharding import DATA, FSDP, build_mesh, check_mesh_fits
+from flaxbert.core.sharding import DATA, FSDP, batch_share, build_mesh, check_mesh_fits
 from flaxbert.core.trees import leaf_names
 from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import BatchPipeline
@@ -134,6 +134,19 @@ def _count_steps(config: RunConfig, steps_per_epoch: int) -> int:
     return max(1, math.ceil(steps_per_epoch * config.train.num_epochs))
 
 
+def _make_pipeline(config: RunConfig, data: TrainingData, share: tuple[int, int]) -> BatchPipeline:
+    return BatchPipeline(
+        data.train,
+        batch_size=global_batch_size(config.train),
+        seed=config.train.seed,
+        shuffle=config.data.shuffle,
+        length_buckets=data.length_buckets,
+        group_by_length=config.data.group_by_length,
+        process_index=share[0],
+        process_count=share[1],
+    )
+
+
 def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
     """Reads data and model and lays out the mesh.
 
@@ -172,17 +185,8 @@ def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
         say(model.account.summary())
     batch_size = global_batch_size(config.train)
     accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
-    check_mesh_fits(mesh, model.config, batch_size // accumulation)
-    pipeline = BatchPipeline(
-        data.train,
-        batch_size=batch_size,
-        seed=config.train.seed,
-        shuffle=config.data.shuffle,
-        length_buckets=data.length_buckets,
-        group_by_length=config.data.group_by_length,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    check_mesh_fits(mesh, model.config, batch_size // accumulation, data.length_buckets)
+    pipeline = _make_pipeline(config, data, batch_share(mesh))
     family = get_family(model.config.family)
     return Prepared(
         config=config,
