@@ -18,6 +18,7 @@ from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import collate
 from flaxbert.families.graph import forward, graph_definition
 from flaxbert.model import Model
+from flaxbert.train.guard import StepGuard
 from flaxbert.train.losses import LossFunction, loss_for
 from flaxbert.train.memory import (
     BatchPlan,
@@ -152,6 +153,8 @@ def _build_step(job: StepJob, plan: BatchPlan, state: TrainState, kinds: Mapping
         shardings=state_shardings(state, job.leaf_axes, job.mesh, kinds),
         mesh=job.mesh,
         loss_scale_growth_steps=job.train.loss_scale_growth_steps if scaled else 0,
+        guard=StepGuard.of(job.train),
+        norms_every=job.train.log_every,
     )
 
 

@@ -26,6 +26,7 @@ from flaxbert.errors import ConfigError, DataError
 from flaxbert.model import Model
 from flaxbert.train.callbacks import Callback, RunInfo
 from flaxbert.train.checkpoint import CheckpointStore
+from flaxbert.train.goodput import TimeLedger
 from flaxbert.train.objectives import pretraining_counts
 from flaxbert.train.recipes.outcome import MODEL_FOLDER, build_callbacks
 from flaxbert.train.recipes.plan import StepJob
@@ -42,6 +43,7 @@ _MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", ("corpora", "weights", "validation_rate", "row_length", "packing")),
     ("objective", ("pairs", "pair_weight")),
     ("train", ("optimizer", "batch_size", "target_batch_size", "num_steps", "num_epochs", "schedule", "learning_rate")),
+    ("train", ("freeze", "seed")),
 )
 
 
@@ -265,12 +267,13 @@ def pretrain(
     Raises:
       FlaxbertError: Bad config, data, model, mesh, memory or loss; each message says where and how to mend it.
     """
+    ledger = TimeLedger()
     prepared = prepare_pretraining(config, say)
     job = prepared.job
     folder = pathlib.Path(config.output.folder)
     with CheckpointStore(folder / "checkpoints", keep=config.train.keep_checkpoints, higher_is_better=False) as store:
-        newest = find_checkpoint(store, config.train, config.to_dict(), _MUST_AGREE)
-        callbacks = build_callbacks(config.output, "loss", folder, extra_callbacks)
+        newest = find_checkpoint(store, config.train, config.to_dict(), _MUST_AGREE, say)
+        callbacks = build_callbacks(config.output, "loss", folder, extra_callbacks, ledger)
         run = TrainingRun(
             job=job,
             pipeline=StepPipeline(prepared.batches),
@@ -282,6 +285,7 @@ def pretrain(
             store=store,
             callbacks=callbacks,
             say=say,
+            networks=prepared.networks.work,
         )
         try:
             before = run.before(newest)
