@@ -6,6 +6,7 @@ Nothing here runs at import. Commands call ``configure`` before the first array 
 import importlib.metadata
 import os
 import pathlib
+import re
 import stat
 import warnings
 from typing import Any
@@ -201,10 +202,27 @@ def initialize_distributed(config: MeshConfig) -> bool:
     elif not any(os.environ.get(name) for name in _CLUSTER_VARIABLES) or _cluster_size() == 1:
         return False
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=config.join_seconds,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
+        )
     except (RuntimeError, ValueError) as error:
-        raise MeshError(f"The processes of the run could not be joined: {error}") from error
+        raise MeshError(_explain_join(str(error), config)) from error
     return jax.process_count() > 1
+
+
+def _explain_join(message: str, config: MeshConfig) -> str:
+    """Returns which processes are missing, as far as the coordination service says so."""
+    missing = sorted({int(number) for number in re.findall(r"/task:(\d+)", message.partition("timed out task")[2])})
+    waited = f"within {config.join_seconds} s (mesh.join_seconds)"
+    how = "See whether it was started, with the same mesh.coordinator and mesh.num_processes, and reaches that address."
+    if missing:
+        names = ", ".join(map(str, missing))
+        return f"Process {names} of {config.num_processes or 'the run'} did not join {waited}. {how}"
+    if "DEADLINE_EXCEEDED" in message or "UNAVAILABLE" in message:
+        return f"Process 0 at {config.coordinator or 'the address of the cluster'} was not reached {waited}. {how} ({message})"
+    return f"The processes of the run could not be joined: {message}"
 
 
 def _read_limit(path: str) -> int | None:

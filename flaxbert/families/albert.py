@@ -176,6 +176,7 @@ CONFIG = ConfigMapping(
     option_fields={"num_hidden_groups": ("num_hidden_groups", int), "inner_group_num": ("inner_group_num", int)},
 )
 
+
 def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
     """Returns the work of every block, of which a layer may have several.
 

@@ -282,6 +282,7 @@ CONFIG = ConfigMapping(
     extend=_summarised_first,
 )
 
+
 def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
     """Returns the work of every layer: half of the width attends, half is convolved.
 

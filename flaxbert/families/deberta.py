@@ -310,7 +310,6 @@ TENSORS: tuple[TensorName, ...] = (
 )
 
 
-
 def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
     """Returns the work of every layer, whose scores of distances come on top, and that of what stands between or after them.
 

@@ -190,6 +190,7 @@ CONFIG = ConfigMapping(
     extend=lambda config, task: {"rope_parameters": write_theta(config.own(NomicBertOptions).rope_theta)},
 )
 
+
 def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
     """Returns the work of every layer, whose feed-forward half has a gate.
 

@@ -39,9 +39,7 @@ class TimeLedger:
       1.0
     """
 
-    def __init__(
-        self, clock: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time) -> None:
         self._clock, self._wall = clock, wall
         self._seconds = dict.fromkeys(KINDS, 0.0)
         self._stack = [START]

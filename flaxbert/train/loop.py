@@ -144,7 +144,7 @@ class _Run:
         self.steps = StepLog(parts.networks, jax.process_count())
         self.ledger = parts.callbacks.ledger
         self.watchdog = HangWatchdog(parts.folder, config.hang_factor, config.hang_seconds, jax.process_index())
-        self.profile = ProfileWindow(parts.folder, config.profile_steps(), parts.total_steps)
+        self.profile = ProfileWindow(parts.folder, config.profile_steps(), parts.total_steps, self.step)
         self.started = time.perf_counter()
         self.key = jax.random.key(config.seed)
         self.batches = iter(parts.pipeline)

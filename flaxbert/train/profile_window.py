@@ -1,5 +1,6 @@
 """A window of steps that is traced for xprof."""
 
+import logging
 import pathlib
 from types import TracebackType
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import jax
 
 from flaxbert.errors import ConfigError, TrainingError
+
+LOGGER = logging.getLogger(__name__)
 
 PROFILE_FOLDER = "profile"
 """Folder of traces inside the folder of a run; ``xprof`` and TensorBoard's profile page read it."""
@@ -29,12 +32,15 @@ class ProfileWindow:
       folder: Folder of the run.
       steps: First and last step, counted from 1; None traces nothing. Processes other than the first trace nothing either.
       total_steps: Steps of the whole run.
+      steps_taken: Steps already taken; a window that they reach into is left out, which is logged.
 
     Raises:
       ConfigError: The run ends before the window.
     """
 
-    def __init__(self, folder: pathlib.Path, steps: tuple[int, int] | None, total_steps: int) -> None:
+    def __init__(
+        self, folder: pathlib.Path, steps: tuple[int, int] | None, total_steps: int, steps_taken: int = 0
+    ) -> None:
         self.folder = folder / PROFILE_FOLDER
         self._steps = steps
         self._running = False
@@ -42,6 +48,9 @@ class ProfileWindow:
             raise ConfigError(
                 f"train.profile is {steps[0]}:{steps[1]}, but the run has {total_steps} steps; choose steps among them."
             )
+        if steps is not None and steps[0] <= steps_taken:
+            LOGGER.warning("Steps %d to %d are not traced: the run goes on after step %d.", *steps, steps_taken)
+            self._steps = None
         if jax.process_index() > 0:
             self._steps = None
 

@@ -103,9 +103,7 @@ class ThroughputMeter:
         return rates if counted else {}
 
 
-def model_flops_utilization(
-    model_flops_per_second: float | None, peak_flops_per_second: float | None
-) -> float | None:
+def model_flops_utilization(model_flops_per_second: float | None, peak_flops_per_second: float | None) -> float | None:
     """Returns the share of the peak that the model's own operations reach (MFU), or None where one of both is not known.
 
     The peak is the bfloat16 one whatever the precision of the run. Recomputation and padding do not count as work.

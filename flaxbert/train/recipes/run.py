@@ -24,6 +24,7 @@ from flaxbert.train.recipes.setup import Say
 from flaxbert.train.state import TrainState, join_params
 from flaxbert.train.throughput import MeasuredCallbacks
 
+
 def find_checkpoint(
     store: CheckpointStore, train: TrainConfig, config: Mapping[str, Any], must_agree: MustAgree, say: Say
 ) -> Any:
