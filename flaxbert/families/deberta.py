@@ -323,7 +323,7 @@ def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
         plain,
         per_distance=float(num_scored * config.attention_size),
         num_distances=rows,
-        per_batch=float(num_scored * rows * config.hidden_size * config.attention_size),
+        per_row=float(num_scored * config.hidden_size * config.attention_size),
     )
     layers = [layer] * config.num_hidden_layers
     if options.conv_kernel_size:

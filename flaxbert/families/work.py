@@ -19,7 +19,7 @@ class LayerWork:
       radius: Tokens that are seen on either side; None: all of a text.
       per_distance: For every token and each distance that it can be away from another, where distances are scored.
       num_distances: Distances that are told apart.
-      per_batch: Once for all texts, such as projections of a table of distances.
+      per_row: Once for all texts and each distance that occurs: projections of the table of distances.
     """
 
     per_token: float
@@ -28,7 +28,7 @@ class LayerWork:
     radius: int | None = None
     per_distance: float = 0.0
     num_distances: int = 0
-    per_batch: float = 0.0
+    per_row: float = 0.0
 
     def pairs(self, lengths: Num[np.ndarray, "texts"]) -> Float[np.ndarray, "texts"]:
         """Returns how many pairs of tokens see each other in texts of given lengths.
@@ -56,7 +56,7 @@ class LayerWork:
             + self.after_attention * finished
             + self.per_pair * float(self.pairs(lengths).sum())
             + self.per_distance * float((lengths * distances).sum())
-            + self.per_batch
+            + self.per_row * float(distances.max(initial=0.0))
         )
 
 

@@ -1,5 +1,7 @@
 """Spikes and losses that are not finite: which updates are left out, how they are counted, and when there were too many."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,11 +35,20 @@ def scaled(params, batch, dropout_key=None):
     return output.__class__(logits=output.logits * batch["factor"][:, None])
 
 
-def build(guard, accumulation_steps=1, **settings):
+@functools.cache
+def compiled(guard, accumulation_steps, norms_every):
     optimizer = tiny_optimizer(learning_rate=1e-3)
     state, kinds = create_state(bag_of_words_params(), (), optimizer)
-    step = make_train_step(scaled, loss_for(TASK), optimizer, kinds, accumulation_steps, guard=guard, **settings)
-    return state, step
+    step = make_train_step(
+        scaled, loss_for(TASK), optimizer, kinds, accumulation_steps, guard=guard, norms_every=norms_every
+    )
+    return copies(state), step
+
+
+def build(guard, accumulation_steps=1, norms_every=0):
+    """A new state and the step of a guard, compiled once for all tests."""
+    state, step = compiled(guard, accumulation_steps, norms_every)
+    return jax.tree.map(jnp.array, state), step
 
 
 def batch_of(factor, seed=0):
