@@ -6,7 +6,6 @@ Nothing here runs at import. Commands call ``configure`` before the first array 
 import importlib.metadata
 import os
 import pathlib
-import re
 import stat
 import warnings
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 
 from flaxbert.config import MeshConfig
+from flaxbert.core.roll_call import roll_call
 from flaxbert.errors import ConfigError, MeshError
 
 WRONG_SUM_VERSIONS = ("0.10.2",)
@@ -179,7 +179,7 @@ def initialize_distributed(config: MeshConfig) -> bool:
       Whether several processes were joined.
 
     Raises:
-      MeshError: The settings are incomplete, or the others were not reached in time.
+      MeshError: The settings are incomplete, or others did not join in time; names them where ``coordinator`` is given.
     """
     import jax
 
@@ -197,6 +197,7 @@ def initialize_distributed(config: MeshConfig) -> bool:
             "num_processes": config.num_processes,
             "process_id": config.process_id,
         }
+        roll_call(config.coordinator, config.num_processes, config.process_id, config.join_seconds)
     elif config.num_processes > 1:
         raise MeshError("mesh.num_processes needs mesh.coordinator, the address host:port of process 0.")
     elif not any(os.environ.get(name) for name in _CLUSTER_VARIABLES) or _cluster_size() == 1:
@@ -208,21 +209,8 @@ def initialize_distributed(config: MeshConfig) -> bool:
             heartbeat_timeout_seconds=config.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
-        raise MeshError(_explain_join(str(error), config)) from error
+        raise MeshError(f"The processes of the run could not be joined: {error}") from error
     return jax.process_count() > 1
-
-
-def _explain_join(message: str, config: MeshConfig) -> str:
-    """Returns which processes are missing, as far as the coordination service says so."""
-    missing = sorted({int(number) for number in re.findall(r"/task:(\d+)", message.partition("timed out task")[2])})
-    waited = f"within {config.join_seconds} s (mesh.join_seconds)"
-    how = "See whether it was started, with the same mesh.coordinator and mesh.num_processes, and reaches that address."
-    if missing:
-        names = ", ".join(map(str, missing))
-        return f"Process {names} of {config.num_processes or 'the run'} did not join {waited}. {how}"
-    if "DEADLINE_EXCEEDED" in message or "UNAVAILABLE" in message:
-        return f"Process 0 at {config.coordinator or 'the address of the cluster'} was not reached {waited}. {how} ({message})"
-    return f"The processes of the run could not be joined: {message}"
 
 
 def _read_limit(path: str) -> int | None:
