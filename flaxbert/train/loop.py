@@ -79,6 +79,7 @@ class LoopParts:
 
     Attributes:
       step: Compiled training step.
+      norms: Norms of a state, given the learning rate of its last step.
       evaluate: Returns the metrics of a state on the held-out examples.
       pipeline: Training batches with a position.
       store: Where checkpoints go.
@@ -97,6 +98,7 @@ class LoopParts:
     """
 
     step: Step
+    norms: Callable[[TrainState, Any], Mapping[str, Any]]
     evaluate: Evaluate
     pipeline: StepPipeline
     store: CheckpointStore
@@ -208,7 +210,8 @@ class _Run:
     def log(self) -> None:
         if not self.steps:
             return
-        line = self.steps.flush(jax.device_get(self.state.guard))
+        norms = self.parts.norms
+        line = self.steps.flush(jax.device_get(self.state.guard), lambda rate: norms(self.state, rate))
         self.parts.store.raise_failure()
         self.parts.callbacks.on_log(self.step, line)
         self.check_finite()

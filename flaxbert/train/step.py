@@ -40,8 +40,6 @@ class StepMetrics:
       loss_sum: Weighted sum of the losses of all examples; the loss is ``loss_sum / weight``.
       weight: Sum of the weights.
       grad_norm: Global norm of the gradient of the loss, before clipping.
-      param_norm: Norm of the trained parameters after the step; not-a-number where the step does not measure it.
-      update_norm: Norm of what the step added to them; likewise.
       learning_rate: Learning rate of this step.
       tokens: Real tokens in the batch, int32.
       loss_scale: Loss scale that this step used.
@@ -51,8 +49,6 @@ class StepMetrics:
     loss_sum: Any
     weight: Any
     grad_norm: Any
-    param_norm: Any
-    update_norm: Any
     learning_rate: Any
     tokens: Any
     loss_scale: Any
@@ -207,7 +203,6 @@ class _Step:
     sharded: bool
     loss_scale_growth_steps: int
     guard: StepGuard
-    norms_every: int
 
     def _outcome(self, state: TrainState, loss: jax.Array, grad_norm: jax.Array, finite: jax.Array) -> jax.Array:
         outcome = self.guard.judge(state.guard, loss, grad_norm, finite)
@@ -216,19 +211,6 @@ class _Step:
         # A loss that is finite with gradients that are not: the loss scale was too large, if it can still be lowered.
         overflow = ~finite & jnp.isfinite(loss) & (state.loss_scale > SMALLEST_LOSS_SCALE)
         return jnp.where(overflow, jnp.int32(OVERFLOW), outcome)
-
-    def _norms(self, state: TrainState, trainable: Leaves) -> tuple[jax.Array, jax.Array]:
-        """Returns the norms of parameters and update at the steps that are logged, else not-a-number."""
-        absent = jnp.full((), jnp.nan, jnp.float32)
-        if not self.norms_every:
-            return absent, absent
-
-        def measure(before: Leaves, after: Leaves) -> tuple[jax.Array, jax.Array]:
-            changes = {name: after[name] - before[name] for name in after}
-            return global_norm(after, self.sharded), global_norm(changes, self.sharded)
-
-        due = (state.step + jnp.int32(1)) % jnp.int32(self.norms_every) == 0
-        return jax.lax.cond(due, measure, lambda before, after: (absent, absent), state.trainable, trainable)
 
     def __call__(self, state: TrainState, batch: Batch, dropout_key: Any) -> tuple[TrainState, StepMetrics]:
         optimizer = self.optimizer
@@ -260,13 +242,10 @@ class _Step:
                 loss_scale, finite_steps = _next_loss_scale(state, finite, self.loss_scale_growth_steps)
             guard = self.guard.record(state.guard, outcome, loss, grad_norm)
             ended = (guard.reason != 0) & (state.first_bad_step == NO_BAD_STEP)
-            param_norm, update_norm = self._norms(state, trainable)
             metrics = StepMetrics(
                 loss_sum=loss_sum,
                 weight=weight,
                 grad_norm=grad_norm,
-                param_norm=param_norm,
-                update_norm=update_norm,
                 learning_rate=learning_rate,
                 tokens=count_tokens(batch),
                 loss_scale=state.loss_scale,
@@ -294,7 +273,6 @@ def make_train_step(
     mesh: Mesh | None = None,
     loss_scale_growth_steps: int = 0,
     guard: StepGuard = StepGuard(),
-    norms_every: int = 0,
 ) -> Any:
     """Compiles-on-demand one optimizer step.
 
@@ -313,7 +291,6 @@ def make_train_step(
       mesh: The mesh of ``shardings``.
       loss_scale_growth_steps: Finite steps after which the loss scale doubles; 0 without loss scale.
       guard: Which steps are left out.
-      norms_every: Every so many steps the norms of parameters and update are measured; 0 for never.
 
     Returns:
       A jitted ``step(state, batch, dropout_key) -> (state, StepMetrics)`` that donates (overwrites) its state. The key of
@@ -321,6 +298,32 @@ def make_train_step(
     """
     gradients_of = _Gradients(forward, loss, kinds, accumulation_steps, shardings)
     sharded = mesh is not None and mesh.size > 1
-    step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps, guard, norms_every)
+    step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps, guard)
     out_shardings = None if shardings is None or mesh is None else (shardings, replicated(mesh))
     return jax.jit(step, donate_argnums=(0,), out_shardings=out_shardings)
+
+
+def make_norms(optimizer: Optimizer, sharded: bool = False) -> Callable[[TrainState, Any], dict[str, jax.Array]]:
+    """Compiles-on-demand the norms of parameters and of the last update.
+
+    They are worked out from the state after a step. Inside the step, they would need the parameters before and after it at once, which
+    costs a copy of all of them even where a condition skips it; outside, steps that are not logged cost nothing.
+
+    Args:
+      optimizer: The optimizer of the state.
+      sharded: Whether the state is split over devices.
+
+    Returns:
+      A jitted ``(state, learning rate of the last step) -> {"param_norm": ..., "update_norm": ...}``; the second only for rules that can
+      tell it (``Optimizer.last_update``), and zero where the step's update was left out.
+    """
+
+    def measure(state: TrainState, learning_rate: jax.Array) -> dict[str, jax.Array]:
+        with jax.numpy_dtype_promotion("strict"):
+            found = {"param_norm": global_norm(state.trainable, sharded)}
+            update = optimizer.last_update(state.trainable, state.optimizer, learning_rate)
+            if update is not None:
+                found["update_norm"] = global_norm(update, sharded)
+            return found
+
+    return jax.jit(measure)

@@ -1,8 +1,7 @@
 """What the steps since the last line of metrics came to; their numbers stay on the device until a line is due."""
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,11 +62,12 @@ class StepLog:
             )
         )
 
-    def flush(self, guard: GuardState) -> dict[str, Any]:
+    def flush(self, guard: GuardState, norms: Callable[[Any], Mapping[str, Any]] | None = None) -> dict[str, Any]:
         """Waits for the steps and returns the line of metrics.
 
         Args:
           guard: What the guard remembers after the last step.
+          norms: Returns the norms after the last step, given its learning rate.
         """
         pending, self._pending = self._pending, []
         fetched = jax.device_get([entry.metrics for entry in pending])
@@ -78,7 +78,7 @@ class StepLog:
         line = {
             "loss": sum(float(metrics.loss_sum) for metrics in fetched) / weight,
             "grad_norm": float(last.grad_norm),
-            **_last_norms(fetched),
+            **self._norms_after(fetched[-1], norms),
             "learning_rate": float(last.learning_rate),
             "loss_scale": float(last.loss_scale),
             "step_losses": [_loss(metrics) for metrics in fetched],
@@ -103,16 +103,16 @@ class StepLog:
             line["num_skipped"] = num_skipped
         return line
 
+    @staticmethod
+    def _norms_after(metrics: Any, norms: Callable[[Any], Mapping[str, Any]] | None) -> dict[str, float]:
+        found = {} if norms is None else {name: float(value) for name, value in norms(metrics.learning_rate).items()}
+        if "update_norm" in found and not metrics.applied:
+            found["update_norm"] = 0.0
+        return found
+
 
 def _loss(metrics: Any) -> float:
     return float(metrics.loss_sum) / max(float(metrics.weight), LEAST_WEIGHT)
-
-
-def _last_norms(fetched: Sequence[Any]) -> dict[str, float]:
-    for metrics in reversed(fetched):
-        if not math.isnan(float(metrics.param_norm)):
-            return {"param_norm": float(metrics.param_norm), "update_norm": float(metrics.update_norm)}
-    return {}
 
 
 def _medians(guard: GuardState) -> dict[str, float]:

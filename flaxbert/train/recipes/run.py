@@ -102,6 +102,7 @@ class TrainingRun:
         evaluate_every = train.evaluate_every or self.steps_per_epoch
         return LoopParts(
             step=compiled.step,
+            norms=compiled.norms,
             evaluate=lambda state: self.evaluate(join_params(state, compiled.kinds)),
             pipeline=self.pipeline,
             store=self.store,

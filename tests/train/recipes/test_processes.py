@@ -16,7 +16,7 @@ from flaxbert.core.trees import flatten_parts
 from flaxbert.model import load
 from flaxbert.train.callbacks import read_metrics
 from tests.helpers import ROOT
-from tests.weights.tiny import write_tiny
+from tests.weights.tiny import CONFIG, write_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
@@ -36,7 +36,7 @@ class Runs:
         rows = [f"{texts[i % 6]}\t{'bad' if i % 2 else 'good'}" for i in range(48)]
         self.folder, self.dropout_rate = folder, 0.1
         (folder / "train.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n", "utf-8")
-        self.model = write_tiny(folder / "start")
+        self.model = write_tiny(folder / "start", config=CONFIG.replace(num_hidden_layers=1))
 
     def settings(self, name: str, **train) -> dict:
         usual = {"batch_size": 16, "num_steps": STEPS, "learning_rate": 1e-3, "log_every": 1, "checkpoint_every": 4}
