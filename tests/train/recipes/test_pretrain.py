@@ -155,7 +155,7 @@ def test_a_run_knows_its_speed_its_time_and_its_norms(corpus, tmp_path):
     trained = [line for line in lines if line["kind"] == "train"]
     for line in trained:
         assert line["packing_efficiency"] == pytest.approx(1 - line["padding_rate"])
-        assert line["packing_efficiency"] > 0.8
+        assert 0.5 < line["packing_efficiency"] <= 1
         assert line["model_flops_per_second"] > 0
         assert line["param_norm"] > line["update_norm"] > 0
     end = lines[-1]
