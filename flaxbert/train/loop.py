@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -159,8 +159,9 @@ class _Run:
             raise self.stopped(bad + 1, jax.device_get(self.state.guard))
 
     def stopped(self, step: int, guard: GuardState | None = None) -> TrainingError:
-        self.parts.store.wait()
-        good = self.parts.store.newest_good()
+        with self.watchdog.paused():
+            self.parts.store.wait()
+            good = self.parts.store.newest_good()
         folder = self.parts.store.folder
         where = "no checkpoint was saved yet"
         if good is not None:
@@ -185,19 +186,27 @@ class _Run:
     def is_idle(self) -> bool:
         return self.latest is None or self.latest.is_ready()
 
+    @contextlib.contextmanager
+    def perhaps_compiling(self, program: Any) -> Iterator[None]:
+        """Does not count the time of a block as a step's where it runs a program for the first time."""
+        if program in self.compiled:
+            yield
+            return
+        self.compiled.add(program)
+        with self.watchdog.paused(), self.ledger.measure(COMPILE):
+            yield
+
+    def norms(self, learning_rate: Any) -> Mapping[str, Any]:
+        with self.perhaps_compiling("norms"):
+            return jax.device_get(self.parts.norms(self.state, learning_rate))
+
     def take_step(self) -> None:
         batch = self.next_batch()
         if self.profile.starts_at(self.step + 1):
             with self.watchdog.paused(), self.ledger.measure(PROFILE):
                 self.profile.start()
         shapes = tuple((name, array.shape) for name, array in sorted(batch.items()))
-        is_new = shapes not in self.compiled
-        self.compiled.add(shapes)
-        with (
-            self.watchdog.paused() if is_new else contextlib.nullcontext(),
-            self.ledger.measure(COMPILE if is_new else STEP),
-            jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1),
-        ):
+        with self.perhaps_compiling(shapes), jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
             self.state, metrics = self.parts.step(self.state, place_batch(batch, self.parts.mesh), self.key)
         self.step += 1
         self.latest = metrics.loss_sum
@@ -210,8 +219,7 @@ class _Run:
     def log(self) -> None:
         if not self.steps:
             return
-        norms = self.parts.norms
-        line = self.steps.flush(jax.device_get(self.state.guard), lambda rate: norms(self.state, rate))
+        line = self.steps.flush(jax.device_get(self.state.guard), self.norms)
         self.parts.store.raise_failure()
         self.parts.callbacks.on_log(self.step, line)
         self.check_finite()
