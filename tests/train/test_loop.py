@@ -9,6 +9,7 @@ import pytest
 
 from flaxbert.config import MeshConfig, TrainConfig
 from flaxbert.core.sharding import build_mesh
+from flaxbert.data.pipeline import StepPipeline
 from flaxbert.errors import ConfigError, TrainingError
 from flaxbert.train import loop
 from flaxbert.train.callbacks import CallbackBase
@@ -34,22 +35,22 @@ def scaled(params, batch, dropout_key=None):
 
 
 class Batches:
-    """Batches of one shape, with a spike or a pause where it is asked for."""
+    """Batches of one shape by the number of the step, with a spike or a pause where it is asked for."""
+
+    identity = {}
+    steps_per_epoch = 1000
 
     def __init__(self, factors=None, pauses=None):
-        self.factors, self.pauses, self.step = factors or {}, pauses or {}, 0
+        self.factors, self.pauses = factors or {}, pauses or {}
 
-    def __iter__(self):
-        return self
+    def __len__(self):
+        return self.steps_per_epoch
 
-    def __next__(self):
-        self.step += 1
-        time.sleep(self.pauses.get(self.step, 0.0))
-        batch = make_batch(seed=self.step)
-        return {**batch, "factor": np.full(len(batch["labels"]), self.factors.get(self.step, 1.0), np.float32)}
-
-    def get_state(self):
-        return {"step": self.step}
+    def __getitem__(self, index):
+        step = index + 1
+        time.sleep(self.pauses.get(step, 0.0))
+        batch = make_batch(seed=step)
+        return {**batch, "factor": np.full(len(batch["labels"]), self.factors.get(step, 1.0), np.float32)}
 
 
 class Recorder(CallbackBase):
@@ -81,7 +82,7 @@ def train(folder, batches, evaluate=lambda state: {"loss": 1.0}, total_steps=20,
             step=step,
             norms=norms,
             evaluate=evaluate,
-            pipeline=batches,
+            pipeline=StepPipeline(batches, prefetch=0),
             store=store,
             callbacks=callbacks,
             mesh=mesh,
