@@ -52,7 +52,7 @@ class TimeLedger:
 
     @contextlib.contextmanager
     def measure(self, kind: str) -> Iterator[None]:
-        """Counts the time of a block as one kind; blocks inside it are taken off.
+        """Returns a context whose time counts as one kind; contexts inside it are taken off.
 
         Args:
           kind: One of ``KINDS``.

@@ -87,7 +87,7 @@ class HangWatchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Does not count the time of a block."""
+        """Returns a context whose time does not count."""
         self.look()
         with self._lock:
             self._pauses += 1
