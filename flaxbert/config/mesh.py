@@ -18,6 +18,8 @@ class MeshConfig:
       coordinator: Address host:port of process 0 for several processes; empty detects the cluster (Slurm, Kubernetes, Cloud TPU, Open MPI) or runs as one process.
       num_processes: Number of processes; 0 detects it.
       process_id: Number of this process, from 0; -1 detects it.
+      join_seconds: How long the processes wait for each other at the start, in seconds.
+      heartbeat_seconds: How long a process may be silent before the others end, in seconds.
     """
 
     data: int = 0
@@ -28,9 +30,13 @@ class MeshConfig:
     coordinator: str = ""
     num_processes: int = 0
     process_id: int = -1
+    join_seconds: int = 300
+    heartbeat_seconds: int = 100
 
     def __post_init__(self) -> None:
         for field in ("data", "slices"):
             require_at_least("mesh", field, getattr(self, field), 0)
         for field in ("fsdp", "tensor", "sequence"):
+            require_at_least("mesh", field, getattr(self, field), 1)
+        for field in ("join_seconds", "heartbeat_seconds"):
             require_at_least("mesh", field, getattr(self, field), 1)

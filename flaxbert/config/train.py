@@ -1,6 +1,7 @@
 """How a model is trained."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from flaxbert.config.checks import require, require_at_least, require_rate
@@ -73,6 +74,14 @@ class TrainConfig:
       load_best_at_end: Whether the best checkpoint rather than the last one becomes the result.
       initial_loss_scale: First loss scale of float16 training.
       loss_scale_growth_steps: Finite steps after which the loss scale of float16 training doubles.
+      skip_not_finite: Whether an update whose loss or gradient is not finite is left out and training goes on, within max_skipped; otherwise the run ends at the first one.
+      spike_loss_factor: The update of a step whose loss is above this many times the median of the last 64 steps is left out, for example 3; 0 never does. Not for losses that come close to 0.
+      spike_grad_norm_factor: The same for the gradient norm before clipping, for example 10.
+      max_skipped_in_row: Most updates left out in a row; one more ends the run.
+      max_skipped: Most updates left out in the whole run; one more ends it.
+      profile: Steps that are traced for xprof, first:last, for example 100:105; the trace goes to profile/ in the folder of the run. Empty traces nothing.
+      hang_factor: A run that makes no step within this many times its median step, and within hang_seconds, writes the stacks of its threads and ends with exit code 75; 0 never ends it.
+      hang_seconds: Least time without a step that counts as a hang, in seconds. Compilation, evaluation and checkpoints do not count.
       resume: auto continues from the newest good checkpoint of the output folder, never starts anew (an existing run is an error), must refuses to start without one.
     """
 
@@ -113,6 +122,14 @@ class TrainConfig:
     load_best_at_end: bool = True
     initial_loss_scale: float = 32768.0
     loss_scale_growth_steps: int = 2000
+    skip_not_finite: bool = False
+    spike_loss_factor: float = 0.0
+    spike_grad_norm_factor: float = 0.0
+    max_skipped_in_row: int = 3
+    max_skipped: int = 100
+    profile: str = ""
+    hang_factor: float = 10.0
+    hang_seconds: float = 300.0
     resume: Literal["auto", "never", "must"] = "auto"
 
     def __post_init__(self) -> None:
@@ -133,7 +150,8 @@ class TrainConfig:
         for field in (
             "num_epochs", "num_steps", "learning_rate", "warmup_steps", "end_learning_rate", "decay_steps",
             "weight_decay", "max_grad_norm", "evaluate_every", "evaluation_batch_size", "checkpoint_every",
-            "early_stopping_patience", "early_stopping_threshold", "plateau_patience",
+            "early_stopping_patience", "early_stopping_threshold", "plateau_patience", "spike_loss_factor",
+            "spike_grad_norm_factor", "max_skipped_in_row", "max_skipped", "hang_factor", "hang_seconds",
         ):  # fmt: skip
             require_at_least("train", field, getattr(self, field), 0)
         for field in (
@@ -149,3 +167,26 @@ class TrainConfig:
             self.num_steps > 0 or self.num_epochs > 0,
             "train.num_steps and train.num_epochs are both 0: nothing to do.",
         )
+        for field in ("spike_loss_factor", "spike_grad_norm_factor"):
+            value = getattr(self, field)
+            require(
+                value == 0 or value > 1,
+                f"train.{field} is {value}, but a spike is above the median: choose more than 1, or 0 for no limit.",
+            )
+        self.profile_steps()
+
+    def profile_steps(self) -> tuple[int, int] | None:
+        """Returns the first and the last step that are traced, counted from 1, or None.
+
+        Raises:
+          ConfigError: ``profile`` is not of the form first:last.
+        """
+        if not self.profile:
+            return None
+        found = re.fullmatch(r"(\d+):(\d+)", self.profile)
+        steps = (int(found[1]), int(found[2])) if found else (0, 0)
+        require(
+            1 <= steps[0] <= steps[1],
+            f"train.profile is '{self.profile}', but must be first:last, two steps counted from 1, for example 100:105.",
+        )
+        return steps

@@ -14,6 +14,7 @@ import psutil
 
 from flaxbert.config import MeshConfig
 from flaxbert.core.backend_flags import CPU, flag_states, set_backend_flags
+from flaxbert.core.roll_call import roll_call
 from flaxbert.errors import ConfigError, MeshError
 
 WRONG_SUM_VERSIONS = ("0.10.2",)
@@ -200,7 +201,7 @@ def initialize_distributed(config: MeshConfig) -> bool:
       Whether several processes were joined.
 
     Raises:
-      MeshError: The settings are incomplete, or the others were not reached in time.
+      MeshError: The settings are incomplete, or others did not join in time; names them where ``coordinator`` is given.
     """
     import jax
 
@@ -218,12 +219,17 @@ def initialize_distributed(config: MeshConfig) -> bool:
             "num_processes": config.num_processes,
             "process_id": config.process_id,
         }
+        roll_call(config.coordinator, config.num_processes, config.process_id, config.join_seconds)
     elif config.num_processes > 1:
         raise MeshError("mesh.num_processes needs mesh.coordinator, the address host:port of process 0.")
     elif not any(os.environ.get(name) for name in _CLUSTER_VARIABLES) or _cluster_size() == 1:
         return False
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=config.join_seconds,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
+        )
     except (RuntimeError, ValueError) as error:
         raise MeshError(f"The processes of the run could not be joined: {error}") from error
     return jax.process_count() > 1

@@ -21,6 +21,7 @@ from flaxbert.families.layout import (
     make_family,
     norm,
 )
+from flaxbert.families.work import LayerWork, standard_layers
 from flaxbert.nn.dropout import fold
 from flaxbert.nn.embeddings import Embeddings
 from flaxbert.nn.encoder import Block, Encoder
@@ -175,6 +176,17 @@ CONFIG = ConfigMapping(
     option_fields={"num_hidden_groups": ("num_hidden_groups", int), "inner_group_num": ("inner_group_num", int)},
 )
 
+
+def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
+    """Returns the work of every block, of which a layer may have several.
+
+    Args:
+      config: Architecture.
+      task: Not used.
+    """
+    return standard_layers(config, task) * config.own(AlbertOptions).inner_group_num
+
+
 ALBERT = make_family(
     CONFIG,
     prefix="albert",
@@ -189,6 +201,7 @@ ALBERT = make_family(
         embeddings=AlbertEmbeddings,
         encoder=AlbertEncoder,
     ),
+    layer_work=layer_work,
     repeats=lambda config: {
         "group": config.own(AlbertOptions).num_hidden_groups,
         "inner": config.own(AlbertOptions).inner_group_num,

@@ -12,6 +12,7 @@ from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core.axes import axis_size
 from flaxbert.core.rules import Rule, match_rules
 from flaxbert.core.trees import STACKED
+from flaxbert.families.work import LayerWork, standard_layers
 
 Transform = Literal["none", "transpose"]
 
@@ -81,6 +82,7 @@ class Family:
         on import.
       stock_reads_padding: Whether stock classes let padding change the results of a text, which ours never do.
       adapt_config: What the names of a checkpoint's tensors say otherwise than its config.
+      layer_work: How much each layer multiplies for a task, one after the other.
     """
 
     model_type: str
@@ -100,6 +102,7 @@ class Family:
     derived: Callable[[ModelConfig], Mapping[str, np.ndarray]] = lambda config: {}
     stock_reads_padding: bool = False
     adapt_config: Callable[[ModelConfig, Collection[str]], ModelConfig] = lambda config, names: config
+    layer_work: Callable[[ModelConfig, str], tuple[LayerWork, ...]] = standard_layers
 
     def axis_size(self, axis: str, config: ModelConfig) -> int:
         """Returns the size that a configuration gives to a parameter axis.

@@ -28,6 +28,7 @@ from flaxbert.families.layout import (
     dense,
     make_family,
 )
+from flaxbert.families.work import LayerWork
 from flaxbert.nn.attention import SelfAttention, attend
 from flaxbert.nn.convolution import shifted
 from flaxbert.nn.encoder import Block, Encoder
@@ -281,12 +282,32 @@ CONFIG = ConfigMapping(
     extend=_summarised_first,
 )
 
+
+def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
+    """Returns the work of every layer: half of the width attends, half is convolved.
+
+    Args:
+      config: Architecture.
+      task: Not used.
+    """
+    del task
+    options, width = config.own(ConvBertOptions), config.hidden_size
+    half, taps = width // 2, options.kernel_size
+    attention = 3.0 * width * half
+    # Depthwise and pointwise keys, kernels of every head, values, and their weighted sum.
+    convolution = taps * width + width * half + half * num_heads_of(config) * taps + width * half + taps * half
+    feed_forward = 2 * width * config.intermediate_size / options.num_groups
+    layer = LayerWork(attention + convolution, width * width + feed_forward, 2.0 * half)
+    return (layer,) * config.num_hidden_layers
+
+
 CONVBERT = make_family(
     CONFIG,
     prefix="convbert",
     tensors=TENSORS,
     tied=ELECTRA.tied,
     axis_rules=_RULES,
+    layer_work=layer_work,
     network=functools.partial(
         Network,
         style=HeadStyle(

@@ -27,6 +27,7 @@ from flaxbert.families.layout import (
     make_family,
     norm,
 )
+from flaxbert.families.work import LayerWork, standard_layer
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.disentangled_attention import DisentangledOptions
 from flaxbert.nn.disentangled_encoder import DisentangledEncoder, JointBlock
@@ -308,6 +309,31 @@ TENSORS: tuple[TensorName, ...] = (
     *dense(f"{_OURS}.position_query", f"{_THEIRS}.pos_q_proj"),
 )
 
+
+def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
+    """Returns the work of every layer, whose scores of distances come on top, and that of what stands between or after them.
+
+    Args:
+      config: Architecture.
+      task: Canonical task name; filling masks may run the last block once more.
+    """
+    options, plain = config.own(DisentangledOptions), standard_layer(config)
+    num_scored, rows = options.scores_contents + options.scores_positions, options.num_rows(config)
+    layer = dataclasses.replace(
+        plain,
+        per_distance=float(num_scored * config.attention_size),
+        num_distances=rows,
+        per_row=float(num_scored * config.hidden_size * config.attention_size),
+    )
+    layers = [layer] * config.num_hidden_layers
+    if options.conv_kernel_size:
+        convolution = options.conv_kernel_size * config.hidden_size**2 / options.conv_groups
+        layers[0] = dataclasses.replace(layer, after_attention=layer.after_attention + convolution)
+    if task == "fill-mask" and options.enhanced_mask_decoder:
+        layers.append(layer)
+    return tuple(layers)
+
+
 ARCHITECTURES = {task: name for task, name in class_names("Deberta").items() if task != "multiple-choice"}
 
 CONFIG = make_mapping("deberta", ARCHITECTURES, {})
@@ -331,4 +357,5 @@ DEBERTA = make_family(
         "joint": lambda config: 3 * config.attention_size,
     },
     adapt_config=adapt_config,
+    layer_work=layer_work,
 )

@@ -12,6 +12,7 @@ from flaxbert.families.deberta import (
     TIED,
     DebertaNetwork,
     adapt_config,
+    layer_work,
     make_mapping,
     write_json,
 )
@@ -68,4 +69,5 @@ DEBERTA_V2 = make_family(
         "conv_inputs": lambda config: config.hidden_size // config.own(DisentangledOptions).conv_groups,
     },
     adapt_config=adapt_config,
+    layer_work=layer_work,
 )

@@ -34,6 +34,7 @@ from flaxbert.families.modernbert_encoder import (
     narrow_deviation,
 )
 from flaxbert.families.rope_json import read_theta, write_theta
+from flaxbert.families.work import LayerWork, standard_layer
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.dropout import dropout
 from flaxbert.nn.heads import HeadStyle, pool
@@ -309,12 +310,26 @@ class ModernBertFamily(Family):
         return table
 
 
+def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
+    """Returns the work of every layer: gated, and most of them see a window.
+
+    Args:
+      config: Architecture.
+      task: Not used.
+    """
+    del task
+    options, whole = config.own(ModernBertOptions), standard_layer(config, feed_forward_matrices=3)
+    window = dataclasses.replace(whole, radius=options.radius)
+    return tuple(whole if kind == FULL else window for kind in options.kinds(config.num_hidden_layers))
+
+
 MODERNBERT = make_family(
     CONFIG,
     prefix="model",
     tensors=TENSORS,
     tied={"decoder.weight": TiedTensor("embeddings.word.embedding", "masked_lm")},
     renamed={},
+    layer_work=layer_work,
     axis_rules=RULES,
     config_to_json=write_config,
     network=ModernBertNetwork,

@@ -25,6 +25,7 @@ from flaxbert.families.layout import (
     norm,
 )
 from flaxbert.families.rope_json import read_theta, write_theta
+from flaxbert.families.work import LayerWork, standard_layer
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.attention import SelfAttention, attend
 from flaxbert.nn.dropout import dropout, fold
@@ -189,12 +190,25 @@ CONFIG = ConfigMapping(
     extend=lambda config, task: {"rope_parameters": write_theta(config.own(NomicBertOptions).rope_theta)},
 )
 
+
+def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
+    """Returns the work of every layer, whose feed-forward half has a gate.
+
+    Args:
+      config: Architecture.
+      task: Not used.
+    """
+    del task
+    return (standard_layer(config, feed_forward_matrices=3),) * config.num_hidden_layers
+
+
 NOMIC_BERT = make_family(
     CONFIG,
     prefix="nomic_bert",
     tensors=TENSORS,
     tied=TIED,
     renamed={},
+    layer_work=layer_work,
     axis_rules=(
         Rule(r"encoder\.layers\.\d+\.attention\.query_key_value\.kernel", (axes.EMBED, "query_key_value")),
         Rule(r"encoder\.layers\.\d+\.feed_forward\.(up|gate)\.kernel", (axes.EMBED, axes.MLP)),

@@ -1,8 +1,10 @@
 """The training loop: batches in, steps, evaluations, checkpoints and reports out; no mathematics."""
 
+import contextlib
 import dataclasses
+import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,14 +16,16 @@ from flaxbert.config import TrainConfig
 from flaxbert.core.sharding import place_batch
 from flaxbert.data.pipeline import StepPipeline
 from flaxbert.errors import TrainingError
-from flaxbert.train.callbacks import Callback
 from flaxbert.train.checkpoint import CheckpointStore
+from flaxbert.train.flops import NetworkWork
+from flaxbert.train.goodput import CHECKPOINT, COMPILE, DATA, EVALUATION, PROFILE, STEP
+from flaxbert.train.guard import GRADIENT_SPIKE, LOSS_SPIKE, NOT_FINITE, GuardState
 from flaxbert.train.preemption import PreemptionGuard
+from flaxbert.train.profile_window import ProfileWindow
 from flaxbert.train.state import NO_BAD_STEP, TrainState
-from flaxbert.train.throughput import ThroughputMeter
-
-LEAST_WEIGHT = 1e-9
-"""Stands for a weight of zero where a mean is formed."""
+from flaxbert.train.step_log import StepLog
+from flaxbert.train.throughput import MeasuredCallbacks
+from flaxbert.train.watchdog import HangWatchdog
 
 Evaluate = Callable[[TrainState], dict[str, float]]
 Step = Callable[[TrainState, Mapping[str, Any], Any], tuple[TrainState, Any]]
@@ -75,10 +79,11 @@ class LoopParts:
 
     Attributes:
       step: Compiled training step.
+      norms: Norms of a state, given the learning rate of its last step.
       evaluate: Returns the metrics of a state on the held-out examples.
       pipeline: Training batches with a position.
       store: Where checkpoints go.
-      callbacks: Who is told; several as one ``MeasuredCallbacks``.
+      callbacks: Who is told; its ledger counts where the time goes.
       mesh: The mesh.
       config: Training options.
       total_steps: Optimizer steps of the whole run.
@@ -88,13 +93,16 @@ class LoopParts:
       higher_is_better: Its direction.
       kinds: Kinds of typed leaves.
       host: Further content of every checkpoint: resolved config, versions.
+      folder: Folder of the run, for traces and for the stacks of a run that hangs.
+      networks: What is trained, for the operations behind MFU.
     """
 
     step: Step
+    norms: Callable[[TrainState, Any], Mapping[str, Any]]
     evaluate: Evaluate
     pipeline: StepPipeline
     store: CheckpointStore
-    callbacks: Callback
+    callbacks: MeasuredCallbacks
     mesh: Mesh
     config: TrainConfig
     total_steps: int
@@ -104,6 +112,8 @@ class LoopParts:
     higher_is_better: bool
     kinds: Mapping[str, str]
     host: Mapping[str, Any]
+    folder: pathlib.Path
+    networks: Sequence[NetworkWork] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,93 +135,120 @@ class LoopResult:
     seconds: float
 
 
-class _Meter:
-    """Keeps step metrics on the device and fetches them only when a line is due."""
-
-    def __init__(self) -> None:
-        self.pending: list[tuple[Any, int, int]] = []
-        self.throughput = ThroughputMeter()
-
-    def add(self, metrics: Any, batch: Mapping[str, np.ndarray], processes: int) -> None:
-        examples = int((batch["example_weight"] > 0).sum())
-        self.pending.append((metrics, examples * processes, batch["input_ids"].size * processes))
-
-    def flush(self) -> dict[str, Any]:
-        fetched = [(jax.device_get(metrics), examples, slots) for metrics, examples, slots in self.pending]
-        for metrics, examples, slots in fetched:
-            self.throughput.add(examples, float(metrics.tokens), slots)
-        last = fetched[-1][0]
-        weight = max(sum(float(metrics.weight) for metrics, _, _ in fetched), LEAST_WEIGHT)
-        self.pending = []
-        return {
-            "loss": sum(float(metrics.loss_sum) for metrics, _, _ in fetched) / weight,
-            "grad_norm": float(last.grad_norm),
-            "learning_rate": float(last.learning_rate),
-            "loss_scale": float(last.loss_scale),
-            "step_losses": [float(m.loss_sum) / max(float(m.weight), LEAST_WEIGHT) for m, _, _ in fetched],
-            **self.throughput.measure(),
-        }
-
-
 class _Run:
     def __init__(self, parts: LoopParts, state: TrainState, progress: Progress) -> None:
+        config = parts.config
         self.parts = parts
         self.state = state
         self.progress = progress
         self.step = int(state.step)
         self.saved_step = self.step if progress.history or self.step else -1
-        self.meter = _Meter()
+        self.steps = StepLog(parts.networks, jax.process_count())
+        self.ledger = parts.callbacks.ledger
+        self.watchdog = HangWatchdog(parts.folder, config.hang_factor, config.hang_seconds, jax.process_index())
+        self.profile = ProfileWindow(parts.folder, config.profile_steps(), parts.total_steps, self.step)
         self.started = time.perf_counter()
-        self.key = jax.random.key(parts.config.seed)
+        self.key = jax.random.key(config.seed)
+        self.batches = iter(parts.pipeline)
+        self.latest: Any = None
+        self.compiled: set[Any] = set()
 
     def check_finite(self) -> None:
         bad = int(self.state.first_bad_step)
-        if bad == NO_BAD_STEP:
-            return
-        raise self.not_finite(bad + 1)
+        if bad != NO_BAD_STEP:
+            raise self.stopped(bad + 1, jax.device_get(self.state.guard))
 
-    def not_finite(self, step: int) -> TrainingError:
-        self.parts.store.wait()
-        good = self.parts.store.newest_good()
+    def stopped(self, step: int, guard: GuardState | None = None) -> TrainingError:
+        with self.watchdog.paused():
+            self.parts.store.wait()
+            good = self.parts.store.newest_good()
         folder = self.parts.store.folder
         where = "no checkpoint was saved yet"
         if good is not None:
             where = f"the last good checkpoint is step {good.step} in {folder}"
         return TrainingError(
-            f"The loss, its gradient or an output is not finite at step {step}; {where}. Lower train.learning_rate, "
+            f"{_describe_stop(step, guard, self.parts.config)}; {where}. Lower train.learning_rate, "
             "check the data of that step, or train in bfloat16 or float32 instead of float16."
         )
 
-    def log(self) -> None:
-        if not self.meter.pending:
+    def next_batch(self) -> Mapping[str, np.ndarray]:
+        """Returns the next batch; the time for it is lost only as far as the device had nothing to do."""
+        was_idle, started = self.is_idle(), time.perf_counter()
+        with self.ledger.measure(DATA):
+            batch = next(self.batches)
+        waited = time.perf_counter() - started
+        if not self.is_idle():
+            self.ledger.move(waited, DATA, STEP)
+        elif not was_idle:
+            self.ledger.move(min(waited, self.watchdog.median_seconds), DATA, STEP)
+        return batch
+
+    def is_idle(self) -> bool:
+        return self.latest is None or self.latest.is_ready()
+
+    @contextlib.contextmanager
+    def perhaps_compiling(self, program: Any) -> Iterator[None]:
+        """Does not count the time of a block as a step's where it runs a program for the first time."""
+        if program in self.compiled:
+            yield
             return
-        line = self.meter.flush()
-        self.check_finite()
+        self.compiled.add(program)
+        with self.watchdog.paused(), self.ledger.measure(COMPILE):
+            yield
+
+    def norms(self, learning_rate: Any) -> Mapping[str, Any]:
+        with self.perhaps_compiling("norms"):
+            return jax.device_get(self.parts.norms(self.state, learning_rate))
+
+    def take_step(self) -> None:
+        batch = self.next_batch()
+        if self.profile.starts_at(self.step + 1):
+            with self.watchdog.paused(), self.ledger.measure(PROFILE):
+                self.profile.start()
+        shapes = tuple((name, array.shape) for name, array in sorted(batch.items()))
+        with self.perhaps_compiling(shapes), jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+            self.state, metrics = self.parts.step(self.state, place_batch(batch, self.parts.mesh), self.key)
+        self.step += 1
+        self.latest = metrics.loss_sum
+        self.watchdog.dispatched(self.step, self.latest)
+        self.steps.add(self.step, metrics, batch)
+        if self.profile.ends_at(self.step):
+            with self.watchdog.paused(), self.ledger.measure(PROFILE):
+                self.profile.stop(metrics)
+
+    def log(self) -> None:
+        if not self.steps:
+            return
+        line = self.steps.flush(jax.device_get(self.state.guard), self.norms)
         self.parts.store.raise_failure()
         self.parts.callbacks.on_log(self.step, line)
+        self.check_finite()
 
     def save(self, metric: float | None) -> None:
         if self.saved_step == self.step:
             return
         self.check_finite()
-        host = {
-            **self.parts.host,
-            "step": self.step,
-            "data": self.parts.pipeline.get_state(),
-            "progress": dataclasses.asdict(self.progress),
-        }
-        self.parts.store.save(self.step, self.state, host=host, kinds=dict(self.parts.kinds), metric=metric)
+        with self.watchdog.paused(), self.ledger.measure(CHECKPOINT):
+            host = {
+                **self.parts.host,
+                "step": self.step,
+                "data": self.parts.pipeline.get_state(),
+                "progress": dataclasses.asdict(self.progress),
+                "time": self.ledger.get_state(),
+            }
+            self.parts.store.save(self.step, self.state, host=host, kinds=dict(self.parts.kinds), metric=metric)
         self.saved_step = self.step
         self.parts.callbacks.on_checkpoint(self.step, str(self.parts.store.folder))
 
     def evaluate(self) -> bool:
         self.log()
         parts, config = self.parts, self.parts.config
-        self.meter.throughput.pause()
+        self.steps.throughput.pause()
         try:
-            metrics = parts.evaluate(self.state)
+            with self.watchdog.paused(), self.ledger.measure(EVALUATION):
+                metrics = parts.evaluate(self.state)
         except TrainingError as error:  # an update that was finite itself can still make outputs that are not
-            raise self.not_finite(self.step) from error
+            raise self.stopped(self.step) from error
         threshold = config.early_stopping_threshold
         improved = self.progress.record(self.step, metrics, parts.metric, parts.higher_is_better, threshold)
         parts.callbacks.on_evaluation(self.step, metrics)
@@ -221,19 +258,37 @@ class _Run:
             self.progress.plateau_evaluations = 0
         if improved or self.step % parts.checkpoint_every == 0:
             self.save(float(metrics[parts.metric]))
-        self.meter.throughput.resume()
+        self.steps.throughput.resume()
         return bool(config.early_stopping_patience) and self.progress.bad_evaluations >= config.early_stopping_patience
 
     def result(self, reason: str) -> LoopResult:
-        self.parts.store.wait()
+        with self.watchdog.paused(), self.ledger.measure(CHECKPOINT):
+            self.parts.store.wait()
         seconds = time.perf_counter() - self.started
         return LoopResult(self.state, self.progress, self.step, reason, seconds)
+
+
+def _describe_stop(step: int, guard: GuardState | None, config: TrainConfig) -> str:
+    """Returns why no step after this one makes sense."""
+    reason = NOT_FINITE if guard is None else int(guard.reason)
+    words = {
+        NOT_FINITE: f"The loss, its gradient or an output is not finite at step {step}",
+        LOSS_SPIKE: f"The loss spiked at step {step} (train.spike_loss_factor {config.spike_loss_factor:g})",
+        GRADIENT_SPIKE: f"The gradient spiked at step {step} (train.spike_grad_norm_factor {config.spike_grad_norm_factor:g})",
+    }[reason]
+    if guard is None or (reason == NOT_FINITE and not config.skip_not_finite):
+        return words
+    return (
+        f"{words}, after {int(guard.skipped_in_row) - 1} updates in a row and {int(guard.skipped) - 1} in all were left out "
+        f"(train.max_skipped_in_row {config.max_skipped_in_row}, train.max_skipped {config.max_skipped})"
+    )
 
 
 def run_loop(parts: LoopParts, state: TrainState, progress: Progress) -> LoopResult:
     """Trains until the last step, early stopping or a request to stop.
 
-    SIGTERM or SIGINT ends the current step, saves a checkpoint and returns; a second signal ends the process.
+    SIGTERM or SIGINT ends the current step, saves a checkpoint and returns; a second signal ends the process. A run that makes
+    no more steps ends the process with ``EXIT_HANG``.
 
     Args:
       parts: What the loop puts together.
@@ -244,29 +299,34 @@ def run_loop(parts: LoopParts, state: TrainState, progress: Progress) -> LoopRes
       The last state and how the loop ended.
 
     Raises:
-      TrainingError: The loss is not finite; names the step and the last good checkpoint.
+      TrainingError: The loss is not finite, or too many updates were left out; names the step and the last good checkpoint.
+      ConfigError: The steps to trace are not among those of the run.
       CheckpointError: A checkpoint can not be written.
     """
-    run = _Run(parts, state, progress)
-    processes = jax.process_count()
-    with PreemptionGuard() as guard, jax.set_mesh(parts.mesh):
-        batches = iter(parts.pipeline)
-        while run.step < parts.total_steps:
-            batch = next(batches)
-            run.state, metrics = parts.step(run.state, place_batch(batch, parts.mesh), run.key)
-            run.step += 1
-            run.meter.add(metrics, batch, processes)
-            if run.step % parts.config.log_every == 0:
-                run.log()
-            if guard.should_stop(run.step):
-                run.log()
-                run.save(None)
-                return run.result("preempted")
-            due = run.step % parts.evaluate_every == 0 or run.step == parts.total_steps
-            if due and run.evaluate():
-                return run.result("early_stopping")
-            if run.step % parts.checkpoint_every == 0:
-                run.save(None)
-        run.log()
-        run.save(None)
-    return run.result("finished")
+    run, ledger = _Run(parts, state, progress), parts.callbacks.ledger
+    with PreemptionGuard() as guard, jax.set_mesh(parts.mesh), run.watchdog, run.profile, ledger.measure(STEP):
+        reason = _train(run, guard)
+        result = run.result(reason)
+    ledger.finish()
+    return result
+
+
+def _train(run: _Run, guard: PreemptionGuard) -> str:
+    """Takes steps until there is a reason to end, and returns it."""
+    parts = run.parts
+    while run.step < parts.total_steps:
+        run.take_step()
+        if run.step % parts.config.log_every == 0:
+            run.log()
+        if guard.should_stop(run.step):
+            run.log()
+            run.save(None)
+            return "preempted"
+        due = run.step % parts.evaluate_every == 0 or run.step == parts.total_steps
+        if due and run.evaluate():
+            return "early_stopping"
+        if run.step % parts.checkpoint_every == 0:
+            run.save(None)
+    run.log()
+    run.save(None)
+    return "finished"

@@ -152,6 +152,11 @@ class OptaxOptimizer(Optimizer):
         count = jnp.where(apply, state.count + jnp.int32(1), state.count)
         return updated, OptimizerState(count=count, moments=_by_kind(kept, trainable))
 
+    def last_update(self, trainable: Leaves, state: OptimizerState, learning_rate: Float[Array, ""]) -> Leaves | None:
+        """Returns None: the state of these rules does not tell."""
+        del trainable, state, learning_rate
+        return None
+
 
 def _place(path: tuple[Any, ...], leaf: Any, params: Mapping[str, Any]) -> tuple[str, str]:
     """Returns the kind and the name of an array in a rule's state."""

@@ -149,13 +149,44 @@ class Optimizer:
                 moments[kind][name] = moment
         return updated, OptimizerState(count=count, moments=moments)
 
-    def _adam(self, count: Int[Array, ""], learning_rate: Float[Array, ""]) -> Callable[..., tuple[jax.Array, ...]]:
+    def last_update(self, trainable: Leaves, state: OptimizerState, learning_rate: Float[Array, ""]) -> Leaves | None:
+        """Returns what the last applied step added to the parameters, worked out from what it left behind.
+
+        A step is ``new = old * shrink - change`` with a change that follows from the moments after it, hence
+        ``new - old = -(learning_rate * decay * new + change) / shrink``.
+
+        Args:
+          trainable: Parameters after the step.
+          state: State after it.
+          learning_rate: Its step size.
+
+        Returns:
+          Arrays by name; None for a rule whose state does not tell.
+        """
+        if not self.moment_names:
+            return None
+        change_of = self._adam_change(state.count, learning_rate)
+        added: Leaves = {}
+        for name, decay in self.decays(trainable).items():
+            moments = [state.moments[kind][name] for kind in self.moment_names]
+            if self.name == "sgd":
+                added[name] = -learning_rate * moments[0]
+                continue
+            decayed = learning_rate * jnp.float32(decay if self.name == "adamw" else 0.0)
+            added[name] = -(decayed * trainable[name] + change_of(*moments)) / (jnp.float32(1.0) - decayed)
+        return added
+
+    def _adam_change(self, count: Int[Array, ""], learning_rate: Float[Array, ""]) -> Callable[..., jax.Array]:
         # 1 - beta**count, exact also where beta is close to 1: the logarithm is taken in double precision.
         steps = count.astype(jnp.float32)
         first_correction = -jnp.expm1(steps * jnp.float32(math.log(self.beta1))) if self.beta1 else jnp.float32(1.0)
         second_correction = -jnp.expm1(steps * jnp.float32(math.log(self.beta2))) if self.beta2 else jnp.float32(1.0)
         step_size = learning_rate / first_correction
         root_factor = jax.lax.rsqrt(second_correction)
+        return lambda first, second: step_size * first / (jnp.sqrt(second) * root_factor + jnp.float32(self.epsilon))
+
+    def _adam(self, count: Int[Array, ""], learning_rate: Float[Array, ""]) -> Callable[..., tuple[jax.Array, ...]]:
+        change_of = self._adam_change(count, learning_rate)
         decoupled = self.name == "adamw"
 
         def update(
@@ -168,8 +199,7 @@ class Optimizer:
             # The new leaf is computed from the moments as they are written: from the old ones, XLA would copy those.
             first, second = jnp.where(apply, first, moments[0]), jnp.where(apply, second, moments[1])
             shrink = jnp.float32(1.0) - learning_rate * jnp.float32(decay if decoupled else 0.0)
-            change = step_size * first / (jnp.sqrt(second) * root_factor + jnp.float32(self.epsilon))
-            return jnp.where(apply, leaf * shrink - change, leaf), first, second
+            return jnp.where(apply, leaf * shrink - change_of(first, second), leaf), first, second
 
         return update
 

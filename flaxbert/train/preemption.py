@@ -3,8 +3,13 @@
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
+
+_MOST_STEPS = 256
+"""Most steps between two questions."""
 
 
 class PreemptionGuard:
@@ -12,8 +17,14 @@ class PreemptionGuard:
 
     Outside the main thread signals can not be caught; there the guard never asks to stop.
 
+    Several processes ask each other, since a signal reaches them at different steps (or only one of them), but a checkpoint needs
+    all of them at one. Each question waits for the devices, so it is put every few seconds; in the same exchange the processes
+    agree on the step of the next one, from the time that steps take.
+
     Args:
-      check_every: Steps between questions to the other processes of a run; one process alone needs none.
+      check_every: Steps before the first question to the other processes; one process alone needs none.
+      check_seconds: Time between further questions, which is also how long a signal may go unnoticed.
+      clock: Returns seconds; only its differences matter.
 
     Example:
       >>> with PreemptionGuard() as guard:
@@ -23,8 +34,12 @@ class PreemptionGuard:
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, check_every: int = 8) -> None:
-        self._check_every = check_every
+    def __init__(
+        self, check_every: int = 8, check_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._check_every, self._check_seconds, self._clock = check_every, check_seconds, clock
+        self._asked: tuple[int, float] | None = None
+        self._next = -1
         self.signal_name = ""
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -40,21 +55,33 @@ class PreemptionGuard:
           step: Optimizer steps taken; every process asks at the same steps, from its main thread.
 
         Returns:
-          Whether any process was asked to end. With several processes it is true only at multiples of ``check_every``,
-          since the answer waits for all of them.
+          Whether any process was asked to end. With several processes it is true only at the steps at which they ask.
         """
         import jax
 
         if jax.process_count() == 1:
             return self.requested
-        if step % self._check_every:
+        if self._asked is None:
+            self._asked = (step, self._clock())
+            self._next = -(-max(step, 1) // self._check_every) * self._check_every
+        if step < self._next:
             return False
         import numpy as np
         from jax.experimental import multihost_utils
 
-        # A signal reaches the processes at different steps, but a checkpoint needs all of them at one.
-        answers = multihost_utils.process_allgather(np.asarray(self.requested))
-        return bool(np.asarray(answers).any())
+        answers = np.asarray(
+            multihost_utils.process_allgather(np.asarray([int(self.requested), self._steps_until_next(step)], np.int32))
+        )
+        self._asked = (step, self._clock())
+        self._next = step + int(answers[..., 1].min())
+        return bool(answers[..., 0].any())
+
+    def _steps_until_next(self, step: int) -> int:
+        """Returns how many steps this process would let pass before the next question."""
+        if self._asked is None or step <= self._asked[0]:
+            return self._check_every
+        seconds_per_step = (self._clock() - self._asked[1]) / (step - self._asked[0])
+        return max(1, min(_MOST_STEPS, int(self._check_seconds / max(seconds_per_step, 1e-9))))
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self.requested:

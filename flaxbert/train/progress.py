@@ -95,9 +95,40 @@ def describe_metrics(metrics: Mapping[str, Any]) -> list[str]:
         ("examples_per_second", lambda value: f"{format_count(value)} examples/s"),
         ("model_flops_utilization", lambda value: f"MFU {value:.1%}"),
         ("memory_bytes", format_bytes),
+        ("packing_efficiency", lambda value: f"packed {value:.1%}"),
         ("padding_rate", lambda value: f"padding {value:.0%}"),
+        ("goodput_rate", lambda value: f"goodput {value:.0%}"),
     )
+    if "packing_efficiency" in metrics:
+        shown = tuple(entry for entry in shown if entry[0] != "padding_rate")
     return [describe(float(metrics[name])) for name, describe in shown if metrics.get(name) is not None]
+
+
+def describe_skipped(metrics: Mapping[str, Any]) -> list[str]:
+    """Returns a line for every update that was left out.
+
+    Args:
+      metrics: Of one line of training metrics.
+    """
+    usual = ""
+    if "median_loss" in metrics:
+        usual = f"; usual are {metrics['median_loss']:.4g} and {metrics['median_grad_norm']:.4g}"
+    return [
+        f"step {entry['step']}: update left out ({str(entry['reason']).replace('_', ' ')}): loss {entry['loss']:.4g}, "
+        f"gradient norm {entry['grad_norm']:.4g}{usual}; {metrics.get('num_skipped', 1)} left out so far"
+        for entry in metrics.get("skipped", ())
+    ]
+
+
+def describe_time(seconds_by_kind: Mapping[str, float]) -> str:
+    """Returns where the time of a run went, largest share first; what is below half a per cent is left out.
+
+    Args:
+      seconds_by_kind: Seconds of each kind.
+    """
+    total = max(sum(seconds_by_kind.values()), 1e-9)
+    shares = sorted(((seconds / total, kind) for kind, seconds in seconds_by_kind.items()), reverse=True)
+    return ", ".join(f"{kind} {share:.0%}" for share, kind in shares if share >= 0.005)
 
 
 class ProgressReporter(CallbackBase):
@@ -179,6 +210,8 @@ class ProgressReporter(CallbackBase):
         """
         if self._mode == "off":
             return
+        for line in describe_skipped(metrics):
+            self._print(line)
         left = self._eta.seconds_left(step, self._total_steps)
         shown = dict(metrics)
         if metrics.get("loss") is not None:
@@ -227,6 +260,8 @@ class ProgressReporter(CallbackBase):
         reason = str(summary.get("reason", "finished")).replace("_", " ")
         taken = f" in {format_duration(float(summary['seconds']))}" if "seconds" in summary else ""
         self._print(f"{reason[:1].upper()}{reason[1:]} after {summary.get('step', '?')} steps{taken}.")
+        if summary.get("seconds_by_kind"):
+            self._print(f"Time of the run: {describe_time(summary['seconds_by_kind'])}.")
 
     def close(self) -> None:
         """Ends the live line and gives the terminal back; also done when the process ends."""

@@ -17,10 +17,11 @@ from flaxbert.core.rules import Rule, match_rules
 from flaxbert.core.sharding import param_shardings, replicated
 from flaxbert.core.trees import STACKED, flatten_names, flatten_parts, leaf_kinds, unflatten_parts
 from flaxbert.errors import RuleError
+from flaxbert.train.guard import new_guard_state
 from flaxbert.train.optimizer import Optimizer, OptimizerState
 
 NO_BAD_STEP = -1
-"""Value of ``first_bad_step`` while all losses and gradients were finite."""
+"""Value of ``first_bad_step`` while no step was one too many."""
 
 
 @jax.tree_util.register_dataclass
@@ -36,7 +37,8 @@ class TrainState:
       learning_rate_factor: What the schedule's learning rate is multiplied by (reduction on plateau), float32.
       loss_scale: Factor of the loss before differentiation, 1 unless training in float16, float32.
       finite_steps: Finite steps since the loss scale last changed, int32.
-      first_bad_step: The first step whose loss or gradients were not finite, -1 without one, int32.
+      first_bad_step: The first step at which the run can not go on (``StepGuard``), -1 without one, int32.
+      guard: Recent losses and gradient norms, and the number of steps that were left out.
     """
 
     step: Any
@@ -47,6 +49,7 @@ class TrainState:
     loss_scale: Any
     finite_steps: Any
     first_bad_step: Any
+    guard: Any
 
     def replace(self, **changes: Any) -> "TrainState":
         """Returns a copy with some fields changed.
@@ -165,6 +168,7 @@ def _fresh_state(optimizer: Optimizer, trainable: Mapping[str, Any], loss_scale:
         loss_scale=jnp.full((), loss_scale, jnp.float32),
         finite_steps=jnp.zeros((), jnp.int32),
         first_bad_step=jnp.full((), NO_BAD_STEP, jnp.int32),
+        guard=new_guard_state(),
     )
 
 
@@ -259,4 +263,5 @@ def state_shardings(
         loss_scale=whole,
         finite_steps=whole,
         first_bad_step=whole,
+        guard=jax.tree.map(lambda _: whole, state.guard),
     )

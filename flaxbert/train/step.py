@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from flaxbert.core.sharding import FSDP, replicated
 from flaxbert.core.trees import unflatten_parts
 from flaxbert.errors import ShapeError
+from flaxbert.train.guard import APPLIED, OVERFLOW, StepGuard
 from flaxbert.train.losses import LossFunction
 from flaxbert.train.optimizer import Leaves, Optimizer, global_norm
 from flaxbert.train.state import NO_BAD_STEP, TrainState
@@ -42,7 +43,7 @@ class StepMetrics:
       learning_rate: Learning rate of this step.
       tokens: Real tokens in the batch, int32.
       loss_scale: Loss scale that this step used.
-      applied: Whether the update was applied; False where loss or gradients were not finite.
+      outcome: How the step ended, of ``train.guard``, int32; ``APPLIED`` where the update was made.
     """
 
     loss_sum: Any
@@ -51,7 +52,12 @@ class StepMetrics:
     learning_rate: Any
     tokens: Any
     loss_scale: Any
-    applied: Any
+    outcome: Any
+
+    @property
+    def applied(self) -> Any:
+        """Whether the update was made."""
+        return self.outcome == APPLIED
 
 
 TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, StepMetrics]]
@@ -189,10 +195,6 @@ def _next_loss_scale(
     return jnp.where(finite, larger, smaller), jnp.where(grows, jnp.int32(0), counted)
 
 
-def _first_bad_step(state: TrainState, bad: Bool[Array, ""]) -> jax.Array:
-    return jnp.where(bad & (state.first_bad_step == NO_BAD_STEP), state.step, state.first_bad_step)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Step:
     """One optimizer step as a function of state, batch and key."""
@@ -202,6 +204,15 @@ class _Step:
     accumulation_steps: int
     sharded: bool
     loss_scale_growth_steps: int
+    guard: StepGuard
+
+    def _outcome(self, state: TrainState, loss: jax.Array, grad_norm: jax.Array, finite: jax.Array) -> jax.Array:
+        outcome = self.guard.judge(state.guard, loss, grad_norm, finite)
+        if not self.loss_scale_growth_steps:
+            return outcome
+        # A loss that is finite with gradients that are not: the loss scale was too large, if it can still be lowered.
+        overflow = ~finite & jnp.isfinite(loss) & (state.loss_scale > SMALLEST_LOSS_SCALE)
+        return jnp.where(overflow, jnp.int32(OVERFLOW), outcome)
 
     def __call__(self, state: TrainState, batch: Batch, dropout_key: Any) -> tuple[TrainState, StepMetrics]:
         optimizer = self.optimizer
@@ -216,7 +227,9 @@ class _Step:
             gradients, loss_sum, weight = self.gradients_of(state, batch, key, factor)
             unscale = jnp.where(weight > 0, 1.0 / (jnp.maximum(weight, 1e-30) * factor), 0.0)
             grad_norm = global_norm(gradients, self.sharded) * unscale
+            loss = loss_sum / jnp.maximum(weight, 1e-30)
             finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss_sum)
+            outcome = self._outcome(state, loss, grad_norm, finite)
             learning_rate = optimizer.schedule(state.step) * state.learning_rate_factor
             trainable, optimizer_state = optimizer.update(
                 state.trainable,
@@ -224,12 +237,13 @@ class _Step:
                 gradients,
                 learning_rate=learning_rate,
                 gradient_factor=optimizer.clip_factor(grad_norm) * unscale,
-                apply=finite,
+                apply=outcome == APPLIED,
             )
-            bad, loss_scale, finite_steps = ~finite, state.loss_scale, state.finite_steps
+            loss_scale, finite_steps = state.loss_scale, state.finite_steps
             if scaled:
-                bad = bad & (~jnp.isfinite(loss_sum) | (state.loss_scale <= SMALLEST_LOSS_SCALE))
                 loss_scale, finite_steps = _next_loss_scale(state, finite, self.loss_scale_growth_steps)
+            guard = self.guard.record(state.guard, outcome, loss, grad_norm)
+            ended = (guard.reason != 0) & (state.first_bad_step == NO_BAD_STEP)
             metrics = StepMetrics(
                 loss_sum=loss_sum,
                 weight=weight,
@@ -237,7 +251,7 @@ class _Step:
                 learning_rate=learning_rate,
                 tokens=count_tokens(batch),
                 loss_scale=state.loss_scale,
-                applied=finite,
+                outcome=outcome,
             )
             return state.replace(
                 step=state.step + jnp.int32(1),
@@ -245,7 +259,8 @@ class _Step:
                 optimizer=optimizer_state,
                 loss_scale=loss_scale,
                 finite_steps=finite_steps,
-                first_bad_step=_first_bad_step(state, bad),
+                first_bad_step=jnp.where(ended, state.step, state.first_bad_step),
+                guard=guard,
             ), metrics
 
 
@@ -259,12 +274,13 @@ def make_train_step(
     shardings: TrainState | None = None,
     mesh: Mesh | None = None,
     loss_scale_growth_steps: int = 0,
+    guard: StepGuard = StepGuard(),
 ) -> Any:
     """Compiles-on-demand one optimizer step.
 
     The gradient is that of ``sum of weighted losses / sum of weights`` over the whole batch, whatever the number of micro
-    batches. A step whose loss or gradients are not finite changes neither parameters nor optimizer; its number is kept in
-    ``first_bad_step``. With a loss scale (float16), overflow halves the scale instead, and ``loss_scale_growth_steps``
+    batches. A step that the guard leaves out changes neither parameters nor optimizer; the number of the one that was one too
+    many is kept in ``first_bad_step``. With a loss scale (float16), overflow halves the scale instead, and ``loss_scale_growth_steps``
     finite steps in a row double it.
 
     Args:
@@ -276,6 +292,7 @@ def make_train_step(
       shardings: ``state_shardings``, where the state is split over a mesh.
       mesh: The mesh of ``shardings``.
       loss_scale_growth_steps: Finite steps after which the loss scale doubles; 0 without loss scale.
+      guard: Which steps are left out.
 
     Returns:
       A jitted ``step(state, batch, dropout_key) -> (state, StepMetrics)`` that donates (overwrites) its state. The key of
@@ -283,6 +300,32 @@ def make_train_step(
     """
     gradients_of = _Gradients(forward, loss, kinds, accumulation_steps, shardings)
     sharded = mesh is not None and mesh.size > 1
-    step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps)
+    step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps, guard)
     out_shardings = None if shardings is None or mesh is None else (shardings, replicated(mesh))
     return jax.jit(step, donate_argnums=(0,), out_shardings=out_shardings)
+
+
+def make_norms(optimizer: Optimizer, sharded: bool = False) -> Callable[[TrainState, Any], dict[str, jax.Array]]:
+    """Compiles-on-demand the norms of parameters and of the last update.
+
+    They are worked out from the state after a step. Inside the step, they would need the parameters before and after it at once, which
+    costs a copy of all of them even where a condition skips it; outside, steps that are not logged cost nothing.
+
+    Args:
+      optimizer: The optimizer of the state.
+      sharded: Whether the state is split over devices.
+
+    Returns:
+      A jitted ``(state, learning rate of the last step) -> {"param_norm": ..., "update_norm": ...}``; the second only for rules that can
+      tell it (``Optimizer.last_update``), and zero where the step's update was left out.
+    """
+
+    def measure(state: TrainState, learning_rate: jax.Array) -> dict[str, jax.Array]:
+        with jax.numpy_dtype_promotion("strict"):
+            found = {"param_norm": global_norm(state.trainable, sharded)}
+            update = optimizer.last_update(state.trainable, state.optimizer, learning_rate)
+            if update is not None:
+                found["update_norm"] = global_norm(update, sharded)
+            return found
+
+    return jax.jit(measure)

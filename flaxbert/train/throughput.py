@@ -5,37 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flaxbert.architecture import ModelConfig
 from flaxbert.train.callbacks import Callback, CallbackBase, RunInfo
-
-
-def train_flops_per_token(
-    config: ModelConfig, length: float, *, masked_rate: float = 0.0, first_token_only: bool = False
-) -> float:
-    """Returns the floating point operations of one training step per real token.
-
-    With ``L`` layers, ``h`` hidden size, ``a`` width of all heads, ``f`` feed-forward size, ``n`` tokens, vocabulary ``V``
-    and masked share ``p``: ``3 * (2 * L * (4*h*a + 2*h*f) + 4 * L * a * n + 2 * p * (h*h + h*V))``. The backward pass costs
-    twice the forward pass; embeddings, norms, pooler and classifier are left out, and frozen layers count as if trained.
-
-    Args:
-      config: Architecture.
-      length: Real tokens of one input, or their mean.
-      masked_rate: Share of the tokens that a masked language model head predicts; 0 without such a head.
-      first_token_only: Whether the last layer computes what comes after its attention for one token of each input.
-
-    Example:
-      >>> round(train_flops_per_token(ModelConfig(), 128, masked_rate=0.15) / 1e9, 3)
-      0.545
-    """
-    hidden, attention = config.hidden_size, config.attention_size
-    after_attention = hidden * attention + 2 * hidden * config.intermediate_size
-    weights = config.num_hidden_layers * (3 * hidden * attention + after_attention)
-    if first_token_only:
-        weights -= after_attention * (1.0 - 1.0 / length)
-    scores = 4 * config.num_hidden_layers * attention * length
-    head = 2 * masked_rate * (hidden * hidden + hidden * config.vocab_size)
-    return 3.0 * (2 * weights + scores + head)
+from flaxbert.train.goodput import TimeLedger
 
 
 def all_devices_peak_flops() -> float | None:
@@ -78,22 +49,24 @@ class ThroughputMeter:
         self._restart()
 
     def _restart(self) -> None:
-        self._steps, self._examples, self._tokens, self._slots = 0, 0, 0.0, 0
+        self._steps, self._examples, self._tokens, self._slots, self._flops = 0, 0, 0.0, 0, 0.0
         self._seconds = 0.0
         self._since: float | None = self._clock()
 
-    def add(self, num_examples: int, num_tokens: float, num_slots: int) -> None:
+    def add(self, num_examples: int, num_tokens: float, num_slots: int, num_flops: float = 0.0) -> None:
         """Counts one optimizer step.
 
         Args:
           num_examples: Real examples over all devices.
           num_tokens: Real tokens over all devices.
           num_slots: Tokens with padding over all devices.
+          num_flops: Operations that the step needs; 0 where they are not known.
         """
         self._steps += 1
         self._examples += num_examples
         self._tokens += num_tokens
         self._slots += num_slots
+        self._flops += num_flops
 
     def pause(self) -> None:
         """Stops the clock."""
@@ -111,7 +84,8 @@ class ThroughputMeter:
 
         Returns:
           ``tokens_per_second`` (real tokens), ``examples_per_second``, ``seconds_per_step``, ``padding_rate`` (share of the
-          slots that is padding) and ``tokens_per_example``; empty if no step was counted.
+          slots that is padding), ``tokens_per_example``, and ``model_flops_per_second`` where operations were counted; empty if no
+          step was.
         """
         self.pause()
         seconds = max(self._seconds, 1e-9)
@@ -122,38 +96,36 @@ class ThroughputMeter:
             "padding_rate": 1.0 - self._tokens / max(self._slots, 1),
             "tokens_per_example": self._tokens / max(self._examples, 1),
         }
+        if self._flops:
+            rates["model_flops_per_second"] = self._flops / seconds
         counted = self._steps > 0
         self._restart()
         return rates if counted else {}
 
 
-def model_flops_utilization(
-    tokens_per_second: float, flops_per_token: float, peak_flops_per_second: float | None
-) -> float | None:
-    """Returns the share of the peak that the model's own operations reach (MFU), or None where the peak is not known.
+def model_flops_utilization(model_flops_per_second: float | None, peak_flops_per_second: float | None) -> float | None:
+    """Returns the share of the peak that the model's own operations reach (MFU), or None where one of both is not known.
 
     The peak is the bfloat16 one whatever the precision of the run. Recomputation and padding do not count as work.
 
     Args:
-      tokens_per_second: Real tokens over all devices.
-      flops_per_token: From ``train_flops_per_token``.
+      model_flops_per_second: From ``batch_flops``, over all devices.
       peak_flops_per_second: Of all devices together.
     """
-    if not peak_flops_per_second or not math.isfinite(tokens_per_second):
+    if not peak_flops_per_second or not model_flops_per_second or not math.isfinite(model_flops_per_second):
         return None
-    return tokens_per_second * flops_per_token / peak_flops_per_second
+    return model_flops_per_second / peak_flops_per_second
 
 
 class MeasuredCallbacks(CallbackBase):
-    """Passes everything on to other callbacks, training metrics with MFU and memory added.
+    """Passes everything on to other callbacks, training metrics with MFU, memory and goodput added.
 
-    Adds ``model_flops_utilization`` where the devices' peak is known, ``memory_bytes``, and ``tokens_per_example`` where
-    the metrics give it.
+    Adds ``model_flops_utilization`` where the operations of the steps and the devices' peak are known, ``memory_bytes`` and
+    ``goodput_rate``; at the end ``seconds_by_kind`` too.
 
     Args:
       callbacks: Who is told, in this order.
-      masked_rate: As for ``train_flops_per_token``.
-      first_token_only: As for ``train_flops_per_token``.
+      ledger: Where the time of the run goes; None counts from now on.
       peak: Returns the FLOP/s of all devices together, or None.
       memory: Returns the bytes in use and whose they are.
     """
@@ -161,50 +133,38 @@ class MeasuredCallbacks(CallbackBase):
     def __init__(
         self,
         callbacks: Sequence[Callback],
-        masked_rate: float = 0.0,
-        first_token_only: bool = False,
+        ledger: TimeLedger | None = None,
         peak: Callable[[], float | None] = all_devices_peak_flops,
         memory: Callable[[], tuple[int, str]] = memory_in_use_bytes,
     ) -> None:
         self.callbacks = tuple(callbacks)
-        self._masked_rate, self._first_token_only = masked_rate, first_token_only
+        self.ledger = ledger or TimeLedger()
         self._find_peak, self._memory = peak, memory
         self._peak: float | None = None
-        self._config: ModelConfig | None = None
 
     def on_start(self, run: RunInfo) -> None:
-        """Remembers the architecture and passes the start on.
+        """Asks for the devices' peak and passes the start on.
 
         Args:
           run: What is known about the run.
         """
-        self._config, self._peak = run.model_config, self._find_peak()
+        self._peak = self._find_peak()
         for callback in self.callbacks:
             callback.on_start(run)
 
-    def _measured(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        added: dict[str, Any] = {"memory_bytes": self._memory()[0]}
-        rate, examples = metrics.get("tokens_per_second"), metrics.get("examples_per_second")
-        if self._config is not None and rate and examples:
-            added["tokens_per_example"] = rate / examples
-            work = train_flops_per_token(
-                self._config, rate / examples, masked_rate=self._masked_rate, first_token_only=self._first_token_only
-            )
-            utilization = model_flops_utilization(rate, work, self._peak)
-            if utilization is not None:
-                added["model_flops_utilization"] = utilization
-        return {**metrics, **{name: value for name, value in added.items() if name not in metrics}}
-
     def on_log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Passes training metrics on with speed and memory.
+        """Passes training metrics on with speed, memory and goodput.
 
         Args:
           step: Last step they cover.
           metrics: Numbers by name.
         """
-        measured = self._measured(metrics)
+        utilization = model_flops_utilization(metrics.get("model_flops_per_second"), self._peak)
+        measured: dict[str, Any] = {"memory_bytes": self._memory()[0], "goodput_rate": self.ledger.goodput_rate()}
+        if utilization is not None:
+            measured["model_flops_utilization"] = utilization
         for callback in self.callbacks:
-            callback.on_log(step, measured)
+            callback.on_log(step, {**measured, **metrics})
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float], split: str = "validation") -> None:
         """Passes an evaluation on.
@@ -228,13 +188,14 @@ class MeasuredCallbacks(CallbackBase):
             callback.on_checkpoint(step, path)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Passes the end on.
+        """Passes the end on, with where the time went.
 
         Args:
           summary: As for ``Callback.on_end``.
         """
+        time = {"goodput_rate": self.ledger.goodput_rate(), "seconds_by_kind": self.ledger.seconds()}
         for callback in self.callbacks:
-            callback.on_end(summary)
+            callback.on_end({**summary, **time})
 
     def close(self) -> None:
         """Lets those that hold something, such as a terminal or a file, give it back; also after an error."""

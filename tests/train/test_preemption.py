@@ -69,6 +69,34 @@ def test_second_signal_ends_the_process_at_once(second):
     assert process.returncode == -second
 
 
+def test_processes_agree_on_when_they_ask_again(monkeypatch):
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    now, asked = [0.0], []
+
+    def gather(mine):
+        asked.append(mine.tolist())
+        return np.stack([mine, np.array([0, 40], np.int32)])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    guard = PreemptionGuard(check_every=8, check_seconds=5.0, clock=lambda: now[0])
+    steps = []
+    for step in range(3, 100):
+        before = len(asked)
+        assert not guard.should_stop(step)
+        if len(asked) > before:
+            steps.append(step)
+        now[0] += 0.1 if step < 60 else 2.5  # this process would ask every 50 steps, later every second
+    # The other process wants 40 steps, then the slow one decides.
+    assert steps[:3] == [8, 48, 88]
+    assert steps[3] - steps[2] == asked[2][1] < 40
+    guard.signal_name = "SIGTERM"
+    assert guard.should_stop(1000)
+
+
 def test_outside_the_main_thread_it_never_asks():
     before = signal.getsignal(signal.SIGTERM)
     answers = []

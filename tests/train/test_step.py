@@ -10,7 +10,7 @@ from flaxbert.core.trees import flatten_names, map_leaves
 from flaxbert.errors import ShapeError
 from flaxbert.train.losses import loss_for
 from flaxbert.train.state import NO_BAD_STEP, create_state, join_params
-from flaxbert.train.step import count_tokens, make_train_step, split_micro_batches
+from flaxbert.train.step import count_tokens, make_norms, make_train_step, split_micro_batches
 from tests.train.tiny_training import (
     CONFIG,
     TASK,
@@ -282,6 +282,25 @@ def test_the_learning_rate_factor_scales_the_step():
     state, _, step = build()
     _, metrics = step(state.replace(learning_rate_factor=jnp.asarray(0.25, jnp.float32)), make_batch(), None)
     np.testing.assert_allclose(float(metrics.learning_rate), 0.25e-2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "adam", "sgd", "lion"])
+def test_norms_are_those_of_parameters_and_last_update(rule):
+    settings = {"optimizer": rule, "weight_decay": 0.1, "learning_rate": 1e-2}
+    state, _, step = build(**settings)
+    norms = make_norms(tiny_optimizer(**settings))
+    for index in range(3):
+        before = copies(state.trainable)
+        state, metrics = step(state, make_batch(seed=index), None)
+        found = norms(state, metrics.learning_rate)
+    after = copies(state.trainable)
+    norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in after.values()))
+    change = np.sqrt(sum(np.sum(np.square(after[name] - before[name], dtype=np.float64)) for name in after))
+    np.testing.assert_allclose(float(found["param_norm"]), norm, rtol=1e-5)
+    if rule == "lion":  # a sign of a mean that is gone
+        assert set(found) == {"param_norm"}
+    else:
+        np.testing.assert_allclose(float(found["update_norm"]), change, rtol=1e-3)
 
 
 def test_a_batch_without_weight_changes_nothing_but_decay():

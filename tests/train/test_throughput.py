@@ -6,17 +6,14 @@ import pytest
 from flaxbert.architecture import ModelConfig
 from flaxbert.config import RunConfig
 from flaxbert.train.callbacks import CallbackBase, RunInfo
+from flaxbert.train.goodput import KINDS, START, STEP, TimeLedger
 from flaxbert.train.throughput import (
     MeasuredCallbacks,
     ThroughputMeter,
     all_devices_peak_flops,
     memory_in_use_bytes,
     model_flops_utilization,
-    train_flops_per_token,
 )
-
-BASE = ModelConfig()
-LARGE = ModelConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 
 
 class Clock:
@@ -27,27 +24,6 @@ class Clock:
 
     def __call__(self):
         return self.now
-
-
-@pytest.mark.parametrize(
-    ("config", "length", "giga_flops"),
-    [(BASE, 128, 0.545), (BASE, 512, 0.588), (LARGE, 128, 1.879), (LARGE, 256, 1.917), (LARGE, 512, 1.992)],
-)
-def test_flops_of_bert_with_masked_language_model(config, length, giga_flops):
-    assert round(train_flops_per_token(config, length, masked_rate=0.15) / 1e9, 3) == giga_flops
-
-
-def test_flops_count_products_one_by_one():
-    config = ModelConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=11)
-    length = 5
-    products = 0
-    for _ in range(config.num_hidden_layers):
-        products += 4 * length * 8 * 8  # query, key, value, output
-        products += 2 * length * length * 8  # scores and weighted sum
-        products += 2 * length * 8 * 16  # feed-forward
-    assert train_flops_per_token(config, length) * length == 3 * 2 * products
-    products -= (length - 1) * (8 * 8 + 2 * 8 * 16)  # output and feed-forward of the last layer, for one token
-    assert train_flops_per_token(config, length, first_token_only=True) * length == pytest.approx(3 * 2 * products)
 
 
 def test_meter_gives_rates_since_the_last_call():
@@ -64,9 +40,11 @@ def test_meter_gives_rates_since_the_last_call():
         "padding_rate": 0.5,
         "tokens_per_example": 5.0,
     }
-    meter.add(num_examples=2, num_tokens=10.0, num_slots=10)
+    meter.add(num_examples=2, num_tokens=10.0, num_slots=10, num_flops=3e9)
     clock.now = 5.0
-    assert meter.measure()["examples_per_second"] == 2.0
+    rates = meter.measure()
+    assert rates["examples_per_second"] == 2.0
+    assert rates["model_flops_per_second"] == 3e9
 
 
 def test_meter_does_not_count_pauses():
@@ -84,9 +62,10 @@ def test_meter_does_not_count_pauses():
 
 
 def test_utilization():
-    assert model_flops_utilization(1e6, 5e8, 1e15) == pytest.approx(0.5)
-    assert model_flops_utilization(1e6, 5e8, None) is None
-    assert model_flops_utilization(float("inf"), 5e8, 1e15) is None
+    assert model_flops_utilization(5e14, 1e15) == pytest.approx(0.5)
+    assert model_flops_utilization(5e14, None) is None
+    assert model_flops_utilization(None, 1e15) is None
+    assert model_flops_utilization(float("inf"), 1e15) is None
 
 
 def test_peak_of_a_cpu_is_not_known():
@@ -119,37 +98,40 @@ class Recorder(CallbackBase):
         self.told.append(("checkpoint", step, path))
 
     def on_end(self, summary):
-        self.told.append(("end", summary["step"]))
+        self.told.append(("end", dict(summary)))
 
 
 def test_measured_callbacks_add_speed_and_pass_everything_on():
+    clock = Clock()
     recorders = [Recorder(), Recorder()]
-    group = MeasuredCallbacks(recorders, peak=lambda: 1e12, memory=lambda: (123, "device"))
-    group.on_start(RunInfo(RunConfig(), BASE, total_steps=5))
-    group.on_log(1, {"loss": 0.5, "tokens_per_second": 1280.0, "examples_per_second": 10.0})
+    ledger = TimeLedger(clock, clock)
+    group = MeasuredCallbacks(recorders, ledger, peak=lambda: 1e12, memory=lambda: (123, "device"))
+    group.on_start(RunInfo(RunConfig(), ModelConfig(), total_steps=5))
+    clock.now = 1.0
+    with ledger.measure(STEP):
+        clock.now = 4.0
+    group.on_log(1, {"loss": 0.5, "model_flops_per_second": 4e11})
     group.on_evaluation(1, {}, "test")
     group.on_checkpoint(1, "folder")
     group.on_end({"step": 5})
-    work = train_flops_per_token(BASE, 128.0)
     metrics = {
         "loss": 0.5,
-        "tokens_per_second": 1280.0,
-        "examples_per_second": 10.0,
+        "model_flops_per_second": 4e11,
         "memory_bytes": 123,
-        "tokens_per_example": 128.0,
-        "model_flops_utilization": pytest.approx(1280 * work / 1e12),
+        "goodput_rate": 0.75,
+        "model_flops_utilization": pytest.approx(0.4),
     }
-    expected = [("start", 5), ("log", 1, metrics), ("evaluation", 1, "test"), ("checkpoint", 1, "folder"), ("end", 5)]
+    end = {"step": 5, "goodput_rate": 0.75, "seconds_by_kind": {**dict.fromkeys(KINDS, 0.0), START: 1.0, STEP: 3.0}}
+    expected = [("start", 5), ("log", 1, metrics), ("evaluation", 1, "test"), ("checkpoint", 1, "folder"), ("end", end)]
     assert recorders[0].told == recorders[1].told == expected
 
 
 def test_measured_callbacks_without_known_peak():
     recorder = Recorder()
     group = MeasuredCallbacks([recorder], peak=lambda: None, memory=lambda: (1, "host"))
-    group.on_start(RunInfo(RunConfig(), BASE, total_steps=5))
-    group.on_log(1, {"tokens_per_second": 8.0, "examples_per_second": 2.0})
+    group.on_start(RunInfo(RunConfig(), ModelConfig(), total_steps=5))
+    group.on_log(1, {"model_flops_per_second": 8.0})
     assert "model_flops_utilization" not in recorder.told[-1][2]
-    assert recorder.told[-1][2]["tokens_per_example"] == 4.0
 
 
 def test_closing_reaches_all_that_hold_something():

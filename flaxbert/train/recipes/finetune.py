@@ -15,6 +15,8 @@ from flaxbert.families.graph import finishes_first_token_alone
 from flaxbert.tasks.base import Scored
 from flaxbert.train.callbacks import Callback
 from flaxbert.train.checkpoint import CheckpointStore
+from flaxbert.train.flops import NetworkWork
+from flaxbert.train.goodput import TimeLedger
 from flaxbert.train.loop import LoopResult
 from flaxbert.train.recipes.outcome import (
     FinetuneResult,
@@ -89,6 +91,7 @@ _MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", ("train", "max_length", "max_train_examples", "length_buckets")),
     ("task", ("tag_scheme", "model_scheme", "stride", "entity_markers")),
     ("train", ("optimizer", "batch_size", "target_batch_size", "num_steps", "num_epochs", "schedule", "learning_rate")),
+    ("train", ("freeze", "seed")),
 )
 """Settings that a resumed run shares with its checkpoints; the data position checks seed, order and examples itself."""
 
@@ -110,20 +113,21 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
     Raises:
       FlaxbertError: Bad config, data, model, mesh, memory or loss; each message says where and how to mend it.
     """
+    ledger = TimeLedger()
     prepared = prepare(config, say)
     say(describe(prepared))
     folder = pathlib.Path(config.output.folder)
     with CheckpointStore(
         folder / "checkpoints", keep=config.train.keep_checkpoints, higher_is_better=prepared.metric[1]
     ) as store:
-        newest = find_checkpoint(store, config.train, config.to_dict(), _MUST_AGREE)
+        newest = find_checkpoint(store, config.train, config.to_dict(), _MUST_AGREE, say)
         model = prepared.model
         callbacks = build_callbacks(
             config.output,
             prepared.metric[0],
             folder,
             extra_callbacks,
-            first_token_only=finishes_first_token_alone(model.config, model.task, model.execution),
+            ledger,
         )
         evaluator = Evaluator(prepared)
         run = TrainingRun(
@@ -137,6 +141,11 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
             store=store,
             callbacks=callbacks,
             say=say,
+            networks=[
+                NetworkWork(
+                    model.config, model.task, finishes_first_token_alone(model.config, model.task, model.execution)
+                )
+            ],
         )
         try:
             before = run.before(newest)

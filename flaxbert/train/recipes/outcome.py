@@ -16,6 +16,7 @@ from flaxbert.model import Model
 from flaxbert.tasks.base import Scored
 from flaxbert.tasks.load import TrainingData
 from flaxbert.train.callbacks import METRICS_FILE, Callback, JsonLinesWriter, RunInfo, TensorBoardWriter
+from flaxbert.train.goodput import TimeLedger
 from flaxbert.train.model_card import DataSummary, ModelCardContent, build_model_card
 from flaxbert.train.plots import draw_plots
 from flaxbert.train.progress import ProgressReporter
@@ -75,8 +76,7 @@ def build_callbacks(
     metric: str,
     folder: pathlib.Path,
     extra: Sequence[Callback] = (),
-    *,
-    first_token_only: bool = False,
+    ledger: TimeLedger | None = None,
 ) -> MeasuredCallbacks:
     """Returns who is told what happens: progress, ``metrics.jsonl`` and TensorBoard on the first process, nobody elsewhere.
 
@@ -85,14 +85,14 @@ def build_callbacks(
       metric: The metric that decides.
       folder: Folder of the run.
       extra: Who else is told, on every process.
-      first_token_only: Whether the last block computes what comes after its attention for one token of each input.
+      ledger: Where the time of the run goes; None counts from now on.
     """
     if jax.process_index() > 0:
-        return MeasuredCallbacks(extra)
+        return MeasuredCallbacks(extra, ledger)
     listeners: list[Any] = [JsonLinesWriter(folder / METRICS_FILE), ProgressReporter(output.progress, metric)]
     if output.tensorboard:
         listeners.append(TensorBoardWriter(folder / "tensorboard"))
-    return MeasuredCallbacks([*listeners, *extra], first_token_only=first_token_only)
+    return MeasuredCallbacks([*listeners, *extra], ledger)
 
 
 def run_info(prepared: Prepared, first_step: int) -> RunInfo:

@@ -18,6 +18,7 @@ from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import collate
 from flaxbert.families.graph import forward, graph_definition
 from flaxbert.model import Model
+from flaxbert.train.guard import StepGuard
 from flaxbert.train.losses import LossFunction, loss_for
 from flaxbert.train.memory import (
     BatchPlan,
@@ -30,7 +31,7 @@ from flaxbert.train.memory import (
 from flaxbert.train.optimizers import make_optimizer
 from flaxbert.train.recipes.setup import Prepared, Say, batch_ways, global_batch_size
 from flaxbert.train.state import TrainState, create_state, state_shardings
-from flaxbert.train.step import Forward, make_train_step
+from flaxbert.train.step import Forward, make_norms, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +40,14 @@ class CompiledRun:
 
     Attributes:
       step: ``(state, batch, dropout_key) -> (state, metrics)``.
+      norms: ``(state, learning rate) -> norms by name``.
       kinds: Kinds of typed leaves.
       like: Structure of the state with shapes and shardings.
       initial_state: Builds the state before the first step.
     """
 
     step: Any
+    norms: Any
     kinds: Mapping[str, str]
     like: TrainState
     initial_state: Callable[[], TrainState]
@@ -152,6 +155,7 @@ def _build_step(job: StepJob, plan: BatchPlan, state: TrainState, kinds: Mapping
         shardings=state_shardings(state, job.leaf_axes, job.mesh, kinds),
         mesh=job.mesh,
         loss_scale_growth_steps=job.train.loss_scale_growth_steps if scaled else 0,
+        guard=StepGuard.of(job.train),
     )
 
 
@@ -210,7 +214,8 @@ def compile_run(job: StepJob, plan: BatchPlan, say: Say) -> CompiledRun:
     def initial_state() -> TrainState:
         return holder.pop() if holder else _create_state(job)[0]
 
-    return CompiledRun(_build_step(job, plan, like, kinds), kinds, like, initial_state)
+    norms = make_norms(make_optimizer(job.train, job.total_steps), sharded=job.mesh.size > 1)
+    return CompiledRun(_build_step(job, plan, like, kinds), norms, kinds, like, initial_state)
 
 
 def _compile_for(job: StepJob) -> Callable[[int, int], StepMemory]:

@@ -13,6 +13,7 @@ from flaxbert.data.pipeline import StepPipeline
 from flaxbert.model import Model
 from flaxbert.train.callbacks import Callback, RunInfo
 from flaxbert.train.checkpoint import CheckpointStore
+from flaxbert.train.goodput import TimeLedger
 from flaxbert.train.recipes.outcome import MODEL_FOLDER, build_callbacks
 from flaxbert.train.recipes.pretraining_setup import Pretraining, prepare_pretraining
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
@@ -24,6 +25,7 @@ _MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", ("corpora", "weights", "validation_rate", "row_length", "phases", "packing")),
     ("objective", ("pairs", "pair_weight")),
     ("train", ("optimizer", "batch_size", "target_batch_size", "num_steps", "num_epochs", "schedule", "learning_rate")),
+    ("train", ("freeze", "seed")),
 )
 
 
@@ -66,11 +68,12 @@ def pretrain(
     Raises:
       FlaxbertError: Bad config, data, model, mesh, memory or loss; each message says where and how to mend it.
     """
+    ledger = TimeLedger()
     prepared = prepare_pretraining(config, say)
     folder = pathlib.Path(config.output.folder)
     with CheckpointStore(folder / "checkpoints", keep=config.train.keep_checkpoints, higher_is_better=False) as store:
-        newest = find_checkpoint(store, config.train, config.to_dict(), _MUST_AGREE)
-        callbacks = build_callbacks(config.output, "loss", folder, extra_callbacks)
+        newest = find_checkpoint(store, config.train, config.to_dict(), _MUST_AGREE, say)
+        callbacks = build_callbacks(config.output, "loss", folder, extra_callbacks, ledger)
         run = TrainingRun(
             job=prepared.jobs[0],
             other_shapes=prepared.jobs[1:],
@@ -83,6 +86,7 @@ def pretrain(
             store=store,
             callbacks=callbacks,
             say=say,
+            networks=prepared.networks.work,
         )
         try:
             before = run.before(newest)

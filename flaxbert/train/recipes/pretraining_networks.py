@@ -16,6 +16,7 @@ from flaxbert.errors import ConfigError
 from flaxbert.families import get_family
 from flaxbert.families.graph import initialize_params
 from flaxbert.model import Model, load
+from flaxbert.train.flops import NetworkWork
 from flaxbert.train.objectives import PretrainingLoss
 from flaxbert.train.recipes.plan import model_forward
 from flaxbert.train.replaced_tokens import DISCRIMINATOR, GENERATOR, ReplacedTokenForward, join
@@ -53,6 +54,11 @@ class Networks:
     def main(self) -> Model:
         """The model that is fine-tuned later."""
         return self.models["model"]
+
+    @property
+    def work(self) -> tuple[NetworkWork, ...]:
+        """What the operations behind MFU are counted from."""
+        return tuple(NetworkWork(model.config, model.task) for model in self.models.values())
 
     @property
     def leaf_axes(self) -> dict[str, tuple[str, ...]]:

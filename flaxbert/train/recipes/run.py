@@ -14,33 +14,19 @@ from flaxbert.data.pipeline import StepPipeline
 from flaxbert.errors import ConfigError
 from flaxbert.train.callbacks import RunInfo
 from flaxbert.train.checkpoint import CheckpointStore
+from flaxbert.train.flops import NetworkWork
+from flaxbert.train.goodput import COMPILE
 from flaxbert.train.loop import LoopParts, LoopResult, Progress, run_loop
 from flaxbert.train.memory import BatchPlan, halve, is_out_of_memory
 from flaxbert.train.recipes.plan import CompiledRun, StepJob, compile_run, plan_batches
+from flaxbert.train.recipes.resume import MustAgree, check_same_run
 from flaxbert.train.recipes.setup import Say
 from flaxbert.train.state import TrainState, join_params
 from flaxbert.train.throughput import MeasuredCallbacks
 
-MustAgree = Sequence[tuple[str, tuple[str, ...]]]
-"""Sections of a config with the settings that a resumed run shares with its checkpoints."""
-
-
-def _check_same_run(host: Mapping[str, Any], now: Mapping[str, Any], must_agree: MustAgree) -> None:
-    saved = host["config"]
-    for section, fields in must_agree:
-        for field in fields:
-            before, after = saved.get(section, now[section]).get(field), now[section][field]
-            if isinstance(after, tuple):
-                before, after = list(before or ()), list(after)
-            if before != after:
-                raise ConfigError(
-                    f"The checkpoints were made with {section}.{field} {before!r}, but it is now {after!r}; "
-                    "restore it, or choose another output.folder for a new run."
-                )
-
 
 def find_checkpoint(
-    store: CheckpointStore, train: TrainConfig, config: Mapping[str, Any], must_agree: MustAgree
+    store: CheckpointStore, train: TrainConfig, config: Mapping[str, Any], must_agree: MustAgree, say: Say
 ) -> Any:
     """Returns the newest good version of a run, or None for a new one.
 
@@ -49,9 +35,10 @@ def find_checkpoint(
       train: Says whether a run may or must go on.
       config: The resolved config.
       must_agree: Settings that may not have changed.
+      say: Where lines for the user go; told which settings have changed.
 
     Raises:
-      ConfigError: A setting has changed, or the versions and ``train.resume`` contradict each other.
+      ConfigError: A setting has changed that may not, or the versions and ``train.resume`` contradict each other.
     """
     newest, mode = store.newest_good(), train.resume
     if newest is None:
@@ -63,7 +50,9 @@ def find_checkpoint(
             f"{store.folder} holds checkpoints of an earlier run (newest: step {newest.step}), and train.resume is "
             "'never'; choose another output.folder, or train.resume auto to go on."
         )
-    _check_same_run(store.read_host(newest), config, must_agree)
+    changes = check_same_run(store.read_host(newest)["config"], config, must_agree)
+    if changes:
+        say(changes)
     return newest
 
 
@@ -83,6 +72,7 @@ class TrainingRun:
       callbacks: Who is told.
       say: Where lines for the user go.
       other_shapes: The same job with the other shapes that batches have later in the run; their memory is checked before the start.
+      networks: What is trained, for the operations behind MFU.
     """
 
     job: StepJob
@@ -96,6 +86,7 @@ class TrainingRun:
     callbacks: MeasuredCallbacks
     say: Say
     other_shapes: Sequence[StepJob] = ()
+    networks: Sequence[NetworkWork] = ()
 
     def before(self, newest: Any) -> dict[str, float]:
         """Returns the metrics before training, from the checkpoint where there is one.
@@ -113,6 +104,7 @@ class TrainingRun:
         evaluate_every = train.evaluate_every or self.steps_per_epoch
         return LoopParts(
             step=compiled.step,
+            norms=compiled.norms,
             evaluate=lambda state: self.evaluate(join_params(state, compiled.kinds)),
             pipeline=self.pipeline,
             store=self.store,
@@ -126,6 +118,8 @@ class TrainingRun:
             higher_is_better=self.metric[1],
             kinds=compiled.kinds,
             host={"config": dict(self.config), "plan": dataclasses.asdict(plan), "before": dict(before)},
+            folder=self.store.folder.parent,
+            networks=self.networks,
         )
 
     def _train(self, plan: BatchPlan, newest: Any, before: Mapping[str, float]) -> tuple[LoopResult, CompiledRun]:
@@ -138,6 +132,8 @@ class TrainingRun:
             state = self.store.restore(newest, compiled.like, kinds=compiled.kinds)
             self.pipeline.set_state(host["data"])
             progress, first_step = Progress(**host["progress"]), newest.step
+            if "time" in host:
+                self.callbacks.ledger.resume(host["time"])
             self.say(f"Resuming at step {newest.step} from {self.store.folder}.")
         self.callbacks.on_start(self.info(first_step))
         if not first_step:
@@ -154,9 +150,10 @@ class TrainingRun:
         Returns:
           How the loop ended, and the compiled step.
         """
-        plan = plan_batches(self.job, self.say)
-        for job in self.other_shapes:
-            plan_batches(job, self.say)
+        with self.callbacks.ledger.measure(COMPILE):
+            plan = plan_batches(self.job, self.say)
+            for job in self.other_shapes:
+                plan_batches(job, self.say)
         start = self.pipeline.get_state()
         while True:
             try:

@@ -22,9 +22,12 @@ from flaxbert.config import (
     TrainConfig,
 )
 from flaxbert.core.trees import flatten_names
-from flaxbert.errors import ConfigError, DataError
+from flaxbert.errors import CheckpointError, ConfigError, DataError
 from flaxbert.model import load
-from flaxbert.train.callbacks import CallbackBase
+from flaxbert.train.callbacks import CallbackBase, read_metrics
+from flaxbert.train.folder_lock import FolderLock
+from flaxbert.train.goodput import KINDS
+from flaxbert.train.profile_window import trace_files
 from flaxbert.train.recipes.prepare import prepare_corpus
 from flaxbert.train.recipes.pretrain import pretrain
 from flaxbert.train.recipes.pretraining_networks import new_model_config
@@ -148,8 +151,37 @@ def test_a_stopped_run_goes_on_bit_for_bit(corpus, tmp_path):
     assert all(np.array_equal(leaf, params_of(again)[name]) for name, leaf in params_of(whole).items())
     changed = config_of(corpus, tmp_path / "cut", **options)
     data = dataclasses.replace(changed.data, row_length=32)
-    with pytest.raises(ConfigError, match=r"data\.row_length 64, but it is now 32"):
+    with pytest.raises(ConfigError, match=r"data\.row_length: 64 -> 32 \(refused\)"):
         pretrain(dataclasses.replace(changed, data=data))
+
+
+def test_a_run_knows_its_speed_its_time_and_its_norms(corpus, tmp_path):
+    folder = tmp_path / "run"
+    train = {"num_steps": 8, "log_every": 2, "checkpoint_every": 3, "profile": "3:4"}
+    pretrain(config_of(corpus, folder, train=train), say=quiet)
+    lines = read_metrics(folder / "metrics.jsonl")
+    trained = [line for line in lines if line["kind"] == "train"]
+    for line in trained:
+        assert line["packing_efficiency"] == pytest.approx(1 - line["padding_rate"])
+        assert 0.5 < line["packing_efficiency"] <= 1
+        assert line["model_flops_per_second"] > 0
+        assert line["param_norm"] > line["update_norm"] > 0
+    end = lines[-1]
+    assert set(end["seconds_by_kind"]) == set(KINDS)
+    assert all(end["seconds_by_kind"][kind] > 0 for kind in ("step", "compile", "evaluation", "checkpoint", "profile"))
+    assert 0 < end["goodput_rate"] < 1
+    assert len(trace_files(folder / "profile")) == 1
+
+
+def test_a_second_run_in_the_same_folder_is_refused(corpus, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    lock = FolderLock(tmp_path / "checkpoints")
+    try:
+        with pytest.raises(CheckpointError, match="already open for writing"):
+            pretrain(config_of(corpus, tmp_path), say=quiet)
+    finally:
+        lock.release()
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_checkpoint_is_trained_further(corpus, tmp_path):
