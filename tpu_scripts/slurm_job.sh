@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# The batch script that slurm.sh submits: one process per node, and the job back into the queue when it was stopped.
+# Slurm runs a copy of this file, so it sources nothing.
+set -euo pipefail
+
+log() { printf '%s slurm_job.sh: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$1"; }
+
+# flaxbert ends with 143 when it was asked to stop and has saved its state.
+RESTART_CODES="143"
+restarts="${SLURM_RESTART_COUNT:-0}"
+
+# JAX gives each process of a Slurm job one GPU, that of its local number. With one process a node it is to have all.
+if [[ -z "${JAX_LOCAL_DEVICE_IDS:-}" && "${SLURM_GPUS_ON_NODE:-}" =~ ^[1-9][0-9]*$ ]]; then
+  JAX_LOCAL_DEVICE_IDS="$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))"
+  export JAX_LOCAL_DEVICE_IDS
+fi
+
+log "job $SLURM_JOB_ID on $SLURM_JOB_NUM_NODES node(s), restart $restarts: $*"
+srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --label "$@" &
+steps=$!
+# Slurm signals only this shell (--signal=B:TERM@...); srun hands the signal on to all processes.
+trap 'log "asked to stop; the run saves its state"; kill -TERM "$steps" 2>/dev/null || true' TERM
+code=0
+wait "$steps" || code=$?
+# A trapped signal ends `wait` early; the run itself is still saving.
+while kill -0 "$steps" 2>/dev/null; do
+  code=0
+  wait "$steps" || code=$?
+done
+trap '' TERM
+log "the run ended with exit code $code"
+
+if [[ " $RESTART_CODES " != *" $code "* ]]; then exit "$code"; fi
+if ((restarts >= ${FLAXBERT_MAX_RESTARTS:-100})); then
+  log "not queued again after $restarts restarts; submit it again with a larger --max-restarts"
+  exit "$code"
+fi
+# A job that somebody cancelled also gets the signal, but is no longer running; it must stay cancelled. A preempted job
+# is queued again by Slurm itself.
+state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
+if [[ "$state" != RUNNING ]]; then
+  log "the job is ${state:-gone}; it is not queued again here"
+  exit "$code"
+fi
+log "queued again"
+scontrol requeue "$SLURM_JOB_ID"
