@@ -16,7 +16,10 @@ if [[ -z "${JAX_LOCAL_DEVICE_IDS:-}" && "${SLURM_GPUS_ON_NODE:-}" =~ ^[1-9][0-9]
 fi
 
 log "job $SLURM_JOB_ID on $SLURM_JOB_NUM_NODES node(s), restart $restarts: $*"
-srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --label "$@" &
+flags=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
+# srun no longer takes this from sbatch (since Slurm 22.05), and would bind each process to one core.
+[[ -z "${SLURM_CPUS_PER_TASK:-}" ]] || flags+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
+srun "${flags[@]}" --cpu-bind=none --kill-on-bad-exit=1 --label "$@" &
 steps=$!
 # Slurm signals only this shell (--signal=B:TERM@...); srun hands the signal on to all processes.
 trap 'log "asked to stop; the run saves its state"; kill -TERM "$steps" 2>/dev/null || true' TERM
