@@ -172,7 +172,9 @@ def _cluster_size() -> int:
 def _in_cluster() -> bool:
     joined = os.environ.get(JOIN_VARIABLE)
     if joined not in {None, "", "1"}:
-        raise MeshError(f"{JOIN_VARIABLE} is {joined!r}; set it to 1 where several processes form one run, or unset it.")
+        raise MeshError(
+            f"{JOIN_VARIABLE} is {joined!r}; set it to 1 where several processes form one run, or unset it."
+        )
     return bool(joined) or (any(os.environ.get(name) for name in _CLUSTER_VARIABLES) and _cluster_size() != 1)
 
 

@@ -25,9 +25,12 @@ class Cloud:
         self.folder = folder
         programs = folder / "programs"
         programs.mkdir()
-        stand_in = pathlib.Path(__file__).with_name("stand_in.py")
+        beside = str(pathlib.Path(__file__).parent)
+        program = (
+            f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {beside!r})\nimport stand_in\nstand_in.main()\n"
+        )
         for name in PROGRAMS:
-            (programs / name).write_text(f"#!{sys.executable} -IS\n{stand_in.read_text('utf-8')}", encoding="utf-8")
+            (programs / name).write_text(program, encoding="utf-8")
             (programs / name).chmod(0o755)
         self.environment = {
             **os.environ,
@@ -59,7 +62,7 @@ class Cloud:
         path = self.folder / "calls.jsonl"
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
-    def keys(self) -> list[str]:
+    def called(self) -> list[str]:
         """Returns the commands that were called, without what they have in common."""
         return [call["key"].split("tpu-vm ")[-1].split("queued-resources ")[-1] for call in self.calls()]
 

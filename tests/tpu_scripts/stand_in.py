@@ -1,6 +1,6 @@
 """Stands in for gcloud, kubectl, xpk and the programs of Slurm: checks the arguments, notes the call, plays back answers.
 
-Run under the name of a program. The folder ``STAND_IN_FOLDER`` holds ``answers.json`` (command to a list of answers, the
+`cloud.Cloud` makes a small program of each name that calls `main`. Few modules are imported: it is started often. The folder ``STAND_IN_FOLDER`` holds ``answers.json`` (command to a list of answers, the
 last of which repeats) and gets ``calls.jsonl``. An answer is what is printed, or ``[exit code, output, errors]``. A
 command, flag or number of arguments that the program's documentation does not know ends with exit code 64. The versions
 of the documentation are in ``tpu_scripts/README.md``.
@@ -8,18 +8,17 @@ of the documentation are in ``tpu_scripts/README.md``.
 
 import json
 import os
-import pathlib
 import sys
-from typing import NamedTuple, NoReturn
 
 
-class Command(NamedTuple):
-    """What a command takes: flags with a value, switches, those it needs, and how many other words."""
+class Command:
+    """What a command takes: flags with a value, switches, those it needs, and how many other words (-1: any)."""
 
-    values: str
-    switches: str = ""
-    needed: str = ""
-    words: int = 1
+    def __init__(self, values: str, switches: str = "", needed: str = "", words: int = 1) -> None:
+        self.values = values.split()
+        self.switches = switches.split()
+        self.needed = set(needed.split())
+        self.words = words
 
 
 GCLOUD_VALUES = "--project --format --verbosity --account --configuration "
@@ -47,7 +46,9 @@ COMMANDS = {
     "gcloud compute tpus tpu-vm delete": Command(GCLOUD_VALUES + "--zone", GCLOUD_SWITCHES + "--async", "--zone"),
     "gcloud compute tpus tpu-vm describe": Command(GCLOUD_VALUES + "--zone", GCLOUD_SWITCHES, "--zone"),
     "gcloud compute tpus tpu-vm ssh": Command(
-        GCLOUD_VALUES + TPU_SSH, GCLOUD_SWITCHES + "--dry-run --force-key-file-overwrite --internal-ip --plain", "--zone"
+        GCLOUD_VALUES + TPU_SSH,
+        GCLOUD_SWITCHES + "--dry-run --force-key-file-overwrite --internal-ip --plain",
+        "--zone",
     ),
     "gcloud compute tpus tpu-vm scp": Command(
         GCLOUD_VALUES + TPU_SCP,
@@ -107,7 +108,7 @@ COMMANDS = {
 }
 
 
-def refuse(message: str) -> NoReturn:
+def refuse(message: str) -> None:
     """Ends like a program that was called in a wrong way."""
     print(f"stand-in: {message}", file=sys.stderr)
     sys.exit(64)
@@ -131,17 +132,17 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, list[str]], list[str]]:
             if command.words < 0:
                 words.extend(rest)
                 break
-        elif flag in command.values.split():
+        elif flag in command.values:
             if not equals and not rest:
                 refuse(f"{name}: {flag} needs a value")
             flags.setdefault(flag, []).append(value if equals else rest.pop(0))
-        elif word in command.switches.split():
+        elif word in command.switches:
             flags[word] = []
         else:
             refuse(f"{name} knows no {word}")
     if command.words >= 0 and len(words) != command.words:
         refuse(f"{name} takes {command.words} words, not {words}")
-    if missing := set(command.needed.split()) - set(flags):
+    if missing := command.needed - set(flags):
         refuse(f"{name} needs {' '.join(sorted(missing))}")
     return name, flags, words
 
@@ -156,24 +157,21 @@ def answer_key(name: str, flags: dict[str, list[str]]) -> str:
 
 def main() -> None:
     """Checks, notes and answers one call."""
-    arguments = [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
+    arguments = [sys.argv[0].rpartition("/")[2], *sys.argv[1:]]
     name, flags, words = parse(arguments)
-    folder = pathlib.Path(os.environ["STAND_IN_FOLDER"])
+    folder = os.environ["STAND_IN_FOLDER"]
     text = sys.stdin.read() if flags.get("--filename") == ["-"] else ""
     key = answer_key(name, flags)
-    with (folder / "calls.jsonl").open("a+", encoding="utf-8") as calls:
+    with open(f"{folder}/calls.jsonl", "a+", encoding="utf-8") as calls:  # noqa: PTH123 - pathlib is slow to import
         calls.seek(0)
         before = sum(json.loads(line)["key"] == key for line in calls)
         calls.write(json.dumps({"key": key, "arguments": arguments, "input": text}) + "\n")
     if name == "srun":
         os.execvp(words[0], words)
-    answers = json.loads((folder / "answers.json").read_text(encoding="utf-8")).get(key) or [""]
+    with open(f"{folder}/answers.json", encoding="utf-8") as recorded:  # noqa: PTH123
+        answers = json.load(recorded).get(key) or [""]
     answer = answers[min(before, len(answers) - 1)]
     code, output, errors = [0, answer, ""] if isinstance(answer, str) else answer
     sys.stdout.write(output + "\n" if output else "")
     sys.stderr.write(errors + "\n" if errors else "")
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -99,7 +99,15 @@ def test_apply_gives_kubectl_the_manifest_that_a_dry_run_prints(cloud: Cloud, tm
     ("arguments", "expected"),
     [
         (["state"], [["kubectl", "get", "jobset", "run", "--output", "wide"], ["kubectl", "get", "pods"]]),
-        (["logs"], [[*LIST, "jobset.sigs.k8s.io/jobset-name=run,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"]]),
+        (
+            ["logs"],
+            [
+                [
+                    *LIST,
+                    "jobset.sigs.k8s.io/jobset-name=run,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0",
+                ]
+            ],
+        ),
         (["logs", "--all", "--follow"], [[*LIST, "jobset.sigs.k8s.io/jobset-name=run"]]),
         (["delete", "--context", "c"], [["kubectl", "delete", "jobset", "run", "--context", "c"]]),
     ],
@@ -127,10 +135,19 @@ def test_wait_follows_the_jobset_to_its_end(cloud: Cloud, end: str | list, code:
     [
         (["apply", "--name", "run", "--", "x"], "--image is missing"),
         (["apply", "--name", "run", *POD], "the flaxbert command is missing"),
-        (["apply", "--name", "run", *POD, "--accelerator", "h100", "--", "x"], "--accelerator must be v4, v5e, v5p or v6e"),
-        (["apply", "--name", "run", *POD, "--topology", "4x4x4", "--", "x"], "a topology of v5e has 2 axes, unlike 4x4x4"),
+        (
+            ["apply", "--name", "run", *POD, "--accelerator", "h100", "--", "x"],
+            "--accelerator must be v4, v5e, v5p or v6e",
+        ),
+        (
+            ["apply", "--name", "run", *POD, "--topology", "4x4x4", "--", "x"],
+            "a topology of v5e has 2 axes, unlike 4x4x4",
+        ),
         (["apply", "--name", "run", *POD, "--topology", "1x2", "--", "x"], "the 2 chips of 1x2 are no multiple of"),
-        (["apply", "--name", "run", *POD, "--topology", "2x2", "--slices", "2", "--", "x"], "only slices of several machines"),
+        (
+            ["apply", "--name", "run", *POD, "--topology", "2x2", "--slices", "2", "--", "x"],
+            "only slices of several machines",
+        ),
         (["apply", "--name", "run", *POD, "--image", "a b", "--", "x"], "--image must be the name of an image"),
         (["apply", "--name", "run", *POD, "--", "x", "a\x07"], "control characters can not be written into a manifest"),
         (["wait"], "--name is missing"),

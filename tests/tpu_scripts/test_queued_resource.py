@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from tests.helpers import slow_unless
 from tests.tpu_scripts.cloud import Cloud, commands
 
 QUEUE = "gcloud compute tpus queued-resources"
@@ -24,7 +25,7 @@ DRY_RUNS = {
 }
 
 
-@pytest.mark.parametrize("action", DRY_RUNS)
+@pytest.mark.parametrize("action", slow_unless(lambda action: action in {"create", "resume", "delete"}, DRY_RUNS))
 def test_a_dry_run_prints_exactly_what_runs_and_runs_nothing(cloud: Cloud, action: str) -> None:
     arguments = [action, *WHERE, "--dry-run", *DRY_RUNS[action]]
     dry = cloud.run("queued_resource.sh", *arguments)
@@ -58,7 +59,7 @@ def test_await_tells_each_state_until_the_tpus_are_given(cloud: Cloud) -> None:
     assert "costs money until you run" in result.stderr
 
 
-@pytest.mark.parametrize("end", ["FAILED", "SUSPENDED", "DELETING"])
+@pytest.mark.parametrize("end", slow_unless(lambda end: end == "SUSPENDED", ["FAILED", "SUSPENDED", "DELETING"]))
 def test_await_ends_where_nothing_will_come(cloud: Cloud, end: str) -> None:
     cloud.answer({f"{QUEUE} describe": ["PROVISIONING", end]})
     result = cloud.run("queued_resource.sh", "await", *WHERE, "--poll-seconds", "0")
@@ -76,7 +77,7 @@ def test_resume_asks_again_after_a_suspension(cloud: Cloud) -> None:
     arguments = ("--type", "v5litepod-16", "--spot", "--poll-seconds", "0", "--", "pretrain")
     result = cloud.run("queued_resource.sh", "resume", *WHERE, *arguments)
     assert result.returncode == 0, result.stderr
-    keys = cloud.keys()
+    keys = cloud.called()
     assert keys.index("delete") < keys.index("create") < keys.index("ssh start")
     delete = next(call["arguments"] for call in cloud.calls() if call["key"].endswith("delete"))
     assert "--force" in delete
@@ -91,9 +92,15 @@ def test_every_worker_of_every_slice_is_reached(cloud: Cloud) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["create", *WHERE, "--type", "v4-8", "--spot", "--reserved"], "only one of --spot, --reserved and --guaranteed"),
+        (
+            ["create", *WHERE, "--type", "v4-8", "--spot", "--reserved"],
+            "only one of --spot, --reserved and --guaranteed",
+        ),
         (["create", *WHERE, "--type", "v4-8", "--slices", "0"], "--slices must be a whole number from 1 on"),
-        (["create", *WHERE, "--type", "v4-8", "--valid-until", "tomorrow"], "--valid-until must be a duration such as 6h"),
+        (
+            ["create", *WHERE, "--type", "v4-8", "--valid-until", "tomorrow"],
+            "--valid-until must be a duration such as 6h",
+        ),
         (["await", *WHERE, "--type", "v4-8"], "unknown argument --type"),
         (["logs", *WHERE, "--slice", "x"], "--slice must be a number or all"),
     ],

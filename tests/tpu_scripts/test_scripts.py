@@ -15,6 +15,7 @@ SOURCED = {"common.sh", "pods.sh"}
 LAUNCHERS = sorted(set(SCRIPTS) - SOURCED - {"worker.sh", "slurm_job.sh"})
 
 
+@pytest.mark.slow  # make check runs shellcheck too; it takes five seconds
 def test_shellcheck_finds_nothing(shellcheck: str) -> None:
     paths = [str(FOLDER / name) for name in SCRIPTS]
     result = subprocess.run([shellcheck, *paths, ".ci/run"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -60,7 +61,9 @@ def test_the_page_s_commands_are_understood(cloud: Cloud) -> None:
     commands = [line for line in lines if line.startswith("tpu_scripts/")]
     assert len(commands) >= len(LAUNCHERS)
     for line in commands:
-        launched = re.sub(r"^(\S+) (\w+)", r"\1 \2 --dry-run", line.partition("#")[0]) if " manifest" not in line else line
+        launched = (
+            re.sub(r"^(\S+) (\w+)", r"\1 \2 --dry-run", line.partition("#")[0]) if " manifest" not in line else line
+        )
         result = subprocess.run(
             ["bash", "-c", launched], cwd=ROOT, env=cloud.environment, capture_output=True, text=True, check=False
         )

@@ -1,5 +1,6 @@
 """The scripts for Slurm: what is submitted, and what the job does when it is stopped."""
 
+import itertools
 import os
 import shlex
 import signal
@@ -40,7 +41,7 @@ def test_submit_asks_for_one_process_a_node_a_warning_and_a_place_in_the_queue(c
     words = call["arguments"]
     assert words == commands(dry.stdout)[-1]
     assert {"--requeue", "--parsable"} < set(words)
-    flags = dict(zip(words, words[1:], strict=False))
+    flags = dict(itertools.pairwise(words))
     assert flags["--signal"] == "B:TERM@120"
     assert (flags["--nodes"], flags["--ntasks-per-node"], flags["--gpus-per-node"]) == ("2", "1", "8")
     assert flags["--open-mode"] == "append"
@@ -135,7 +136,12 @@ def test_a_job_that_slurm_stops_saves_and_goes_back_into_the_queue(cloud: Cloud)
     [
         (143, "CANCELLED", {}, "the job is CANCELLED; it is not queued again here"),
         (143, "", {}, "the job is gone"),
-        (143, "RUNNING", {"SLURM_RESTART_COUNT": "5", "FLAXBERT_MAX_RESTARTS": "5"}, "not queued again after 5 restarts"),
+        (
+            143,
+            "RUNNING",
+            {"SLURM_RESTART_COUNT": "5", "FLAXBERT_MAX_RESTARTS": "5"},
+            "not queued again after 5 restarts",
+        ),
         (1, "RUNNING", {}, "ended with exit code 1"),
     ],
 )

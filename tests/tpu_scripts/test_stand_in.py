@@ -31,5 +31,9 @@ def test_wrong_calls_are_refused(cloud: Cloud, arguments: list[str], complaint: 
 def test_answers_are_played_back_in_order_and_the_last_one_stays(cloud: Cloud) -> None:
     cloud.answer({"squeue": ["first", [3, "second", "problem"]]})
     results = [call(cloud, "squeue", "--jobs", "1") for _ in range(3)]
-    assert [(result.returncode, result.stdout) for result in results] == [(0, "first\n"), (3, "second\n"), (3, "second\n")]
+    assert [(result.returncode, result.stdout) for result in results] == [
+        (0, "first\n"),
+        (3, "second\n"),
+        (3, "second\n"),
+    ]
     assert results[1].stderr == "problem\n"

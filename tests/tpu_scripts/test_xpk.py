@@ -10,7 +10,20 @@ WHERE = ("--name", "run", "--cluster", "pool")
 POD = ("--image", "registry/flaxbert:tpu", "--type", "v5litepod-256")
 
 DRY_RUNS = {
-    "create": [*WHERE, *POD, "--slices", "2", "--storage", "s", "--env", "A=b c", "--", "pretrain", "--x", "a\"b'$HOME;"],
+    "create": [
+        *WHERE,
+        *POD,
+        "--slices",
+        "2",
+        "--storage",
+        "s",
+        "--env",
+        "A=b c",
+        "--",
+        "pretrain",
+        "--x",
+        "a\"b'$HOME;",
+    ],
     "wait": [*WHERE, "--timeout-seconds", "60"],
     "state": [*WHERE, "--project", "p", "--zone", "us-east5-a"],
     "logs": ["--name", "run", "--all", "--follow"],
