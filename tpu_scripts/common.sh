@@ -19,9 +19,9 @@ declare -A option=([poll-seconds]=15)
 environment=()
 command_words=()
 
-# Exit codes of flaxbert that mean "start me again": 143 says that the state is saved.
-# shellcheck disable=SC2034 # read by the files that source this one
-RESTART_CODES="143"
+# is_restart CODE: whether a run that ended so goes on when it is started again. flaxbert returns 143 when it was asked to
+# stop and has saved, 75 when it hung; from 128 on a process was killed, as JAX does when a peer is lost.
+is_restart() { (($1 == 75 || $1 >= 128)); }
 
 say() { printf '%s: %s\n' "$script" "$1" >&4; }
 

@@ -135,7 +135,8 @@ END
   line "                  persistentVolumeClaim: {claimName: ${option[claim]:-}}" claim
 }
 
-# Exit code 2 is a wrong command: it would only fail again. Any other end starts the JobSet anew, from the checkpoint.
+# Errors that flaxbert explains (1), a wrong command (2) and a wrong image (126, 127) would only come back. Any other end
+# starts the JobSet anew, from the checkpoint.
 manifest() {
   cat <<END
 apiVersion: jobset.x-k8s.io/v1alpha2
@@ -151,7 +152,7 @@ spec:
   failurePolicy:
     maxRestarts: ${option[max-restarts]:-20}
     rules:
-      - name: wrongCommand
+      - name: wouldComeBack
         action: FailJobSet
         onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
@@ -165,7 +166,7 @@ spec:
           podFailurePolicy:
             rules:
               - action: FailJob
-                onExitCodes: {containerName: flaxbert, operator: In, values: [2]}
+                onExitCodes: {containerName: flaxbert, operator: In, values: [1, 2, 126, 127]}
           template:
             spec:
               restartPolicy: Never

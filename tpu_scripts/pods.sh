@@ -108,8 +108,9 @@ run_outcome() {
     printf 'restart lost'
   else
     codes="$(sed -n 's/^flaxbert-run [^ ]* ended //p' <<<"$answer" | sort -nu)"
+    # An error of one worker also ends the others; it is the one to tell.
     for code in $codes; do
-      if contains "$RESTART_CODES" "$code"; then restart="$code"; elif ((code)); then failed+=" $code"; fi
+      if is_restart "$code"; then restart="$code"; elif ((code)); then failed+=" $code"; fi
     done
     if [[ -n "$failed" ]]; then printf 'failed%s' "$failed"; else printf '%s' "${restart:+restart }${restart:-finished}"; fi
   fi
@@ -185,14 +186,14 @@ bring_up() {
 
 # Runs until the command has finished, through preemptions; flaxbert goes on from its newest checkpoint.
 resume() {
-  local limit="${option[max-restarts]:-100}" restarts=0 code
+  local limit="${option[max-restarts]:-20}" restarts=0 code
   while true; do
     code=0
     if bring_up "$restarts"; then
       if [[ "$run_now" != running ]]; then start_run || fail "the run could not be started; see the messages above"; fi
       wait_for_run || code=$?
       ((code)) || return 0
-      contains "$RESTART_CODES" "$code" || return "$code"
+      is_restart "$code" || return "$code"
     fi
     ((restarts < limit)) || fail "given up after $limit restarts; raise --max-restarts to go on"
     restarts=$((restarts + 1))

@@ -22,7 +22,7 @@ submit
   --partition, --account, --qos, --constraint, --cpus, --memory
                           as sbatch takes them; --cpus and --memory are those of one host
   --notice-seconds N      time for saving before the limit (default: 120)
-  --max-restarts N        how often the job is queued again at most (default: 100)
+  --max-restarts N        how often the job is queued again at most (default: 20)
   --program PATH          flaxbert on the hosts (default: .venv/bin/flaxbert of this repository)
   --env NAME=VALUE        a variable of the run's environment; can be repeated
 logs
@@ -35,10 +35,16 @@ END
 }
 
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-log_folder() { printf '%s' "${option[log-folder]:-runs/slurm}"; }
+# The job has the same working folder, but its hosts may have another idea of a relative path.
+log_folder() {
+  local folder="${option[log-folder]:-runs/slurm}"
+  [[ "$folder" == /* ]] || folder="$PWD/$folder"
+  printf '%s' "$folder"
+}
 
 submit() {
-  local program="${option[program]:-$repository/.venv/bin/flaxbert}" flags name
+  local program="${option[program]:-$repository/.venv/bin/flaxbert}" logs flags name
+  logs="$(log_folder)"
   flags=(
     --parsable
     --job-name "${option[name]}"
@@ -48,8 +54,7 @@ submit() {
     --requeue
     --open-mode append
     --signal "B:TERM@${option[notice-seconds]:-120}"
-    --output "$(log_folder)/%j.log"
-    --export "ALL,FLAXBERT_MAX_RESTARTS=${option[max-restarts]:-100}"
+    --output "$logs/%j.log"
   )
   for name in time partition account qos constraint; do
     [[ -z "${option[$name]:-}" ]] || flags+=("--$name" "${option[$name]}")
@@ -58,8 +63,9 @@ submit() {
   [[ -z "${option[memory]:-}" ]] || flags+=(--mem "${option[memory]}")
   is_dry_run || [[ -x "$program" ]] || fail "$program is no program; run make setup in the repository, or name flaxbert with --program"
   # Slurm does not make the folder, and a job without one fails in silence.
-  run mkdir -p "$(log_folder)"
-  run sbatch "${flags[@]}" "$repository/tpu_scripts/slurm_job.sh" env "${environment[@]}" "$program" "${command_words[@]}"
+  run mkdir -p "$logs"
+  run sbatch "${flags[@]}" "$repository/tpu_scripts/slurm_job.sh" "${option[max-restarts]:-20}" \
+    env "${environment[@]}" "$program" "${command_words[@]}"
 }
 
 action="${1:-}"

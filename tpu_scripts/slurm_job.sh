@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# The batch script that slurm.sh submits: one process per node, and the job back into the queue when it was stopped.
-# Slurm runs a copy of this file, so it sources nothing.
+# The batch script that slurm.sh submits: one process per node, and the job back into the queue when it can go on.
+# Arguments: the most restarts, and the command. Slurm runs a copy of this file, so it sources nothing.
 set -euo pipefail
 
 log() { printf '%s slurm_job.sh: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$1"; }
 
-# flaxbert ends with 143 when it was asked to stop and has saved its state.
-RESTART_CODES="143"
+max_restarts="$1"
+shift
 restarts="${SLURM_RESTART_COUNT:-0}"
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
 
 # JAX gives each process of a Slurm job one GPU, that of its local number. With one process a node it is to have all.
 if [[ -z "${JAX_LOCAL_DEVICE_IDS:-}" && "${SLURM_GPUS_ON_NODE:-}" =~ ^[1-9][0-9]*$ ]]; then
@@ -15,26 +17,39 @@ if [[ -z "${JAX_LOCAL_DEVICE_IDS:-}" && "${SLURM_GPUS_ON_NODE:-}" =~ ^[1-9][0-9]
   export JAX_LOCAL_DEVICE_IDS
 fi
 
-log "job $SLURM_JOB_ID on $SLURM_JOB_NUM_NODES node(s), restart $restarts: $*"
 flags=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
 # srun no longer takes this from sbatch (since Slurm 22.05), and would bind each process to one core.
 [[ -z "${SLURM_CPUS_PER_TASK:-}" ]] || flags+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
-srun "${flags[@]}" --cpu-bind=none --kill-on-bad-exit=1 --label "$@" &
-steps=$!
+
+log "job $SLURM_JOB_ID on $SLURM_JOB_NUM_NODES node(s), restart $restarts: $*"
+mkfifo "$scratch/errors"
+tee "$scratch/messages" <"$scratch/errors" >&2 &
+reader=$!
+# The command is no child of a shell here: Slurm may signal the process that srun starts, or all below it, and a second
+# signal would keep flaxbert from saving.
+srun "${flags[@]}" --cpu-bind=none --kill-on-bad-exit=1 --label "$@" 2>"$scratch/errors" &
+step=$!
 # Slurm signals only this shell (--signal=B:TERM@...); srun hands the signal on to all processes.
-trap 'log "asked to stop; the run saves its state"; kill -TERM "$steps" 2>/dev/null || true' TERM
+trap 'log "asked to stop; the run saves its state"; kill -TERM "$step" 2>/dev/null || true' TERM
 code=0
-wait "$steps" || code=$?
+wait "$step" || code=$?
 # A trapped signal ends `wait` early; the run itself is still saving.
-while kill -0 "$steps" 2>/dev/null; do
+while kill -0 "$step" 2>/dev/null; do
   code=0
-  wait "$steps" || code=$?
+  wait "$step" || code=$?
 done
 trap '' TERM
+wait "$reader" || true
+
+# 75: flaxbert hung; 143: it was asked to stop and has saved; from 128 on it was killed. Other codes are its errors. srun
+# returns the largest code, and processes that lost their peer have larger ones than the peer with the error.
+while read -r own; do
+  if ((own != 75 && own < 128)); then code="$own"; fi
+done < <(sed -n 's/^srun: error: .*: Exited with exit code \([0-9][0-9]*\)$/\1/p' "$scratch/messages")
 log "the run ended with exit code $code"
 
-if [[ " $RESTART_CODES " != *" $code "* ]]; then exit "$code"; fi
-if ((restarts >= ${FLAXBERT_MAX_RESTARTS:-100})); then
+if ((code != 75 && code < 128)); then exit "$code"; fi
+if ((restarts >= max_restarts)); then
   log "not queued again after $restarts restarts; submit it again with a larger --max-restarts"
   exit "$code"
 fi

@@ -34,7 +34,7 @@ install, resume
   --python VERSION         Python on the workers (default: 3.11)
 run, resume
   --env NAME=VALUE         a variable of the run's environment; can be repeated
-  --max-restarts N         resume: how often at most (default: 100)
+  --max-restarts N         resume: how often at most (default: 20)
 logs
   --worker N               which worker, or all (default: 0)
   --follow                 goes on until you interrupt it

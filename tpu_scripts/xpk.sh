@@ -38,7 +38,7 @@ all
 END
 }
 
-# XPK starts a workload again after exit code 42 and those from 127 on; 1 is also that of a process whose peer was lost.
+# XPK starts a workload again after exit code 42 and those from 127 on; flaxbert returns 75 when it hung.
 # With exec the signal that XPK hands on reaches flaxbert itself and not a shell around it.
 create() {
   local flags setting
@@ -49,7 +49,7 @@ create() {
     --max-restarts "${option[max-restarts]:-20}"
     --termination-grace-period-seconds "${option[grace-seconds]:-120}"
     --priority "${option[priority]:-medium}"
-    --restart-on-exit-codes 1
+    --restart-on-exit-codes 75
     --env FLAXBERT_JOIN=1
   )
   for setting in "${environment[@]}"; do flags+=(--env "$setting"); done

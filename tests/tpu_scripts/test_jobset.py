@@ -53,7 +53,7 @@ def test_the_manifest_holds_one_pod_for_each_machine_of_each_slice(cloud: Cloud)
     assert container["resources"] == {"limits": {"google.com/tpu": 4}}
     assert {"name": "FLAXBERT_JOIN", "value": "1"} in container["env"]
     rule = spec["podFailurePolicy"]["rules"][0]["onExitCodes"]
-    assert rule == {"containerName": container["name"], "operator": "In", "values": [2]}
+    assert rule == {"containerName": container["name"], "operator": "In", "values": [1, 2, 126, 127]}
 
 
 def test_the_command_and_its_variables_arrive_as_they_were_written(cloud: Cloud) -> None:

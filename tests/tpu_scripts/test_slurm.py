@@ -45,7 +45,8 @@ def test_submit_asks_for_one_process_a_node_a_warning_and_a_place_in_the_queue(c
     assert flags["--signal"] == "B:TERM@120"
     assert (flags["--nodes"], flags["--ntasks-per-node"], flags["--gpus-per-node"]) == ("2", "1", "8")
     assert flags["--open-mode"] == "append"
-    assert words[words.index(JOB_SCRIPT) + 1 :] == ["env", "A=b c", flaxbert, "pretrain", *OPTIONS]
+    assert flags["--output"] == str(cloud.folder / "runs" / "slurm" / "%j.log")
+    assert words[words.index(JOB_SCRIPT) + 1 :] == ["20", "env", "A=b c", flaxbert, "pretrain", *OPTIONS]
 
 
 def test_submit_needs_flaxbert(cloud: Cloud) -> None:
@@ -60,12 +61,12 @@ def test_submit_needs_flaxbert(cloud: Cloud) -> None:
     [
         (["state"], ["squeue", "--jobs", "7", "--states", "all", "--format", "%i %j %T %M %D %R"]),
         (["cancel"], ["scancel", "7"]),
-        (["logs", "--follow", "--log-folder", "l"], ["tail", "-n", "+1", "-F", "l/7.log"]),
+        (["logs", "--follow", "--log-folder", "l"], ["tail", "-n", "+1", "-F", "HERE/l/7.log"]),
     ],
 )
 def test_a_job_is_looked_at_and_ended_by_its_number(cloud: Cloud, arguments: list[str], expected: list[str]) -> None:
     dry = cloud.run("slurm.sh", *arguments, "--job", "7", "--dry-run")
-    assert commands(dry.stdout) == [expected]
+    assert commands(dry.stdout.replace(str(cloud.folder), "HERE")) == [expected]
     if expected[0] != "tail":
         assert cloud.run("slurm.sh", *arguments, "--job", "7").returncode == 0
         assert [call["arguments"] for call in cloud.calls()] == [expected]
@@ -91,9 +92,14 @@ def test_wrong_arguments_are_named(cloud: Cloud, arguments: list[str], complaint
 
 
 def start_job(cloud: Cloud, body: str, *options: str, **variables: str) -> subprocess.Popen[str]:
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4", **variables}
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_GPUS_ON_NODE": "4",
+        **variables,
+    }
     return subprocess.Popen(
-        [JOB_SCRIPT, program(cloud, body), "pretrain", *options],
+        [JOB_SCRIPT, "5", program(cloud, body), "pretrain", *options],
         env={**cloud.environment, **slurm},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -139,7 +145,7 @@ def test_a_job_that_slurm_stops_saves_and_goes_back_into_the_queue(cloud: Cloud)
         (
             143,
             "RUNNING",
-            {"SLURM_RESTART_COUNT": "5", "FLAXBERT_MAX_RESTARTS": "5"},
+            {"SLURM_RESTART_COUNT": "5"},
             "not queued again after 5 restarts",
         ),
         (1, "RUNNING", {}, "ended with exit code 1"),
@@ -153,11 +159,19 @@ def test_other_ends_are_final(cloud: Cloud, code: int, state: str, variables: di
     assert "scontrol requeue" not in [call["key"] for call in cloud.calls()]
 
 
-def test_a_run_that_saved_by_itself_is_queued_again(cloud: Cloud) -> None:
+@pytest.mark.parametrize("end", ["exit 143", "exit 75", "kill -ABRT $$"])
+def test_a_run_that_saved_hung_or_was_killed_is_queued_again(cloud: Cloud, end: str) -> None:
     cloud.answer({"squeue": ["RUNNING"]})
-    code, _ = end_of(start_job(cloud, "exit 143"))
-    assert code == 0
+    code, output = end_of(start_job(cloud, end))
+    assert code == 0, output
     assert cloud.calls()[-1]["key"] == "scontrol requeue"
+
+
+def test_the_error_of_one_process_counts_more_than_the_end_of_its_peers(cloud: Cloud) -> None:
+    told_by_srun = "srun: error: host1: task 1: Exited with exit code 3"
+    code, output = end_of(start_job(cloud, f"echo '{told_by_srun}' >&2; kill -ABRT $$"))
+    assert code == 3
+    assert output.index(told_by_srun) < output.index("ended with exit code 3")
 
 
 def test_the_gpus_may_be_chosen_by_hand(cloud: Cloud) -> None:

@@ -97,6 +97,7 @@ def test_install_stops_at_the_first_step_that_fails(cloud: Cloud) -> None:
         ([RUNNING, FINISHED], 0, "the run: finished"),
         ([RUNNING, STOPPED], 143, "the run: restart 143"),
         (["flaxbert-run w0 ended 143\nflaxbert-run w1 lost"], 143, "restart lost"),
+        (["flaxbert-run w0 ended 75\nflaxbert-run w1 ended 134"], 143, "the run: restart"),
         ([RUNNING, "flaxbert-run w0 ended 1\nflaxbert-run w1 ended 134"], 1, "ended with exit code 1; see: "),
         (["flaxbert-run w0 ended 143\nflaxbert-run w1 ended 3"], 3, "ended with exit code 3"),
         (["flaxbert-run w0 ended 0\nflaxbert-run w1 none"], 1, "nothing was started"),
@@ -149,7 +150,7 @@ def test_resume_recreates_a_preempted_machine_and_starts_the_same_command_again(
     starts = [call["arguments"] for call in cloud.calls() if call["key"].endswith("ssh start")]
     assert len(starts) == 2
     assert starts[0] == starts[1]
-    assert "restart 1 of at most 100" in result.stderr
+    assert "restart 1 of at most 20" in result.stderr
 
 
 def test_resume_only_watches_a_run_that_is_going_on(cloud: Cloud) -> None:
