@@ -6,13 +6,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 usage() {
   cat <<'END'
 Usage: tpu_scripts/slurm.sh submit --name NAME --nodes N --gpus N [OPTIONS] -- COMMAND OPTIONS...
-       tpu_scripts/slurm.sh state|logs|cancel --job ID [OPTIONS]
+       tpu_scripts/slurm.sh state|logs|stop|cancel --job ID [OPTIONS]
 
 Actions
   submit    puts `flaxbert COMMAND OPTIONS...` into the queue and prints the number of the job
   state     prints what Slurm says of the job
   logs      prints what the job wrote
-  cancel    ends the job; flaxbert saves first, if it can within the KillWait of the cluster
+  stop      asks the run to save and end; it is not queued again
+  cancel    ends the job at once; what was done since the newest checkpoint is lost
 
 submit
   --name NAME             name of the job
@@ -82,7 +83,7 @@ case "$action" in
     require_command
     submit
     ;;
-  state | logs | cancel)
+  state | logs | stop | cancel)
     case "$action" in logs) parse_options "job log-folder" "follow" "$@" ;; *) parse_options "job" "" "$@" ;; esac
     refuse_command
     require job
@@ -90,9 +91,14 @@ case "$action" in
     case "$action" in
       state) run squeue --jobs "${option[job]}" --states all --format "%i %j %T %M %D %R" ;;
       logs) run tail -n +1 ${option[follow]:+-F} "$(log_folder)/${option[job]}.log" ;;
+      stop)
+        run scontrol update "JobId=${option[job]}" Requeue=0
+        # Only to the batch script, which hands it on in the right way.
+        run scancel --batch --signal=TERM "${option[job]}"
+        ;;
       cancel) run scancel "${option[job]}" ;;
     esac
     ;;
   -h | --help) usage ;;
-  *) wrong "the first argument must be an action, not '$action'; actions are: submit, state, logs, cancel" ;;
+  *) wrong "the first argument must be an action, not '$action'; actions are: submit, state, logs, stop, cancel" ;;
 esac

@@ -3,6 +3,7 @@
 # Arguments: the most restarts, and the command. Slurm runs a copy of this file, so it sources nothing.
 set -euo pipefail
 
+job_state() { squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T || true; }
 log() { printf '%s slurm_job.sh: %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$1"; }
 
 max_restarts="$1"
@@ -25,12 +26,17 @@ log "job $SLURM_JOB_ID on $SLURM_JOB_NUM_NODES node(s), restart $restarts: $*"
 mkfifo "$scratch/errors"
 tee "$scratch/messages" <"$scratch/errors" >&2 &
 reader=$!
-# The command is no child of a shell here: Slurm may signal the process that srun starts, or all below it, and a second
-# signal would keep flaxbert from saving.
+# The command is no child of a shell here: Slurm may signal only the process that srun starts.
 srun "${flags[@]}" --cpu-bind=none --kill-on-bad-exit=1 --label "$@" 2>"$scratch/errors" &
 step=$!
-# Slurm signals only this shell (--signal=B:TERM@...); srun hands the signal on to all processes.
-trap 'log "asked to stop; the run saves its state"; kill -TERM "$step" 2>/dev/null || true' TERM
+# Slurm signals only this shell (--signal=B:TERM@...). srun must not get the signal: it would kill the processes at once.
+# scancel --signal reaches them, and not this shell. Of a cancelled job Slurm has signalled all, and a second signal would
+# keep flaxbert from saving.
+ask_to_save() {
+  log "asked to stop; the run saves its state"
+  if [[ "$(job_state)" == RUNNING ]]; then scancel --signal=TERM "$SLURM_JOB_ID"; fi
+}
+trap ask_to_save TERM
 code=0
 wait "$step" || code=$?
 # A trapped signal ends `wait` early; the run itself is still saving.
@@ -53,12 +59,16 @@ if ((restarts >= max_restarts)); then
   log "not queued again after $restarts restarts; submit it again with a larger --max-restarts"
   exit "$code"
 fi
-# A job that somebody cancelled also gets the signal, but is no longer running; it must stay cancelled. A preempted job
-# is queued again by Slurm itself.
-state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
+# A job that somebody cancelled is no longer running and must stay cancelled. A preempted one is queued again by Slurm itself.
+state="$(job_state)"
 if [[ "$state" != RUNNING ]]; then
   log "the job is ${state:-gone}; it is not queued again here"
   exit "$code"
 fi
-log "queued again"
-scontrol requeue "$SLURM_JOB_ID"
+# slurm.sh stop takes the leave to be queued again away.
+if scontrol requeue "$SLURM_JOB_ID"; then
+  log "queued again"
+else
+  log "Slurm does not queue the job again; what is saved stays"
+  exit "$code"
+fi

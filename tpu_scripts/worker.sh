@@ -27,7 +27,8 @@ fail() {
 install() {
   (($# == 2)) || fail "install takes a Python version and an extra" 2
   python3 -m pip --version >/dev/null || fail "python3 has no pip; install it with: sudo apt-get install python3-pip"
-  python3 -m pip install --quiet --user uv
+  # Newer images let pip install only where told so; --user leaves the system as it is.
+  PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
   [[ -x .venv/bin/python ]] || python3 -m uv venv --quiet --python "$1" .venv
   python3 -m uv pip install --quiet --python .venv/bin/python --editable ".[$2]"
 }

@@ -8,6 +8,7 @@ of the documentation are in ``tpu_scripts/README.md``.
 
 import json
 import os
+import signal
 import sys
 
 
@@ -104,6 +105,7 @@ COMMANDS = {
     "srun": Command(SLURM + "--kill-on-bad-exit --cpu-bind --wait", "--label --unbuffered --exact", "", -1),
     "squeue": Command("--jobs --format --states --user --name", "--noheader --me", "", 0),
     "scontrol requeue": Command("", "", "", 1),
+    "scontrol update": Command("", "", "", 2),
     "scancel": Command("--signal --name --user --state", "--batch --full --quiet", "", 1),
 }
 
@@ -155,6 +157,18 @@ def answer_key(name: str, flags: dict[str, list[str]]) -> str:
     return f"{name} {command[-1].split()[0]}" if len(command) > 1 else f"{name} {flags['--command'][0]}"
 
 
+def run_step(command: list[str], note: str) -> int:
+    """Runs one process as srun does; like srun, kills it when srun itself gets SIGTERM. Notes its number in a file."""
+    process = os.fork()
+    if not process:
+        os.execvp(command[0], command)
+    with open(note, "w", encoding="utf-8") as step:  # noqa: PTH123
+        step.write(str(process))
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(process, signal.SIGKILL))
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
 def main() -> None:
     """Checks, notes and answers one call."""
     arguments = [sys.argv[0].rpartition("/")[2], *sys.argv[1:]]
@@ -167,7 +181,10 @@ def main() -> None:
         before = sum(json.loads(line)["key"] == key for line in calls)
         calls.write(json.dumps({"key": key, "arguments": arguments, "input": text}) + "\n")
     if name == "srun":
-        os.execvp(words[0], words)
+        sys.exit(run_step(words, f"{folder}/step"))
+    if name == "scancel" and "--signal" in flags and "--batch" not in flags:
+        with open(f"{folder}/step", encoding="utf-8") as step:  # noqa: PTH123
+            os.kill(int(step.read()), getattr(signal, f"SIG{flags['--signal'][0]}"))
     with open(f"{folder}/answers.json", encoding="utf-8") as recorded:  # noqa: PTH123
         answers = json.load(recorded).get(key) or [""]
     answer = answers[min(before, len(answers) - 1)]

@@ -59,17 +59,20 @@ def test_submit_needs_flaxbert(cloud: Cloud) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["state"], ["squeue", "--jobs", "7", "--states", "all", "--format", "%i %j %T %M %D %R"]),
-        (["cancel"], ["scancel", "7"]),
-        (["logs", "--follow", "--log-folder", "l"], ["tail", "-n", "+1", "-F", "HERE/l/7.log"]),
+        (["state"], [["squeue", "--jobs", "7", "--states", "all", "--format", "%i %j %T %M %D %R"]]),
+        (["cancel"], [["scancel", "7"]]),
+        (["stop"], [["scontrol", "update", "JobId=7", "Requeue=0"], ["scancel", "--batch", "--signal=TERM", "7"]]),
+        (["logs", "--follow", "--log-folder", "l"], [["tail", "-n", "+1", "-F", "HERE/l/7.log"]]),
     ],
 )
-def test_a_job_is_looked_at_and_ended_by_its_number(cloud: Cloud, arguments: list[str], expected: list[str]) -> None:
+def test_a_job_is_looked_at_and_ended_by_its_number(
+    cloud: Cloud, arguments: list[str], expected: list[list[str]]
+) -> None:
     dry = cloud.run("slurm.sh", *arguments, "--job", "7", "--dry-run")
-    assert commands(dry.stdout.replace(str(cloud.folder), "HERE")) == [expected]
-    if expected[0] != "tail":
+    assert commands(dry.stdout.replace(str(cloud.folder), "HERE")) == expected
+    if expected[0][0] != "tail":
         assert cloud.run("slurm.sh", *arguments, "--job", "7").returncode == 0
-        assert [call["arguments"] for call in cloud.calls()] == [expected]
+        assert [call["arguments"] for call in cloud.calls()] == expected
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_a_job_is_looked_at_and_ended_by_its_number(cloud: Cloud, arguments: lis
         (["submit", *HOSTS, "--time", "a day", "--", "x"], "--time must be a time as sbatch takes it"),
         (["state"], "--job is missing"),
         (["cancel", "--job", "run"], "--job must be the number that submit printed"),
-        (["start"], "not 'start'; actions are: submit, state, logs, cancel"),
+        (["start"], "not 'start'; actions are: submit, state, logs, stop, cancel"),
     ],
 )
 def test_wrong_arguments_are_named(cloud: Cloud, arguments: list[str], complaint: str) -> None:
@@ -122,19 +125,41 @@ def test_the_job_runs_one_process_a_node_with_all_gpus(cloud: Cloud) -> None:
     assert "--cpus-per-task=64" in call["arguments"]
 
 
-def test_a_job_that_slurm_stops_saves_and_goes_back_into_the_queue(cloud: Cloud) -> None:
-    cloud.answer({"squeue": ["RUNNING"]})
+def start_saving_job(cloud: Cloud) -> subprocess.Popen[str]:
+    """Starts a job whose processes save when they are asked to stop, once they run."""
     saving = "trap 'sleep 0.3; echo saved; exit 143' TERM; touch ready; for _ in {1..2000}; do sleep 0.01; done"
     job = start_job(cloud, f"cd '{cloud.folder}'; {saving}")
     end = time.monotonic() + PATIENCE_SECONDS
     while not (cloud.folder / "ready").exists():
         assert time.monotonic() < end
         time.sleep(0.02)
+    return job
+
+
+def test_a_cancelled_job_is_signalled_once(cloud: Cloud) -> None:
+    cloud.answer({"squeue": ["COMPLETING"]})
+    job = start_saving_job(cloud)
+    os.kill(job.pid, signal.SIGTERM)
+    os.kill(int((cloud.folder / "step").read_text(encoding="utf-8")), signal.SIGTERM)
+    code, output = end_of(job)
+    assert code == 143
+    assert "saved" in output
+    assert {call["key"] for call in cloud.calls()} == {"srun", "squeue"}
+
+
+def test_a_job_that_slurm_stops_saves_and_goes_back_into_the_queue(cloud: Cloud) -> None:
+    cloud.answer({"squeue": ["RUNNING"]})
+    job = start_saving_job(cloud)
     os.kill(job.pid, signal.SIGTERM)
     code, output = end_of(job)
     assert code == 0
     assert output.index("asked to stop") < output.index("saved") < output.index("queued again")
-    assert cloud.calls()[-1]["arguments"] == ["scontrol", "requeue", "7"]
+    assert [call["arguments"] for call in cloud.calls()[1:]] == [
+        ["squeue", "--noheader", "--jobs=7", "--format=%T"],
+        ["scancel", "--signal=TERM", "7"],
+        ["squeue", "--noheader", "--jobs=7", "--format=%T"],
+        ["scontrol", "requeue", "7"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +190,13 @@ def test_a_run_that_saved_hung_or_was_killed_is_queued_again(cloud: Cloud, end: 
     code, output = end_of(start_job(cloud, end))
     assert code == 0, output
     assert cloud.calls()[-1]["key"] == "scontrol requeue"
+
+
+def test_a_stopped_job_that_slurm_does_not_queue_again_stays_saved(cloud: Cloud) -> None:
+    cloud.answer({"squeue": ["RUNNING"], "scontrol requeue": [[1, "", "Requested operation is presently disabled"]]})
+    code, output = end_of(start_job(cloud, "exit 143"))
+    assert code == 143
+    assert "Slurm does not queue the job again; what is saved stays" in output
 
 
 def test_the_error_of_one_process_counts_more_than_the_end_of_its_peers(cloud: Cloud) -> None:
