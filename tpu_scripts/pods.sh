@@ -164,6 +164,9 @@ wait_for_workers() {
 bring_up() {
   local state
   state="$(pod_state)" || fail "the state of ${option[name]} could not be read"
+  if [[ "$state" != DELETING ]] && contains "$stopped" "$state"; then
+    fail "${option[name]} is $state and does not come back by itself; start it with gcloud, or delete it and resume again"
+  fi
   if contains "$gone" "$state"; then
     say "${option[name]} is $state; it is deleted and created again"
     delete_pod || fail "${option[name]} could not be deleted; see the messages above"
@@ -198,6 +201,7 @@ resume() {
     ((restarts < limit)) || fail "given up after $limit restarts; raise --max-restarts to go on"
     restarts=$((restarts + 1))
     say "restart $restarts of at most $limit"
+    sleep "${option[poll-seconds]}"
   done
 }
 

@@ -54,11 +54,11 @@ start() {
   mkdir -p .run
   # Its own session, so that it outlives the ssh connection.
   setsid bash "$self" hold "$@" </dev/null >>.run/log 2>&1 &
-  for _ in {1..100}; do
+  for _ in {1..600}; do
     [[ ! -f .run/process ]] || return 0
     sleep 0.1
   done
-  fail "the run did not start within ten seconds; see .run/log"
+  fail "the run did not start within a minute; see .run/log"
 }
 
 # Stays beside the run and writes down how it ended.

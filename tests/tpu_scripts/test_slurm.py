@@ -15,7 +15,7 @@ from tests.tpu_scripts.cloud import Cloud, commands
 JOB_SCRIPT = str(ROOT / "tpu_scripts" / "slurm_job.sh")
 HOSTS = ("--name", "run", "--nodes", "2", "--gpus", "8")
 OPTIONS = ["--config", "my file.yaml", "--x", "a\"b'$HOME;"]
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 120.0
 
 
 def program(cloud: Cloud, body: str) -> str:

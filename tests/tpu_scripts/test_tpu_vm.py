@@ -64,21 +64,20 @@ def test_create_waits_until_the_machine_is_ready_and_reminds_of_its_costs(cloud:
 
 
 @pytest.mark.parametrize(
-    ("states", "complaint"),
+    ("states", "limits", "complaint"),
     [
-        (["CREATING", "PREEMPTED"], "v5 was not created"),
-        pytest.param([[1, "", "network is down"]], "network is down", marks=pytest.mark.slow),
-        pytest.param(["CREATING"], "v5 is still CREATING after 1 seconds", marks=pytest.mark.slow),
+        (["CREATING", "PREEMPTED"], ["--poll-seconds", "0"], "v5 was not created"),
+        pytest.param([[1, "", "network is down"]], ["--poll-seconds", "0"], "network is down", marks=pytest.mark.slow),
+        pytest.param(
+            ["CREATING"],
+            ["--poll-seconds", "1", "--timeout-seconds", "1"],
+            "v5 is still CREATING after 1 seconds",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_create_says_why_it_gives_up(cloud: Cloud, states: list, complaint: str) -> None:
+def test_create_says_why_it_gives_up(cloud: Cloud, states: list, limits: list[str], complaint: str) -> None:
     cloud.answer({f"{VM} describe": states})
-    limits = (
-        "--poll-seconds",
-        "0" if len(states) > 1 or isinstance(states[0], list) else "1",
-        "--timeout-seconds",
-        "1",
-    )
     result = cloud.run("tpu_vm.sh", "create", *WHERE, "--type", "v5p-128", *limits)
     assert result.returncode == 1
     assert complaint in result.stderr
@@ -173,6 +172,26 @@ def test_resume_does_not_repeat_a_run_that_fails(cloud: Cloud) -> None:
     result = cloud.run("tpu_vm.sh", *RESUME, "--", "pretrain")
     assert result.returncode == 2
     assert cloud.called().count("ssh start") == 1
+
+
+def test_resume_leaves_a_machine_alone_that_somebody_stopped(cloud: Cloud) -> None:
+    cloud.answer({f"{VM} describe": ["STOPPED"]})
+    result = cloud.run("tpu_vm.sh", *RESUME, "--", "pretrain")
+    assert result.returncode == 1
+    assert "v5 is STOPPED and does not come back by itself" in result.stderr
+    assert cloud.called() == ["describe"]
+
+
+def test_resume_waits_until_a_machine_is_deleted_and_creates_it_again(cloud: Cloud) -> None:
+    cloud.answer(
+        {
+            f"{VM} describe": ["DELETING", "DELETING", NOT_FOUND, "READY"],
+            f"{VM} ssh state": ["flaxbert-run w0 none", FINISHED],
+        }
+    )
+    result = cloud.run("tpu_vm.sh", *RESUME, "--", "pretrain")
+    assert result.returncode == 0, result.stderr
+    assert cloud.called()[:4] == ["describe", "describe", "describe", "create"]
 
 
 def test_resume_fails_at_once_where_the_first_creation_does(cloud: Cloud) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import ROOT
 
 Worker = Callable[..., subprocess.CompletedProcess[str]]
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 120.0
 
 
 @pytest.fixture
