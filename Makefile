@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
-SHELL_SCRIPTS := .ci/run $(wildcard tpu_scripts/*.sh)
+SHELL_SCRIPTS := .ci/run $(wildcard tpu_scripts/*.sh tpu_scripts/*/*.sh)
 
 # Real data for tests and benchmarks; the tests that need it say so and are counted where it is absent.
 FLAXBERT_TEST_DATA ?= $(abspath $(wildcard ../shared/data))

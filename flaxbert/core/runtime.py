@@ -173,6 +173,9 @@ def configure(use_compilation_cache: bool = True) -> dict[str, str]:
     return done
 
 
+JOIN_VARIABLE = "FLAXBERT_JOIN"
+"""Set to 1, it says that this process is one of several, which JAX can find (a Cloud TPU VM tells it nothing else)."""
+
 _CLUSTER_VARIABLES = (
     "SLURM_NTASKS",
     "OMPI_COMM_WORLD_SIZE",
@@ -189,10 +192,20 @@ def _cluster_size() -> int:
     return len([name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name])
 
 
+def _in_cluster() -> bool:
+    joined = os.environ.get(JOIN_VARIABLE)
+    if joined not in {None, "", "1"}:
+        raise MeshError(
+            f"{JOIN_VARIABLE} is {joined!r}; set it to 1 where several processes form one run, or unset it."
+        )
+    return bool(joined) or (any(os.environ.get(name) for name in _CLUSTER_VARIABLES) and _cluster_size() != 1)
+
+
 def initialize_distributed(config: MeshConfig) -> bool:
     """Joins the processes of a run, where there are several.
 
-    Explicit settings win; otherwise the cluster is detected by JAX (Slurm, Open MPI, Kubernetes, Cloud TPU).
+    Explicit settings win; otherwise the cluster is detected by JAX (Slurm, Open MPI, Kubernetes, Cloud TPU). The workers
+    of a Cloud TPU VM show nothing in their environment; the launchers set ``FLAXBERT_JOIN=1`` there.
 
     Args:
       config: ``coordinator``, ``num_processes`` and ``process_id``.
@@ -222,7 +235,7 @@ def initialize_distributed(config: MeshConfig) -> bool:
         roll_call(config.coordinator, config.num_processes, config.process_id, config.join_seconds)
     elif config.num_processes > 1:
         raise MeshError("mesh.num_processes needs mesh.coordinator, the address host:port of process 0.")
-    elif not any(os.environ.get(name) for name in _CLUSTER_VARIABLES) or _cluster_size() == 1:
+    elif not _in_cluster():
         return False
     try:
         jax.distributed.initialize(

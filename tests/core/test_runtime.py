@@ -132,11 +132,37 @@ def test_incomplete_cluster_settings_are_refused(settings, message):
 
 
 def test_one_process_joins_nobody(monkeypatch):
-    for name in runtime._CLUSTER_VARIABLES:
+    for name in (*runtime._CLUSTER_VARIABLES, runtime.JOIN_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     assert runtime.initialize_distributed(MeshConfig()) is False
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert runtime.initialize_distributed(MeshConfig()) is False
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {runtime.JOIN_VARIABLE: "1"},
+        {runtime.JOIN_VARIABLE: "1", "TPU_WORKER_HOSTNAMES": "localhost"},
+        {"TPU_WORKER_HOSTNAMES": "a,b"},
+    ],
+)
+def test_a_process_that_is_one_of_several_lets_jax_find_the_others(monkeypatch, variables):
+    for name in (*runtime._CLUSTER_VARIABLES, runtime.JOIN_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
+    runtime.initialize_distributed(MeshConfig())
+    assert len(calls) == 1
+    assert "coordinator_address" not in calls[0]
+
+
+def test_a_wish_to_join_is_spelled_in_one_way(monkeypatch):
+    monkeypatch.setenv(runtime.JOIN_VARIABLE, "yes")
+    with pytest.raises(MeshError, match="FLAXBERT_JOIN is 'yes'; set it to 1"):
+        runtime.initialize_distributed(MeshConfig())
 
 
 def test_host_memory_is_the_smallest_limit(monkeypatch):
