@@ -1,0 +1,103 @@
+"""Peaks of the CPU of this machine, measured in a few seconds: no data sheet says what its compiler and its memory reach."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flaxbert.core.runtime import host_memory_limit_bytes
+from flaxbert.planning.chips import Chip
+from flaxbert.planning.operations import TRANSCENDENTAL_OPERATIONS
+
+SECONDS_EACH = 0.25
+"""Time that each measurement takes; the best run counts, since other processes can only slow one down."""
+
+LEAST_RUNS = 5
+
+_MATRIX = ((8, 128, 768), (768, 3072))
+_HEADS = ((96, 128, 64), (96, 64, 128))
+_COPY_ELEMENTS = 1 << 25
+_VECTOR_ELEMENTS = 1 << 20
+
+
+def best_seconds(run: Callable[[], Any], seconds: float = SECONDS_EACH) -> float:
+    """Returns the shortest time of a call among as many as fit into a time, after one call that compiles.
+
+    Args:
+      run: Returns arrays, which are waited for.
+      seconds: Time to measure for.
+    """
+    jax.block_until_ready(run())
+    times: list[float] = []
+    while len(times) < LEAST_RUNS or sum(times) < seconds:
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _ones(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jax.device_put(jnp.full(shape, 0.5, dtype))
+
+
+def _matmul_flops(dtype: Any, shapes: tuple[tuple[int, ...], tuple[int, ...]], batched: bool) -> float:
+    left, right = (_ones(shape, dtype) for shape in shapes)
+    batch = ((0,), (0,)) if batched else ((), ())
+    axes = (((left.ndim - 1,), (1 if batched else 0,)), batch)
+    dot = jax.jit(functools.partial(lax.dot_general, dimension_numbers=axes, preferred_element_type=jnp.float32))
+    columns = shapes[1][-1]
+    return 2.0 * left.size * columns / best_seconds(lambda: dot(left, right))
+
+
+def _copy_bandwidth() -> float:
+    array = _ones((_COPY_ELEMENTS,), jnp.float32)
+    add = jax.jit(lambda values: values + jnp.float32(1.0))
+    return 2.0 * array.nbytes / best_seconds(lambda: add(array))
+
+
+def _vector_operations() -> float:
+    array = _ones((_VECTOR_ELEMENTS,), jnp.float32)
+    one = jnp.float32(1.0)
+
+    @jax.jit
+    def work(values: jax.Array) -> jax.Array:
+        for _ in range(2):
+            values = jnp.exp(values * (one - values)) + one
+        return values
+
+    operations = 2 * (TRANSCENDENTAL_OPERATIONS + 3)
+    return operations * array.size / best_seconds(lambda: work(array))
+
+
+def measure_cpu(num_devices: int = 1) -> Chip:
+    """Measures matrix products, copies and elementwise work on this machine.
+
+    Args:
+      num_devices: Virtual devices that share it.
+
+    Returns:
+      What each of them gets.
+    """
+    share = 1.0 / num_devices
+    # Both types are measured: bfloat16 reaches another unit on some machines and none at all on others.
+    types = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+    plain = {name: share * _matmul_flops(dtype, _MATRIX, batched=False) for name, dtype in types.items()}
+    batched = {name: share * _matmul_flops(dtype, _HEADS, batched=True) for name, dtype in types.items()}
+    bandwidth = share * _copy_bandwidth()
+    return Chip(
+        name="cpu",
+        platform="cpu",
+        matmul_flops=plain,
+        batched_matmul_flops=batched,
+        vector_operations=share * _vector_operations(),
+        memory_bytes=int(share * host_memory_limit_bytes()),
+        memory_bandwidth=bandwidth,
+        link_bandwidth=bandwidth / 2,
+        outer_bandwidth=bandwidth / 2,
+        per_node=num_devices,
+        source="measured on this machine just now",
+    )
