@@ -225,7 +225,9 @@ def test_chain_between_parts_is_short(graph: Graph) -> None:
     assert len(longest_chain(between_parts(graph))) <= LONGEST_CHAIN
 
 
-@pytest.mark.parametrize("part", sorted({"core", "nn", "families", "weights", "train", "planning", "data", "transforms", "cli"}))
+@pytest.mark.parametrize(
+    "part", sorted({"core", "nn", "families", "weights", "train", "planning", "data", "transforms", "cli"})
+)
 def test_chain_inside_a_part_is_short(graph: Graph, part: str) -> None:
     assert len(longest_chain(inside_part(graph, part))) <= LONGEST_CHAIN
 
