@@ -91,8 +91,8 @@ def run_case(case: Case) -> dict[str, Any]:
     from flaxbert.planning.planner import Planner
     from flaxbert.planning.topology import parse_topology
     from flaxbert.planning.workloads import pretraining_workload
-    from flaxbert.train.recipes.plan import compile_run
     from flaxbert.train.memory import BatchPlan
+    from flaxbert.train.recipes.plan import compile_run
 
     workload = pretraining_workload(_config(case))
     planner = Planner(workload, parse_topology("cpu:1"), measure_cpu(), lambda line: None)
@@ -103,11 +103,10 @@ def run_case(case: Case) -> dict[str, Any]:
     mesh = planner.mesh(MeshConfig())
     job = workload.job(mesh, case.batch_size)
     model = workload.model
-    shapes = compile_run  # the recipe that training itself uses
     gc.collect()
     before = peak_bytes_now()
     job = dataclasses.replace(job, params=initialize_params(model, "fill-mask", 0))
-    compiled = shapes(job, BatchPlan(case.batch_size, case.batch_size), lambda line: None)
+    compiled = compile_run(job, BatchPlan(case.batch_size, case.batch_size), lambda line: None)
     job = dataclasses.replace(job, params={})
     state, batch = compiled.initial_state(), jax.device_put(_batch(job, model.vocab_size))
     with jax.set_mesh(mesh):

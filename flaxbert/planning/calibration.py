@@ -11,7 +11,8 @@ from jax import lax
 
 from flaxbert.core.runtime import host_memory_limit_bytes
 from flaxbert.planning.chips import Chip
-from flaxbert.planning.operations import TRANSCENDENTAL_OPERATIONS
+from flaxbert.planning.hlo import parse_module
+from flaxbert.planning.operations import FREE, TRANSCENDENTAL_OPERATIONS
 
 SECONDS_EACH = 0.25
 """Time that each measurement takes; the best run counts, since other processes can only slow one down."""
@@ -22,6 +23,7 @@ _MATRIX = ((8, 128, 768), (768, 3072))
 _HEADS = ((96, 128, 64), (96, 64, 128))
 _COPY_ELEMENTS = 1 << 25
 _VECTOR_ELEMENTS = 1 << 20
+_SMALL, _TURNS = 16, 2000
 
 
 def best_seconds(run: Callable[[], Any], seconds: float = SECONDS_EACH) -> float:
@@ -73,6 +75,21 @@ def _vector_operations() -> float:
     return operations * array.size / best_seconds(lambda: work(array))
 
 
+def _operation_seconds() -> float:
+    """Returns what one operation costs beside its work: a loop over next to nothing, divided by its operations."""
+    values = _ones((_SMALL,), jnp.float32)
+    loop = jax.jit(lambda start: lax.fori_loop(0, _TURNS, lambda _, array: jnp.sin(array), start))
+    module = parse_module(loop.lower(values).compile().as_text())
+    body = [
+        module.computations[instruction.called[0]]
+        for computation in module.computations.values()
+        for instruction in computation.instructions
+        if instruction.opcode == "while"
+    ]
+    count = sum(instruction.opcode not in FREE for computation in body for instruction in computation.instructions)
+    return best_seconds(lambda: loop(values)) / _TURNS / max(count, 1)
+
+
 def measure_cpu(num_devices: int = 1) -> Chip:
     """Measures matrix products, copies and elementwise work on this machine.
 
@@ -99,5 +116,6 @@ def measure_cpu(num_devices: int = 1) -> Chip:
         link_bandwidth=bandwidth / 2,
         outer_bandwidth=bandwidth / 2,
         per_node=num_devices,
+        operation_seconds=_operation_seconds(),
         source="measured on this machine just now",
     )

@@ -84,12 +84,11 @@ def make_plans(planner: Planner, request: PlanRequest, own_mesh: MeshConfig) -> 
     workload, topology = planner.workload, planner.topology
     if request.search:
         return planner.search(request.batches_per_device or (8, 16, 32), request.max_compiles)
-    plans = []
+    plans: list[MeshPlan] = []
     for mesh in request.meshes or (own_mesh,):
         planner.mesh(mesh)  # says what is wrong with it before anything is computed from it
         sizes = [_batch_size(rows, mesh, topology, workload) for rows in request.batches_per_device]
-        for size in sizes or [workload.batch_size]:
-            plans.append(planner.plan(mesh, size, find_largest=request.largest))
+        plans += [planner.plan(mesh, size, find_largest=request.largest) for size in sizes or [workload.batch_size]]
     return plans
 
 

@@ -21,6 +21,13 @@ def mesh_words(mesh: dict[str, int]) -> str:
     return " x ".join(f"{name} {size}" for name, size in mesh.items() if size > 1) or "one device"
 
 
+def _work(number: float, unit: str = "FLOP") -> str:
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}{unit}"
+    return f"{number / 1e6:.3g} M{unit}"
+
+
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
 
@@ -50,10 +57,10 @@ def _cost_rows(plan: MeshPlan) -> Iterable[tuple[str, str]]:
     if estimate is None:
         yield "time", "not known: the compiler refused the step, which does not fit"
         return
-    by_type = ", ".join(f"{format_count(value)} {name}" for name, value in estimate.flops.items())
+    by_type = ", ".join(f"{_work(value)} {name}" for name, value in estimate.flops.items())
     yield "matrix FLOPs", by_type
-    yield "of these the model's own", format_count(plan.model_flops / plan.num_devices)
-    yield "elementwise operations", format_count(estimate.operations)
+    yield "of these the model's own", _work(plan.model_flops / plan.num_devices)
+    yield "elementwise operations", _work(estimate.operations, "op")
     yield "bytes moved in main memory", format_bytes(estimate.moved_bytes)
     for (kind, link), found in sorted(estimate.collectives.items()):
         yield (
@@ -120,7 +127,7 @@ def header_text(workload: Workload, topology: Topology, chip: Chip) -> str:
     return (
         f"{workload.title[0].upper()}{workload.title[1:]}; every token counts as real\n"
         f"{topology.describe()}\n"
-        f"Peaks: {format_count(chip.peak_flops)}FLOP/s bf16, {format_bytes(chip.memory_bandwidth)}/s memory, "
+        f"Peaks: {_work(chip.peak_flops, 'FLOP/s')} bf16, {format_bytes(chip.memory_bandwidth)}/s memory, "
         f"{format_bytes(chip.link_bandwidth)}/s a link and direction, {format_bytes(chip.outer_bandwidth)}/s between slices or nodes "
         f"({chip.source})"
     )

@@ -71,7 +71,7 @@ def parse_topology(name: str) -> Topology:
     known = [*CHIPS, CPU]
     found = _NAME.fullmatch(name.strip().lower())
     if found is None:
-        kind = name.split(":")[0].split("*")[-1].strip().lower()
+        kind = name.partition(":")[0].rpartition("*")[2].strip().lower()
         hint = nearest(kind, known) if kind not in known else ""
         raise ConfigError(f"The topology '{name}' is not KIND:SIZES, for example {_EXAMPLES}.{hint}")
     slices, kind, sizes = int(found[1] or 1), found[2], tuple(int(size) for size in found[3].split("x"))

@@ -52,9 +52,9 @@ def test_rows_have_the_entries_that_training_makes():
     job = pretraining_workload(config).job(build_mesh(MeshConfig()), 8)
     shapes = {name: array.shape for name, array in job.example.items()}
     assert shapes == {
-        **{name: (1, 64) for name in ("input_ids", "segment_ids", "position_ids", "token_type_ids")},
-        **{name: (1, 24) for name in ("masked_positions", "labels")},
-        **{name: (1, 3) for name in ("first_positions", "pair_labels")},
+        **dict.fromkeys(("input_ids", "segment_ids", "position_ids", "token_type_ids"), (1, 64)),
+        **dict.fromkeys(("masked_positions", "labels"), (1, 24)),
+        **dict.fromkeys(("first_positions", "pair_labels"), (1, 3)),
         "example_weight": (1,),
     }
 
