@@ -237,46 +237,72 @@ def _inner_work(module: Module, name: str) -> Work:
     return total
 
 
-_SEE_THROUGH = ("bitcast", "reshape", "copy", "convert", "transpose")
+_VIEWS = ("bitcast", "reshape")
+"""Opcodes that show the same bytes in another shape."""
+
+_FREE_CALLS = re.compile(
+    r'custom_call_target="(?:AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound|GatherScatterIndicesBitpacked|Sharding|LayoutConstraint)"'
+)
+"""Calls of TPU programs that only name buffers or promise something."""
 
 
-def _read_bytes(parameter: Instruction, computation: Computation) -> float:
+def _nested(user: Instruction, name: str, module: Module) -> tuple[Instruction, Computation] | None:
+    """Returns the parameter that stands for a value inside a fusion of a fusion."""
+    if user.opcode != "fusion" or not user.called or user.operands.count(name) != 1:
+        return None
+    inner = module.computations[user.called[0]]
+    return inner.parameters()[user.operands.index(name)], inner
+
+
+def _read_bytes(parameter: Instruction, computation: Computation, module: Module) -> float:
     """Returns the bytes that a fused computation reads of one of its parameters: slices only, where it takes slices only."""
     total, seen, open_names = 0.0, set(), [parameter.name]
+    element = parameter.arrays[0].size_bytes / max(parameter.arrays[0].size, 1)
     while open_names:
         name = open_names.pop()
         for user in computation.users.get(name, ()):
-            if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
-                total += user.size * parameter.arrays[0].size_bytes / max(parameter.arrays[0].size, 1)
+            nested = _nested(user, name, module)
+            if nested is not None:
+                total += _read_bytes(*nested, module)
+            elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+                total += user.size * element
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
                 continue  # overwritten in place
-            elif user.opcode in _SEE_THROUGH[:2] and user.name not in seen:
-                seen.add(user.name)
-                open_names.append(user.name)
+            elif user.opcode in _VIEWS:
+                if user.name not in seen:
+                    seen.add(user.name)
+                    open_names.append(user.name)
             else:
-                return parameter.far_bytes
-    return min(total, parameter.far_bytes)
+                return float(parameter.size_bytes)
+    return min(total, float(parameter.size_bytes))
 
 
-def _written_bytes(name: str, computation: Computation) -> float:
-    """Returns the bytes that a fused computation writes for one of its results: the update only, where it updates in place."""
+def _written_bytes(name: str, computation: Computation, module: Module) -> float:
+    """Returns the bytes that a fused computation writes for its results: the update only, where it updates in place."""
     result = computation.by_name[name]
+    while result.opcode in _VIEWS:
+        result = computation.by_name[result.operands[0]]
     if result.opcode == "tuple":
-        return sum(_written_bytes(operand, computation) for operand in result.operands)
-    below = result
-    while below.opcode in _SEE_THROUGH and below.operands:
-        below = computation.by_name[below.operands[0]]
-    if below.opcode == "dynamic-update-slice":
-        return min(computation.by_name[below.operands[1]].size_bytes, result.far_bytes)
-    return result.far_bytes
+        return sum(_written_bytes(operand, computation, module) for operand in result.operands)
+    if result.opcode == "dynamic-update-slice":
+        return float(computation.by_name[result.operands[1]].size_bytes)
+    if result.opcode == "fusion" and result.called:
+        inner = module.computations[result.called[0]]
+        return _written_bytes(inner.root, inner, module)
+    return float(result.size_bytes)
 
 
-def _fusion_bytes(fusion: Instruction, computation: Computation, fused: Computation) -> float:
+def _fusion_bytes(fusion: Instruction, computation: Computation, fused: Computation, module: Module) -> float:
     read = 0.0
     for parameter, operand in zip(fused.parameters(), fusion.operands, strict=False):
         whole = computation.by_name[operand].far_bytes
-        read += min(_read_bytes(parameter, fused), whole) if len(parameter.arrays) == 1 else whole
-    return read + min(_written_bytes(fused.root, fused), fusion.far_bytes)
+        read += min(_read_bytes(parameter, fused, module), whole) if len(parameter.arrays) == 1 else whole
+    root = fused.by_name[fused.root]
+    parts = root.operands if root.opcode == "tuple" and len(root.operands) == len(fusion.arrays) else (root.name,)
+    if len(parts) != len(fusion.arrays):
+        return read + min(_written_bytes(fused.root, fused, module), fusion.far_bytes)
+    written = zip(parts, fusion.arrays, strict=True)
+    return read + sum(min(_written_bytes(part, fused, module), array.far_bytes) for part, array in written)
 
 
 def _plain_bytes(instruction: Instruction, computation: Computation) -> float:
@@ -301,13 +327,13 @@ def instruction_work(instruction: Instruction, computation: Computation, module:
       computation: Where it stands.
       module: The program.
     """
-    if instruction.opcode in FREE:
+    if instruction.opcode in FREE or _FREE_CALLS.search(instruction.text):
         return Work()
     if instruction.opcode == "fusion":
         work = Work()
         for name in instruction.called:
             fused = module.computations[name]
-            work += _inner_work(module, name) + Work(moved_bytes=_fusion_bytes(instruction, computation, fused))
+            work += _inner_work(module, name) + Work(moved_bytes=_fusion_bytes(instruction, computation, fused, module))
         return work
     return Work(
         _products(instruction, computation),

@@ -163,12 +163,7 @@ class Roofline:
         elif opcode.endswith("-done"):
             self._record(clock.finish(instruction.operands[0]), total)
         elif opcode in _COPIES:
-            copied = computation.by_name[instruction.operands[0]] if opcode == "copy-start" else instruction
-            sides = (
-                [array.far_bytes for array in instruction.arrays[:2]] if opcode == "copy-start" else [copied.far_bytes]
-            )
-            total.moved_bytes += sum(sides)
-            clock.copies += sum(sides) / self._chip.memory_bandwidth
+            self._copy(instruction, total, clock)
         elif self._holds_collective(instruction):
             self._wrapped_collective(instruction, total, clock)
         elif opcode in _CALLS and instruction.called:
@@ -176,6 +171,16 @@ class Roofline:
                 self._run(self._computation(name), 1, total, clock)
         else:
             self._work(instruction_work(instruction, computation, self._module), total, clock)
+
+    def _copy(self, instruction: Instruction, total: Estimate, clock: _Clock) -> None:
+        # A copy gives its result and its source, a slice its source and its result.
+        if instruction.opcode == "copy-start":
+            moved = sum(array.far_bytes for array in instruction.arrays[:2])
+        else:
+            source, result = instruction.arrays[:2]
+            moved = (0 if source.near else result.size_bytes) + result.far_bytes
+        total.moved_bytes += moved
+        clock.copies += moved / self._chip.memory_bandwidth
 
     def _run(self, part: Estimate, times: float, total: Estimate, clock: _Clock) -> None:
         total.add(part, times)
