@@ -13,7 +13,7 @@ from flaxbert.planning.chips import CHIPS, Chip
 from flaxbert.planning.planner import MeshPlan, Planner
 from flaxbert.planning.report import header_text, plan_document, plan_text, ranking_text
 from flaxbert.planning.topology import Topology, parse_topology, prepare_process
-from flaxbert.planning.workloads import Workload, finetuning_workload, pretraining_workload
+from flaxbert.planning.workloads import finetuning_workload, pretraining_workload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +64,6 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _batch_size(rows: int, mesh: MeshConfig, topology: Topology, workload: Workload) -> int:
-    ways = topology.num_devices // mesh.tensor
-    accumulation = workload.train.accumulation_steps if workload.train.batch_size != "auto" else 1
-    return rows * ways * accumulation
-
-
 def make_plans(planner: Planner, request: PlanRequest, own_mesh: MeshConfig) -> list[MeshPlan]:
     """Plans what was asked for.
 
@@ -81,14 +75,12 @@ def make_plans(planner: Planner, request: PlanRequest, own_mesh: MeshConfig) -> 
     Raises:
       FlaxbertError: A mesh or batch does not suit devices or model.
     """
-    workload, topology = planner.workload, planner.topology
     if request.search:
         return planner.search(request.batches_per_device or (8, 16, 32), request.max_compiles)
     plans: list[MeshPlan] = []
     for mesh in request.meshes or (own_mesh,):
-        planner.mesh(mesh)  # says what is wrong with it before anything is computed from it
-        sizes = [_batch_size(rows, mesh, topology, workload) for rows in request.batches_per_device]
-        plans += [planner.plan(mesh, size, find_largest=request.largest) for size in sizes or [workload.batch_size]]
+        sizes = [planner.batch_size(mesh, rows) for rows in request.batches_per_device] or [planner.workload.batch_size]
+        plans += [planner.plan(mesh, size, find_largest=request.largest) for size in sizes]
     return plans
 
 

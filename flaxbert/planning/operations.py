@@ -218,6 +218,23 @@ def _products(instruction: Instruction, computation: Computation) -> tuple[Produ
     return (make(instruction, left, right),)
 
 
+_SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
+_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+"""Products of queries and keys, or like them, in each kernel of the splash attention: a compiler does not see into kernels."""
+
+
+def _kernel_products(instruction: Instruction, computation: Computation) -> tuple[Product, ...]:
+    """Returns the products of an attention kernel ``[..., heads, length, head_dim]``."""
+    kind = _SPLASH.search(instruction.text)
+    if kind is None:
+        return ()
+    arrays = [computation.by_name[name].arrays[0] for name in instruction.operands]
+    arrays = [array for array in arrays if len(array.dimensions) >= 3 and array.dtype in ("bf16", "f32", "f16")]
+    *batch, length, width = arrays[0].dimensions
+    product = Product(math.prod(batch), length, width, arrays[1].dimensions[-2], arrays[0].dtype)
+    return (product,) * _SPLASH_PRODUCTS[kind[1]]
+
+
 def _operations(instruction: Instruction, computation: Computation) -> float:
     if instruction.opcode in FREE | MOVES | {"dot", "convolution", "fusion", "custom-call"}:
         return 0.0

@@ -9,11 +9,10 @@ import jax
 from jax.sharding import Mesh
 
 from flaxbert.config import MeshConfig
-from flaxbert.core.sharding import build_mesh, check_mesh_fits
+from flaxbert.core.sharding import FSDP, build_mesh, check_mesh_fits
 from flaxbert.errors import ConfigError, MeshError
 from flaxbert.planning.chips import Chip
 from flaxbert.planning.hlo import parse_module
-from flaxbert.planning.links import Network
 from flaxbert.planning.roofline import Estimate, activation_gathers, estimate_step
 from flaxbert.planning.topology import Topology, find_devices, make_network
 from flaxbert.planning.workloads import Workload
@@ -141,6 +140,21 @@ class Planner:
         """
         return build_mesh(config, self._devices)
 
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro batches per step of the run."""
+        train = self.workload.train
+        return 1 if train.batch_size == "auto" else train.accumulation_steps
+
+    def batch_size(self, config: MeshConfig, rows: int) -> int:
+        """Returns the batch of a step over all devices.
+
+        Args:
+          config: Sizes of the axes of the mesh.
+          rows: Examples of a micro batch on each group of devices that holds the same rows.
+        """
+        return rows * batch_ways(self.mesh(config)) * self.accumulation_steps
+
     def _compile(self, mesh: Mesh, batch_size: int, micro_batch: int) -> _Compiled:
         key = (tuple(mesh.shape.items()), batch_size, micro_batch)
         if key not in self._known:
@@ -243,7 +257,7 @@ class Planner:
           HloError: The compiled program can not be read.
         """
         mesh, workload = self.mesh(config), self.workload
-        accumulation = workload.train.accumulation_steps if workload.train.batch_size != "auto" else 1
+        accumulation = self.accumulation_steps
         if batch_size % accumulation:
             raise ConfigError(
                 f"A batch of {batch_size} can not be cut into train.accumulation_steps {accumulation} micro batches; use a multiple."
@@ -257,7 +271,11 @@ class Planner:
             module = parse_module(compiled.text)
             network = make_network(self.topology, list(mesh.devices.flat), self.chip)
             estimate = estimate_step(module, network)
-            gathered = tuple(activation_gathers(module, network, micro_batch))
+            # A row of a device, in half the width of the network: what a hidden state has at least.
+            least = micro_batch // batch_ways(mesh) * workload.length * workload.model.hidden_size // 2
+            gathered = tuple(
+                activation_gathers(module, network, _multiplied_shapes(workload.job(mesh, batch_size)), least)
+            )
         rows = batch_size * workload.rows_per_example
         return MeshPlan(
             mesh=dict(mesh.shape),
@@ -287,8 +305,7 @@ class Planner:
         if not pairs:
             raise MeshError(f"No mesh of {self.topology.num_devices} devices suits the model.")
         for config, rows in pairs[:max_compiles]:
-            ways = self.topology.num_devices // config.tensor
-            plans.append(self.plan(config, rows * ways * self.workload.train.accumulation_steps, find_largest=False))
+            plans.append(self.plan(config, self.batch_size(config, rows), find_largest=False))
         if len(pairs) > max_compiles:
             self._say(f"{len(pairs) - max_compiles} more pairs of mesh and batch were left out; raise max_compiles.")
         return sorted(plans, key=lambda plan: (not plan.memory.fits, -plan.tokens_per_second_per_device))
@@ -316,14 +333,13 @@ def _bytes_on_device(tree: Any) -> int:
     return total
 
 
-def network_of(planner: Planner, config: MeshConfig) -> Network:
-    """Returns where the devices of a mesh stand.
-
-    Args:
-      planner: The planner.
-      config: Sizes of the axes.
-    """
-    return make_network(planner.topology, list(planner.mesh(config).devices.flat), planner.chip)
-
-
-__all__ = ["Memory", "MeshPlan", "Planner", "StepJob", "network_of"]
+def _multiplied_shapes(job: StepJob) -> list[tuple[int, ...]]:
+    """Returns the shapes of the weights once they are put together over fsdp, and before."""
+    state, fsdp = state_shapes(job), job.mesh.shape[FSDP]
+    found = []
+    for array in jax.tree.leaves((state.trainable, state.frozen)):
+        split = array.sharding.shard_shape(array.shape)
+        spec = [*array.sharding.spec, *[None] * len(split)]
+        found.append(tuple(size * (fsdp if spec[axis] == FSDP else 1) for axis, size in enumerate(split)))
+        found.append(tuple(array.shape))
+    return found

@@ -6,7 +6,7 @@ others stop everything else. What this leaves out is said in docs/planning.md.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from flaxbert.planning.chips import Chip
 from flaxbert.planning.hlo import Computation, Instruction, Module
@@ -273,23 +273,34 @@ def estimate_step(module: Module, network: Network) -> Estimate:
     return Roofline(module, network).estimate()
 
 
-def activation_gathers(module: Module, network: Network, batch_size: int) -> Mapping[str, tuple[int, ...]]:
-    """Returns the all-gathers whose result has the whole batch as an axis, by instruction, with the sizes of the axes.
+def _plain(dimensions: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(size for size in dimensions if size != 1))
 
-    Weights are put together over fsdp by design; the batch never is.
+
+def activation_gathers(
+    module: Module, network: Network, weights: Iterable[Sequence[int]], least_elements: int
+) -> Mapping[str, tuple[int, ...]]:
+    """Returns the all-gathers and all-to-alls of what is no weight, by instruction, with the sizes of the axes.
+
+    Weights are put together over fsdp by design; the batch and hidden states never are.
 
     Args:
       module: The program.
       network: Where its devices stand.
-      batch_size: Rows of a micro batch over all devices.
+      weights: Shapes of the weights as a device multiplies by them; axes are compared in any order, those of size 1 and the first (of
+        stacked layers) may be missing.
+      least_elements: Arrays with fewer elements are left out, such as statistics of a loss.
     """
+    known = {_plain(shape) for shape in weights} | {_plain(shape[1:]) for shape in weights if len(shape) > 1}
     found = {}
     for computation in module.computations.values():
         for instruction in computation.instructions:
             if collective_kind(instruction) not in ("all-gather", "all-to-all"):
                 continue
-            moved = instruction_transfer(instruction, computation, network)
-            for array in instruction.arrays:
-                if moved.group_size > 1 and batch_size in array.dimensions[:-1]:
+            if instruction_transfer(instruction, computation, network).group_size < 2:
+                continue
+            whole = instruction.arrays[-len(instruction.operands) :]  # a start gives its operands first
+            for array in whole:
+                if array.size >= least_elements and _plain(array.dimensions) not in known:
                     found[instruction.name] = array.dimensions
     return found

@@ -218,8 +218,8 @@ def _finetuning_model(config: RunConfig) -> tuple[ModelConfig, str]:
     source = config.model
     task = resolve_task(source.task or "sequence-classification")
     model = _stored_config(source.path, "model.path")
-    changes: dict[str, Any] = {}
-    if config.data.labels:
+    changes: dict[str, Any] = {"num_labels": 1, "labels": ()} if task == "multiple-choice" else {}
+    if config.data.labels and task != "multiple-choice":
         changes = {"labels": config.data.labels, "num_labels": len(config.data.labels)}
     if source.problem_type:
         changes["problem_type"] = source.problem_type

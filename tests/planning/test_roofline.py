@@ -101,6 +101,9 @@ def test_what_moves_more_than_it_computes_is_bound_by_memory():
     assert found.operations == 1e6
 
 
-def test_an_all_gather_of_the_batch_is_found_and_one_of_weights_is_not():
-    assert activation_gathers(with_gather(True, gather_size=32), network(), 32) == {"start": (32, SIZE)}
-    assert activation_gathers(with_gather(True), network(), 32) == {}
+def test_an_all_gather_of_hidden_states_is_found_and_one_of_weights_is_not():
+    module = with_gather(True, gather_size=32)
+    weights = [(24, SIZE, SIZE), (SIZE,)]
+    assert activation_gathers(module, network(), weights, 1000) == {"start": (32, SIZE)}
+    assert activation_gathers(module, network(), weights, 1 << 20) == {}
+    assert activation_gathers(with_gather(True), network(), weights, 1000) == {}
