@@ -223,16 +223,17 @@ _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 """Products of queries and keys, or like them, in each kernel of the splash attention: a compiler does not see into kernels."""
 
 
-def _kernel_products(instruction: Instruction, computation: Computation) -> tuple[Product, ...]:
-    """Returns the products of an attention kernel ``[..., heads, length, head_dim]``."""
-    kind = _SPLASH.search(instruction.text)
-    if kind is None:
-        return ()
+def _kernel_work(instruction: Instruction, computation: Computation) -> Work:
+    """Returns the work of an attention kernel over ``[..., heads, length, head_dim]``: products, and the softmax of every score."""
+    kind = _SPLASH.match(instruction.name)
+    if kind is None or instruction.opcode != "custom-call":
+        return Work()
     arrays = [computation.by_name[name].arrays[0] for name in instruction.operands]
     arrays = [array for array in arrays if len(array.dimensions) >= 3 and array.dtype in ("bf16", "f32", "f16")]
     *batch, length, width = arrays[0].dimensions
     product = Product(math.prod(batch), length, width, arrays[1].dimensions[-2], arrays[0].dtype)
-    return (product,) * _SPLASH_PRODUCTS[kind[1]]
+    scores = product.batch * product.rows * product.columns
+    return Work((product,) * _SPLASH_PRODUCTS[kind[1]], scores * (TRANSCENDENTAL_OPERATIONS + 4))
 
 
 def _operations(instruction: Instruction, computation: Computation) -> float:
@@ -352,7 +353,7 @@ def instruction_work(instruction: Instruction, computation: Computation, module:
             fused = module.computations[name]
             work += _inner_work(module, name) + Work(moved_bytes=_fusion_bytes(instruction, computation, fused, module))
         return work
-    return Work(
+    return _kernel_work(instruction, computation) + Work(
         _products(instruction, computation),
         _operations(instruction, computation),
         _plain_bytes(instruction, computation),
