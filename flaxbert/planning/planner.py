@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -122,10 +122,19 @@ class Planner:
       topology: The devices; ``prepare_process`` was called for it.
       chip: Their peaks.
       say: Where lines about progress go.
+      compiler_options: Options of the compiler beside its own.
     """
 
-    def __init__(self, workload: Workload, topology: Topology, chip: Chip, say: Say = print) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        topology: Topology,
+        chip: Chip,
+        say: Say = print,
+        compiler_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.workload, self.topology, self.chip, self._say = workload, topology, chip, say
+        self._options = dict(compiler_options or {})
         self._devices = find_devices(topology)
         self._known: dict[tuple[Any, ...], _Compiled] = {}
 
@@ -168,7 +177,7 @@ class Planner:
         lowered = lower_step(job, micro_batch)
         try:
             with jax.set_mesh(mesh):
-                compiled = lowered.compile()
+                compiled = lowered.compile(self._options or None)
         except jax.errors.JaxRuntimeError as error:
             if not any(word in str(error) for word in _OUT_OF_MEMORY):
                 raise

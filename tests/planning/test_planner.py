@@ -15,6 +15,7 @@ from flaxbert.planning.planner import Planner
 from flaxbert.planning.report import plan_document, plan_text, ranking_text
 from flaxbert.planning.topology import parse_topology
 from flaxbert.planning.workloads import pretraining_workload
+from tests.train.tiny_training import QUICK
 
 ARCHITECTURE = {
     "num_hidden_layers": 1,
@@ -33,7 +34,9 @@ MESHES = [MeshConfig(), MeshConfig(fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)
 
 
 def make_planner(chip=CHIPS["h200"], config=CONFIG):
-    return Planner(pretraining_workload(config, vocab_size=96), parse_topology("h200:8"), chip, lambda line: None)
+    return Planner(
+        pretraining_workload(config, vocab_size=96), parse_topology("h200:8"), chip, lambda line: None, QUICK
+    )
 
 
 @pytest.fixture(scope="module")
