@@ -1,18 +1,18 @@
 """Whether ``flaxbert plan`` tells the truth: its time and memory of a training step beside those of the same step run here.
 
-    python -m benchmarks.plan_check --size small --precision float32 bfloat16 --json results/plan_check.json
+    python -m benchmarks.plan_check --size mini small --precision float32 bfloat16 --json results/plan_check.json
 
-Every case runs in two processes of its own. In the first, the peaks of this machine are measured (``planning.calibration``, a few
-seconds), then the step is compiled, estimated and run; time is the median of the timed steps, with the smallest beside it. The second is
-for memory: it gives freed pages back (``FLAXBERT_KEEP_PAGES=0``), so that the kernel's high-water mark, reset after compiling, rises by the
-scratch of a step; the state and the batch, which the process holds already, are added by the size of their live arrays.
+Every case has a process of its own. The peaks of this machine are measured (``planning.calibration``, a few seconds); then the step is
+compiled, estimated and run. Time is the median of the timed steps, with the smallest beside it. Memory is the size of the live arrays of
+state and batch, plus what a step takes beyond them: the rise of the kernel's high-water mark of the process, reset before the step, with the
+C library told to give freed pages back, so that they can not serve unseen.
 """
 
 import argparse
+import ctypes
 import dataclasses
 import gc
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -20,9 +20,32 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.runner import machine, write_json
-from benchmarks.settings import peak_bytes
-from flaxbert.core.runtime import KEEP_PAGES_VARIABLE
+import psutil
+
+from flaxbert.core.runtime import configure
+
+configure(use_compilation_cache=False)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks.runner import machine, write_json  # noqa: E402
+from benchmarks.settings import peak_bytes  # noqa: E402
+from flaxbert.config import MeshConfig, PretrainConfig, PretrainData, PretrainModel, TrainConfig  # noqa: E402
+from flaxbert.core.sharding import build_mesh, place_batch  # noqa: E402
+from flaxbert.families.graph import initialize_params  # noqa: E402
+from flaxbert.planning.calibration import measure_cpu  # noqa: E402
+from flaxbert.planning.hlo import parse_module  # noqa: E402
+from flaxbert.planning.roofline import estimate_step  # noqa: E402
+from flaxbert.planning.topology import make_network, parse_topology  # noqa: E402
+from flaxbert.planning.workloads import pretraining_workload  # noqa: E402
+from flaxbert.train.memory import estimate_step_memory  # noqa: E402
+from flaxbert.train.optimizers import make_optimizer  # noqa: E402
+from flaxbert.train.recipes.plan import lower_step  # noqa: E402
+from flaxbert.train.state import create_state  # noqa: E402
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, MAPPINGS = -1, -4, 65_536
+"""Settings of glibc's malloc, and how many blocks it maps by itself at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +68,6 @@ class Case:
 
 
 def _config(case: Case) -> Any:
-    from flaxbert.config import PretrainConfig, PretrainData, PretrainModel, TrainConfig
-
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = PretrainModel(size=case.size, precision=case.precision, architecture=dropout)  # type: ignore[arg-type]
     data = PretrainData(row_length=case.length)
@@ -55,8 +76,6 @@ def _config(case: Case) -> Any:
 
 def _batch(job: Any, vocab_size: int) -> dict[str, Any]:
     """Returns a batch of random tokens, all real, in one segment a row."""
-    import numpy as np
-
     random, rows = np.random.default_rng(0), job.batch_size
     batch = {name: np.zeros((rows, *array.shape[1:]), array.dtype) for name, array in job.example.items()}
     length, slots = batch["input_ids"].shape[1], batch["masked_positions"].shape[1]
@@ -69,17 +88,33 @@ def _batch(job: Any, vocab_size: int) -> dict[str, Any]:
     return batch
 
 
-def _reset_peak() -> None:
-    """Sets the kernel's high-water mark of this process to what it holds now."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _trim() -> None:
-    """Gives what the C library holds of freed memory back to the system."""
-    import ctypes
-
+def _give_back_pages() -> None:
+    """Lets the C library give freed memory back to the system from now on, and what it holds of it at once."""
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_MAX, MAPPINGS)
+    library.mallopt(M_TRIM_THRESHOLD, 1 << 17)
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    library.malloc_trim(0)
+
+
+def _held_bytes() -> int:
+    """Returns the memory that this process holds now, in bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _run_step(program: Any, state: Any, batch: Any, rounds: int) -> tuple[list[float], int]:
+    """Returns the seconds of each step, and the bytes that one takes beyond what the process holds already."""
+    key, seconds = jax.random.key(0), []
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        state, metrics = program(state, batch, key)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - start)
+    _give_back_pages()
+    held = _held_bytes()
+    pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts again
+    jax.block_until_ready(program(state, batch, key))
+    return seconds[2:], peak_bytes() - held
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -91,72 +126,39 @@ def run_case(case: Case) -> dict[str, Any]:
     Returns:
       Predicted and measured seconds and bytes.
     """
-    from flaxbert.core.runtime import configure
-
-    configure(use_compilation_cache=False)
-    import jax
-
-    from flaxbert.config import MeshConfig
-    from flaxbert.families.graph import initialize_params
-    from flaxbert.planning.calibration import measure_cpu
-    from flaxbert.planning.planner import Planner
-    from flaxbert.planning.topology import parse_topology
-    from flaxbert.planning.workloads import pretraining_workload
-    from flaxbert.train.memory import BatchPlan
-    from flaxbert.train.recipes.plan import compile_run
-
+    topology, chip = parse_topology("cpu:1"), measure_cpu()
     workload = pretraining_workload(_config(case))
-    planner = Planner(workload, parse_topology("cpu:1"), measure_cpu(), lambda line: None)
-    plan = planner.plan(MeshConfig(), case.batch_size, find_largest=False)
-    estimate = plan.estimate
-    if estimate is None:
-        raise SystemExit("The step does not fit on this machine; choose a smaller case.")
-    mesh = planner.mesh(MeshConfig())
+    mesh = build_mesh(MeshConfig(), jax.devices()[:1])
     job = workload.job(mesh, case.batch_size)
-    model = workload.model
-    job = dataclasses.replace(job, params=initialize_params(model, "fill-mask", 0))
-    compiled = compile_run(job, BatchPlan(case.batch_size, case.batch_size), lambda line: None)
-    job = dataclasses.replace(job, params={})
-    state, batch = compiled.initial_state(), jax.device_put(_batch(job, model.vocab_size))
+    lowered = lower_step(job, case.batch_size)
     with jax.set_mesh(mesh):
-        program = compiled.step.lower(state, batch, jax.random.key(0)).compile()
-        live = sum(array.nbytes for array in jax.tree.leaves((state, batch)))
-        _trim()
-        held = peak_bytes_now()
-        _reset_peak()
-        seconds = []
-        for _ in range(case.rounds + 2):
-            start = time.perf_counter()
-            state, metrics = program(state, batch, jax.random.key(0))
-            jax.block_until_ready((state, metrics))
-            seconds.append(time.perf_counter() - start)
-    timed = seconds[2:]
-    scratch = peak_bytes() - held
-    shown = {name: getattr(estimate, f"{name}_seconds") for name in ("matmul", "vector", "memory", "copy")}
+        program = lowered.compile()
+    network = make_network(topology, list(mesh.devices.flat), chip)
+    estimate, memory = estimate_step(parse_module(program.as_text()), network), estimate_step_memory(program)
+    params = initialize_params(workload.model, "fill-mask", 0)
+    optimizer = make_optimizer(job.train, job.total_steps)
+    state, _ = create_state(params, (), optimizer, leaf_axes=job.leaf_axes, mesh=mesh)
+    del params
+    batch = place_batch(_batch(job, workload.model.vocab_size), mesh)
+    live = sum(array.nbytes for array in jax.tree.leaves((state, batch)))
+    seconds, scratch = _run_step(program, state, batch, case.rounds)
     return {
         "case": dataclasses.asdict(case),
         "predicted_seconds": estimate.seconds,
-        "measured_seconds": statistics.median(timed),
-        "smallest_seconds": min(timed),
-        "predicted_bytes": plan.memory.total,
+        "measured_seconds": statistics.median(seconds),
+        "smallest_seconds": min(seconds),
+        "predicted_bytes": memory.total,
         "measured_bytes": live + scratch,
         "live_bytes": live,
         "scratch_bytes": scratch,
-        "chip": dataclasses.asdict(planner.chip),
-        "bound_seconds": shown,
+        "bound_seconds": {name: getattr(estimate, f"{name}_seconds") for name in ("matmul", "vector", "memory")},
+        "chip": dataclasses.asdict(chip),
     }
 
 
-def peak_bytes_now() -> int:
-    """Returns the memory that this process holds now, in bytes."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
-def _run_apart(case: Case, environment: dict[str, str]) -> dict[str, Any]:
+def _run_apart(case: Case) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.plan_check", "--one", json.dumps(dataclasses.asdict(case))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -195,12 +197,7 @@ def main() -> None:
     for size in arguments.size:
         for precision in arguments.precision:
             case = Case(size, precision, arguments.batch_size, arguments.length, arguments.rounds)
-            timed, held = (
-                _run_apart(case, {}),
-                _run_apart(dataclasses.replace(case, rounds=1), {KEEP_PAGES_VARIABLE: "0"}),
-            )
-            memory = {name: value for name, value in held.items() if name.endswith("_bytes")}
-            rows.append({**timed, **memory})
+            rows.append(_run_apart(case))
             print(_line(rows[-1]), flush=True)
     write_json(arguments.json, {"machine": machine(), "rows": rows})
 

@@ -1,6 +1,8 @@
 """Peaks of the CPU of this machine, measured in a few seconds: no data sheet says what its compiler and its memory reach."""
 
 import functools
+import os
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,19 +17,19 @@ from flaxbert.planning.hlo import parse_module
 from flaxbert.planning.operations import FREE, TRANSCENDENTAL_OPERATIONS
 
 SECONDS_EACH = 0.25
-"""Time that each measurement takes; the best run counts, since other processes can only slow one down."""
+"""Time that each measurement takes; the median run counts, as it does for the steps that are compared."""
 
 LEAST_RUNS = 5
 
 _MATRIX = ((8, 128, 768), (768, 3072))
 _HEADS = ((96, 128, 64), (96, 64, 128))
-_COPY_ELEMENTS = 1 << 25
+_COPY_ELEMENTS, _NEAR_ELEMENTS = 1 << 25, 1 << 20
 _VECTOR_ELEMENTS = 1 << 20
 _SMALL, _TURNS = 16, 2000
 
 
-def best_seconds(run: Callable[[], Any], seconds: float = SECONDS_EACH) -> float:
-    """Returns the shortest time of a call among as many as fit into a time, after one call that compiles.
+def typical_seconds(run: Callable[[], Any], seconds: float = SECONDS_EACH) -> float:
+    """Returns the median time of a call among as many as fit into a time, after one call that compiles.
 
     Args:
       run: Returns arrays, which are waited for.
@@ -39,7 +41,7 @@ def best_seconds(run: Callable[[], Any], seconds: float = SECONDS_EACH) -> float
         start = time.perf_counter()
         jax.block_until_ready(run())
         times.append(time.perf_counter() - start)
-    return min(times)
+    return statistics.median(times)
 
 
 def _ones(shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -52,13 +54,21 @@ def _matmul_flops(dtype: Any, shapes: tuple[tuple[int, ...], tuple[int, ...]], b
     axes = (((left.ndim - 1,), (1 if batched else 0,)), batch)
     dot = jax.jit(functools.partial(lax.dot_general, dimension_numbers=axes, preferred_element_type=jnp.float32))
     columns = shapes[1][-1]
-    return 2.0 * left.size * columns / best_seconds(lambda: dot(left, right))
+    return 2.0 * left.size * columns / typical_seconds(lambda: dot(left, right))
 
 
-def _copy_bandwidth() -> float:
-    array = _ones((_COPY_ELEMENTS,), jnp.float32)
+def _copy_bandwidth(elements: int) -> float:
+    array = _ones((elements,), jnp.float32)
     add = jax.jit(lambda values: values + jnp.float32(1.0))
-    return 2.0 * array.nbytes / best_seconds(lambda: add(array))
+    return 2.0 * array.nbytes / typical_seconds(lambda: add(array))
+
+
+def _cache_bytes() -> int:
+    """Returns half of the last cache of this machine, 0 where it is not known; the other half is for what others hold there."""
+    try:
+        return os.sysconf("SC_LEVEL3_CACHE_SIZE") // 2
+    except (ValueError, OSError):  # not on every system
+        return 0
 
 
 def _vector_operations() -> float:
@@ -72,7 +82,7 @@ def _vector_operations() -> float:
         return values
 
     operations = 2 * (TRANSCENDENTAL_OPERATIONS + 3)
-    return operations * array.size / best_seconds(lambda: work(array))
+    return operations * array.size / typical_seconds(lambda: work(array))
 
 
 def _operation_seconds() -> float:
@@ -87,7 +97,7 @@ def _operation_seconds() -> float:
         if instruction.opcode == "while"
     ]
     count = sum(instruction.opcode not in FREE for computation in body for instruction in computation.instructions)
-    return best_seconds(lambda: loop(values)) / _TURNS / max(count, 1)
+    return typical_seconds(lambda: loop(values)) / _TURNS / max(count, 1)
 
 
 def measure_cpu(num_devices: int = 1) -> Chip:
@@ -104,7 +114,7 @@ def measure_cpu(num_devices: int = 1) -> Chip:
     types = {"f32": jnp.float32, "bf16": jnp.bfloat16}
     plain = {name: share * _matmul_flops(dtype, _MATRIX, batched=False) for name, dtype in types.items()}
     batched = {name: share * _matmul_flops(dtype, _HEADS, batched=True) for name, dtype in types.items()}
-    bandwidth = share * _copy_bandwidth()
+    bandwidth, near = (share * _copy_bandwidth(elements) for elements in (_COPY_ELEMENTS, _NEAR_ELEMENTS))
     return Chip(
         name="cpu",
         platform="cpu",
@@ -117,5 +127,7 @@ def measure_cpu(num_devices: int = 1) -> Chip:
         outer_bandwidth=bandwidth / 2,
         per_node=num_devices,
         operation_seconds=_operation_seconds(),
+        cache_bytes=int(share * _cache_bytes()),
+        cache_bandwidth=max(bandwidth, near),
         source="measured on this machine just now",
     )

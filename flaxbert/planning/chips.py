@@ -31,6 +31,8 @@ class Chip:
       ring_multiple: An axis of a slice is a ring where its size is a multiple of this; 0: a switch instead of a torus.
       per_node: Devices that one host or node has.
       operation_seconds: Time to start one operation.
+      cache_bytes: What an operation may move and still find in the cache; 0: not counted, as where programs choose what is near (TPU).
+      cache_bandwidth: Bytes per second to and from the cache.
       source: Where the numbers are from.
     """
 
@@ -47,12 +49,22 @@ class Chip:
     per_node: int = 8
     batched_matmul_flops: Mapping[str, float] = dataclasses.field(default_factory=dict)
     operation_seconds: float = 0.0
+    cache_bytes: int = 0
+    cache_bandwidth: float = 0.0
     source: str = ""
 
     @property
     def peak_flops(self) -> float:
         """The dense bfloat16 peak, which MFU is a share of."""
         return self.matmul_flops["bf16"]
+
+    def memory_seconds(self, moved_bytes: float) -> float:
+        """Returns the time that an operation spends moving bytes.
+
+        Args:
+          moved_bytes: Bytes that it reads and writes.
+        """
+        return moved_bytes / (self.cache_bandwidth if moved_bytes <= self.cache_bytes else self.memory_bandwidth)
 
     def matmul_rate(self, dtype: str, batched: bool) -> float:
         """Returns the FLOP/s of a matrix product.

@@ -189,7 +189,7 @@ class Roofline:
     def _work(self, work: Work, total: Estimate, clock: _Clock) -> None:
         chip = self._chip
         matmul = sum(product.seconds(chip) for product in work.products)
-        vector, memory = work.operations / chip.vector_operations, work.moved_bytes / chip.memory_bandwidth
+        vector, memory = work.operations / chip.vector_operations, chip.memory_seconds(work.moved_bytes)
         seconds = max(matmul, vector, memory)
         for product in work.products:
             total.flops[product.dtype] = total.flops.get(product.dtype, 0.0) + product.flops

@@ -111,7 +111,9 @@ def prepare_process(topology: Topology) -> None:
             )
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is taken, so several processes may plan at once
+        os.environ.setdefault(
+            "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+        )  # no TPU is taken, so several processes may plan at once
     if not backend_started():
         os.environ["JAX_PLATFORMS"] = CPU
         if topology.platform != "tpu" and topology.num_devices > 1:
