@@ -1,7 +1,7 @@
 """Peaks of the CPU of this machine, measured in a few seconds: no data sheet says what its compiler and its memory reach."""
 
 import functools
-import os
+import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -65,10 +65,9 @@ def _copy_bandwidth(elements: int) -> float:
 
 def _cache_bytes() -> int:
     """Returns half of the last cache of this machine, 0 where it is not known; the other half is for what others hold there."""
-    try:
-        return os.sysconf("SC_LEVEL3_CACHE_SIZE") // 2
-    except (ValueError, OSError):  # not on every system
-        return 0
+    file = pathlib.Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    text = file.read_text(encoding="ascii").strip() if file.is_file() else ""
+    return int(text[:-1]) * 1024 // 2 if text[:-1].isdigit() and text.endswith("K") else 0
 
 
 def _vector_operations() -> float:
