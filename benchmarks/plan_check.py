@@ -77,13 +77,16 @@ def _config(case: Case) -> Any:
 def _batch(job: Any, vocab_size: int) -> dict[str, Any]:
     """Returns a batch of random tokens, all real, in one segment a row."""
     random, rows = np.random.default_rng(0), job.batch_size
-    batch = {name: np.zeros((rows, *array.shape[1:]), array.dtype) for name, array in job.example.items()}
-    length, slots = batch["input_ids"].shape[1], batch["masked_positions"].shape[1]
+    batch: dict[str, Any] = {
+        name: np.zeros((rows, *array.shape[1:]), array.dtype) for name, array in job.example.items()
+    }
+    length, slots = job.example["input_ids"].shape[1], job.example["masked_positions"].shape[1]
     batch["input_ids"][:] = random.integers(1000, vocab_size, (rows, length))
     batch["segment_ids"][:] = 1
     batch["position_ids"][:] = np.arange(length)
-    batch["masked_positions"][:] = np.sort(random.permuted(np.tile(np.arange(length), (rows, 1)), axis=1)[:, :slots])
-    batch["labels"][:] = np.take_along_axis(batch["input_ids"], batch["masked_positions"], axis=1)
+    places = np.stack([np.sort(random.permutation(length)[:slots]) for _ in range(rows)])
+    batch["masked_positions"][:] = places
+    batch["labels"][:] = np.take_along_axis(batch["input_ids"], places, axis=1)
     batch["example_weight"][:] = 1.0
     return batch
 

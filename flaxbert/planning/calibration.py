@@ -88,7 +88,7 @@ def _operation_seconds() -> float:
     """Returns what one operation costs beside its work: a loop over next to nothing, divided by its operations."""
     values = _ones((_SMALL,), jnp.float32)
     loop = jax.jit(lambda start: lax.fori_loop(0, _TURNS, lambda _, array: jnp.sin(array), start))
-    module = parse_module(loop.lower(values).compile().as_text())
+    module = parse_module(loop.lower(values).compile().as_text() or "")
     body = [
         module.computations[instruction.called[0]]
         for computation in module.computations.values()

@@ -187,7 +187,8 @@ def convolution_product(convolution: Instruction, left: ArrayShape, right: Array
         return Product(1, output.size, left.size / max(output.size, 1), 1, left.dtype)
     inputs, kernel, results = labels[1], labels[2], labels[3]
     spatial = [label for label in kernel if label.isdigit()]
-    window = dict(part.split("=") for part in (_WINDOW.search(convolution.text) or [None, ""])[1].split())
+    found = _WINDOW.search(convolution.text)
+    window = dict(part.split("=") for part in found[1].split()) if found else {}
 
     def numbers(key: str, default: int) -> list[int]:
         return [int(number) for number in window[key].split("x")] if key in window else [default] * len(spatial)
