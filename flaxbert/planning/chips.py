@@ -64,7 +64,8 @@ class Chip:
         Args:
           moved_bytes: Bytes that it reads and writes.
         """
-        return moved_bytes / (self.cache_bandwidth if moved_bytes <= self.cache_bytes else self.memory_bandwidth)
+        cached = bool(self.cache_bytes) and moved_bytes <= self.cache_bytes
+        return moved_bytes / (self.cache_bandwidth if cached else self.memory_bandwidth)
 
     def matmul_rate(self, dtype: str, batched: bool) -> float:
         """Returns the FLOP/s of a matrix product.

@@ -28,6 +28,7 @@ def test_virtual_devices_share_what_is_measured(monkeypatch):
 def test_what_fits_into_the_cache_moves_faster():
     chip = dataclasses.replace(CHIPS["v5e"], cache_bytes=100, cache_bandwidth=10 * CHIPS["v5e"].memory_bandwidth)
     assert chip.memory_seconds(100) == pytest.approx(chip.memory_seconds(101) * 100 / 101 / 10)
+    assert CHIPS["v5e"].memory_seconds(0) == 0.0
 
 
 @pytest.mark.slow

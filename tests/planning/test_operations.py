@@ -103,6 +103,25 @@ def test_memory_on_the_chip_costs_no_bandwidth():
     assert work_of(module, "b").moved_bytes == 64
 
 
+def test_attention_kernels_count_by_their_names_since_no_compiler_sees_into_them():
+    shapes = ", ".join(["bf16[2,16,512,64]{3,2,1,0}"] * 3)
+    module = module_of(
+        *(f"%{name} = bf16[2,16,512,64]{{3,2,1,0}} parameter({index})" for index, name in enumerate("qkv")),
+        "%mask = s8[1,4,4]{2,1,0} parameter(3)",
+        f'%splash_mha_fwd_residuals.1 = ({shapes}) custom-call(%mask, %q, %k, %v), custom_call_target="tpu_custom_call"',
+        "%splash_mha_dkv_no_residuals.2 = bf16[2,16,512,64]{3,2,1,0} custom-call(%mask, %q, %k, %v), "
+        'custom_call_target="tpu_custom_call"',
+        '%buffer = bf16[2,16,512,64]{3,2,1,0} custom-call(), custom_call_target="AllocateBuffer"',
+        'ROOT %other = bf16[2,16,512,64]{3,2,1,0} custom-call(%q), custom_call_target="else"',
+    )
+    one = 2 * 32 * 512 * 512 * 64
+    assert work_of(module, "splash_mha_fwd_residuals.1").flops == 2 * one
+    assert work_of(module, "splash_mha_fwd_residuals.1").operations == 12 * 32 * 512 * 512
+    assert work_of(module, "splash_mha_dkv_no_residuals.2").flops == 4 * one
+    assert work_of(module, "other").flops == 0
+    assert work_of(module, "buffer").moved_bytes == 0
+
+
 @pytest.mark.parametrize("batched", [False, True])
 def test_compiled_products_have_the_flops_of_their_formula(batched):
     def run(left, right):
