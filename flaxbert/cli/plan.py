@@ -36,7 +36,7 @@ def pretrain(
     """Says what a pre-training run would cost on devices that are not there; reads neither corpora nor tokenizer.
 
     Args:
-      topology: Devices: v5e:16x16, v5p:4x4x8, v6e:16x16, v4:2x2x2, 2*v5e:16x16 (two slices), h200:8, h100:8, a100:8 or cpu:8.
+      topology: Devices: v5e:16x16, v5p:4x4x8, v6e:16x16, 2*v5e:16x16 (two slices), h200:8, h100:8, a100:8 or cpu:8.
       model: Which model, as for flaxbert pretrain.
       data: Length of the rows; corpora are not read.
       masking: How words are hidden.
@@ -82,7 +82,7 @@ def finetune(
     """Says what a fine-tuning run would cost on devices that are not there; reads no examples, and of the model only config.json.
 
     Args:
-      topology: Devices: v5e:16x16, v5p:4x4x8, v6e:16x16, v4:2x2x2, 2*v5e:16x16 (two slices), h200:8, h100:8, a100:8 or cpu:8.
+      topology: Devices: v5e:16x16, v5p:4x4x8, v6e:16x16, 2*v5e:16x16 (two slices), h200:8, h100:8, a100:8 or cpu:8.
       model: Which model, as for flaxbert finetune; a folder on this machine.
       data: Longest input; examples are not read.
       task: What the task needs beyond texts and labels.

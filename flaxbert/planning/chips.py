@@ -10,7 +10,7 @@ GIBIBYTE = 1 << 30
 
 SCALING_BOOK = "github.com/jax-ml/scaling-book tpus.md"
 """Peaks, bandwidths, sizes of the matrix unit and of a host, which axes of a slice are rings, and the vector unit: 8 x 128 lanes of
-4 units (2 on v4) in each core, whose clock follows from the matrix peak."""
+4 units in each core, whose clock follows from the matrix peak."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,6 @@ def _gpu(name: str, bf16: float, tf32: float, int8: float, memory_gb: float, ban
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        _tpu("v4", 2.75e14, 2.75e14, 4.3e12, 30.75, 1.2e12, 4.5e10, 128, 4, 4),
         _tpu("v5e", 1.97e14, 3.94e14, 6.1e12, 15.75, 8.1e11, 4.5e10, 128, 16, 8),
         _tpu("v5p", 4.59e14, 9.18e14, 1.4e13, 95.74, 2.8e12, 9.0e10, 128, 4, 4),
         _tpu("v6e", 9.20e14, 1.84e15, 7.2e12, 31.25, 1.6e12, 9.0e10, 256, 16, 8),

@@ -82,7 +82,7 @@ def parse_topology(name: str) -> Topology:
         )
     if min((*sizes, slices)) < 1:
         raise ConfigError(f"The topology '{name}' has an axis of size 0; every size is at least 1.")
-    rank = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}.get(kind, 1)
+    rank = {"v5p": 3, "v5e": 2, "v6e": 2}.get(kind, 1)
     if len(sizes) != rank:
         raise ConfigError(
             f"The topology '{name}' has {len(sizes)} sizes, but {kind} has {rank}, for example {kind}:{'x'.join(['4'] * rank)}."
@@ -159,7 +159,7 @@ def find_devices(topology: Topology) -> list[Any]:
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"The compiler knows no slice {topology.kind}:{sizes}: {' '.join(str(error).split())[:300]}. Usual ones are 2x2, 2x4, 4x4, 4x8, "
-            "8x8, 8x16 and 16x16 for v5e and v6e, and multiples of 2x2x1 for v4 and v5p."
+            "8x8, 8x16 and 16x16 for v5e and v6e, and multiples of 2x2x1 for v5p."
         ) from error
 
 
