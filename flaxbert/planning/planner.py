@@ -187,17 +187,15 @@ class Planner:
         return _Compiled(memory, memory.total, compiled.as_text())
 
     def _scratch_slope(self, mesh: Mesh, batch_size: int, micro_batch: int) -> float:
-        """Returns the bytes of scratch that each example on a device adds, from two compiled sizes; 0 where the smaller one does not fit."""
+        """Returns the bytes of scratch that each example on a device adds, from two compiled sizes; 0 where one does not fit."""
         ways = batch_ways(mesh)
         rows = micro_batch // ways
-        smaller = rows // 2
-        if smaller < 1:
-            return 0.0
+        other_rows = rows // 2 or 2
         whole = self._compile(mesh, batch_size, micro_batch)
-        half = self._compile(mesh, smaller * ways, smaller * ways)
-        if whole.memory is None or half.memory is None:
+        other = self._compile(mesh, other_rows * ways, other_rows * ways)
+        if whole.memory is None or other.memory is None:
             return 0.0
-        return max(0.0, (whole.memory.temporary - half.memory.temporary) / (rows - smaller))
+        return max(0.0, (whole.memory.temporary - other.memory.temporary) / (rows - other_rows))
 
     def _memory(self, mesh: Mesh, batch_size: int, micro_batch: int, slope: float) -> Memory:
         compiled = self._compile(mesh, batch_size, micro_batch)
@@ -218,7 +216,7 @@ class Planner:
                 self.chip.memory_bytes,
             )
         temporary = compiled.memory.temporary
-        activations = min(temporary, round(slope * rows)) if rows > 1 else temporary
+        activations = min(temporary, round(slope * rows))
         return Memory(
             parameters,
             optimizer,
