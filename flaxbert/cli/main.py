@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer extend": ("flaxbert.cli.tokenizer", "add the words of raw text to the vocabulary of a model"),
     "prepare": ("flaxbert.cli.prepare", "make a tokenized corpus for pre-training of raw text"),
     "pretrain": ("flaxbert.cli.pretrain", "train a model on raw text, from new weights or a checkpoint"),
+    "plan pretrain": ("flaxbert.cli.plan", "say what a pre-training run would cost on devices that are not there"),
+    "plan finetune": ("flaxbert.cli.plan", "say what a fine-tuning run would cost on devices that are not there"),
     "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),
     "predict": ("flaxbert.cli.predict", "label, tag, answer or embed texts from arguments, a file or standard input"),
     "quantize": ("flaxbert.cli.quantize", "store and run a model's matrices as int8"),

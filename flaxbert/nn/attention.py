@@ -4,7 +4,6 @@
 same mask: key positions that are padding are hidden, and in packed batches a token sees its own segment only.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -175,9 +174,10 @@ def choose_attention(
     return name
 
 
-@functools.cache
 def _platform() -> str:
-    return jax.default_backend()
+    """Returns the platform that is compiled for: that of the mesh, which may not be there, else of the default device."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
 
 
 def num_attention_parts(batch: int, platform: str, trains: bool) -> int:

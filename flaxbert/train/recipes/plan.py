@@ -135,8 +135,12 @@ def model_forward(model: Model) -> Forward:
     return run
 
 
-def _batch_shapes(job: StepJob) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of the largest batch of a run, placed on its mesh."""
+def batch_shapes(job: StepJob) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of the largest batch of a run, placed on its mesh.
+
+    Args:
+      job: What the step is made from.
+    """
     shardings = batch_shardings(job.example, job.mesh)
     return {
         name: jax.ShapeDtypeStruct((job.batch_size, *array.shape[1:]), array.dtype, sharding=shardings[name])
@@ -173,7 +177,7 @@ def _create_state(job: StepJob) -> tuple[TrainState, dict[str, str]]:
 
 def _create_state_of_shapes(job: StepJob) -> TrainState:
     optimizer = make_optimizer(job.train, job.total_steps)
-    return create_state(job.params, job.train.freeze, optimizer, copy=False)[0]
+    return jax.eval_shape(lambda params: create_state(params, job.train.freeze, optimizer, copy=False)[0], job.params)
 
 
 def describe_state(state: TrainState) -> str:
@@ -218,21 +222,47 @@ def compile_run(job: StepJob, plan: BatchPlan, say: Say) -> CompiledRun:
     return CompiledRun(_build_step(job, plan, like, kinds), norms, kinds, like, initial_state)
 
 
-def _compile_for(job: StepJob) -> Callable[[int, int], StepMemory]:
-    state = jax.eval_shape(lambda: _create_state_of_shapes(job))
-    kinds = leaf_kinds(job.params)
-    shardings = state_shardings(state, job.leaf_axes, job.mesh, kinds)
-    like = jax.tree.map(
+def state_shapes(job: StepJob) -> TrainState:
+    """Returns the shapes of the state of a run and where they lie on its mesh, without making any array.
+
+    Args:
+      job: What the step is made from; its parameters may be shapes.
+
+    Raises:
+      RuleError: A freeze rule is not usable.
+      MeshError: A leaf can not be split over the mesh.
+    """
+    state = _create_state_of_shapes(job)
+    shardings = state_shardings(state, job.leaf_axes, job.mesh, leaf_kinds(job.params))
+    return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), state, shardings
     )
-    size, ways = job.batch_size, batch_ways(job.mesh)
-    batch, key = _batch_shapes(job), jax.random.key(0)
 
+
+def lower_step(job: StepJob, micro_batch: int) -> Any:
+    """Returns the training step of a run for its largest batch, ready to be compiled for the devices of its mesh, which need not be there.
+
+    Args:
+      job: What the step is made from; its parameters may be shapes.
+      micro_batch: Examples per micro batch over all devices.
+
+    Returns:
+      The step, lowered.
+    """
+    like = state_shapes(job)
+    step = _build_step(job, BatchPlan(job.batch_size, micro_batch, batch_ways(job.mesh)), like, leaf_kinds(job.params))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.set_mesh(job.mesh):
+        return step.lower(like, batch_shapes(job), key)
+
+
+def _compile_for(job: StepJob) -> Callable[[int, int], StepMemory]:
     @functools.cache
     def compile_for(micro_batch: int, accumulation_steps: int) -> StepMemory:
-        step = _build_step(job, BatchPlan(size, micro_batch, ways), like, kinds)
+        del accumulation_steps  # follows from the micro batch
+        lowered = lower_step(job, micro_batch)
         with jax.set_mesh(job.mesh):
-            return estimate_step_memory(step.lower(like, batch, key).compile())
+            return estimate_step_memory(lowered.compile())
 
     return compile_for
 

@@ -161,26 +161,44 @@ def build_networks(
     Raises:
       ConfigError: The tokenizer is not the model's, or the family lacks a head that the objective needs.
     """
-    pairs = objective.pairs != "none"
+    if source.path and not objective.replaced_tokens:
+        return _one_network(_loaded(source, _task(objective), tokenizer, seed), objective)
+    size = max(tokenizer.get_vocab().values()) + 1
+    config = new_model_config(source, size, row_length, int(tokenizer.pad_token_id or 0))
+    return new_networks(source, objective, config, tokenizer, seed)
+
+
+def new_networks(
+    source: PretrainModel, objective: ObjectiveConfig, config: ModelConfig, tokenizer: Any, seed: int
+) -> Networks:
+    """Makes what is trained from new weights.
+
+    Args:
+      source: How the model is run; its family and size are those of ``config`` already.
+      objective: What it learns.
+      config: Architecture.
+      tokenizer: The tokenizer that the models carry, or None.
+      seed: Seed of new weights.
+
+    Raises:
+      ConfigError: The family lacks a head that the objective needs, or objectives contradict each other.
+    """
     if objective.replaced_tokens:
         if source.path:
             raise ConfigError("objective.replaced_tokens starts from new weights; leave model.path empty.")
-        if pairs:
+        if objective.pairs != "none":
             raise ConfigError("objective.replaced_tokens and objective.pairs do not go together; set pairs: none.")
-        return _two_networks(source, objective, tokenizer, row_length, seed)
-    task = "pretraining" if pairs else "fill-mask"
-    if source.path:
-        model = _loaded(source, task, tokenizer, seed)
-    else:
-        config = _config_of(source, tokenizer, row_length)
-        model = _new_model(source, config, task, tokenizer, seed)
-    loss = PretrainingLoss(pair_weight=objective.pair_weight if pairs else 0.0)
+        return _two_networks(source, objective, config, tokenizer, seed)
+    return _one_network(_new_model(source, config, _task(objective), tokenizer, seed), objective)
+
+
+def _task(objective: ObjectiveConfig) -> str:
+    return "fill-mask" if objective.pairs == "none" else "pretraining"
+
+
+def _one_network(model: Model, objective: ObjectiveConfig) -> Networks:
+    loss = PretrainingLoss(pair_weight=0.0 if objective.pairs == "none" else objective.pair_weight)
     return Networks({"model": model}, model.params, model_forward(model), loss)
-
-
-def _config_of(source: PretrainModel, tokenizer: Any, row_length: int) -> ModelConfig:
-    size = max(tokenizer.get_vocab().values()) + 1
-    return new_model_config(source, size, row_length, int(tokenizer.pad_token_id or 0))
 
 
 def _loaded(source: PretrainModel, task: str, tokenizer: Any, seed: int) -> Model:
@@ -223,9 +241,8 @@ def _new_model(source: PretrainModel, config: ModelConfig, task: str, tokenizer:
 
 
 def _two_networks(
-    source: PretrainModel, objective: ObjectiveConfig, tokenizer: Any, row_length: int, seed: int
+    source: PretrainModel, objective: ObjectiveConfig, config: ModelConfig, tokenizer: Any, seed: int
 ) -> Networks:
-    config = _config_of(source, tokenizer, row_length)
     build = functools.partial(_new_model, source, tokenizer=tokenizer)
     discriminator = build(config, "replaced-token-detection", seed=seed)
     generator = build(generator_config(config, objective.generator_rate), "fill-mask", seed=seed + 1)

@@ -1,0 +1,352 @@
+"""Compiles the training step of a run for meshes of a topology and says what each would cost."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from flaxbert.config import MeshConfig
+from flaxbert.core.sharding import FSDP, build_mesh, check_mesh_fits
+from flaxbert.errors import ConfigError, MeshError
+from flaxbert.planning.chips import Chip
+from flaxbert.planning.hlo import parse_module
+from flaxbert.planning.roofline import Estimate, activation_gathers, estimate_step
+from flaxbert.planning.topology import Topology, find_devices, make_network
+from flaxbert.planning.workloads import Workload
+from flaxbert.train.memory import StepMemory, estimate_step_memory
+from flaxbert.train.recipes.plan import StepJob, batch_shapes, lower_step, state_shapes
+from flaxbert.train.recipes.setup import batch_ways
+
+Say = Callable[[str], None]
+
+_NEEDED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Ran out of memory", "out of memory")
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device while a step runs.
+
+    Attributes:
+      parameters: Parameters, trained and frozen.
+      optimizer: State of the optimizer.
+      batch: The batch.
+      activations: The part of the scratch that grows with the batch.
+      temporaries: The rest of the scratch: gradients, and weights in the form that they are multiplied in.
+      total: All of it, and what else the compiler counts.
+      limit: What a program can use.
+    """
+
+    parameters: int
+    optimizer: int
+    batch: int
+    activations: int
+    temporaries: int
+    total: int
+    limit: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step fits."""
+        return self.total <= self.limit
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshPlan:
+    """What a step costs on one mesh.
+
+    Attributes:
+      mesh: Sizes of the axes.
+      batch_size: Examples per optimizer step over all devices.
+      accumulation_steps: Micro batches per step.
+      memory: Bytes on each device.
+      estimate: Work, traffic and time; None where the compiler refused the step because it does not fit.
+      largest_batch: Largest batch per device and micro batch that fits, compiled to be sure; 0 where none does, -1 where not looked for.
+      tokens_per_step: Tokens of a step over all devices.
+      model_flops: FLOPs of the model itself in a step, over all devices.
+      peak_flops: Of all devices together.
+      gathered_activations: All-gathers of the batch, which the design does not ask for.
+    """
+
+    mesh: dict[str, int]
+    batch_size: int
+    accumulation_steps: int
+    memory: Memory
+    estimate: Estimate | None
+    largest_batch: int
+    tokens_per_step: int
+    model_flops: float
+    peak_flops: float
+    gathered_activations: tuple[str, ...] = ()
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the mesh."""
+        count = 1
+        for size in self.mesh.values():
+            count *= size
+        return count
+
+    @property
+    def batch_per_device(self) -> int:
+        """Examples of a micro batch on each group of devices that holds the same rows."""
+        return self.batch_size // self.accumulation_steps // (self.mesh["data"] * self.mesh["fsdp"])
+
+    @property
+    def utilization(self) -> float:
+        """MFU: FLOPs of the model over what the devices could do in the estimated time."""
+        return self.model_flops / (self.estimate.seconds * self.peak_flops) if self.estimate else 0.0
+
+    @property
+    def tokens_per_second_per_device(self) -> float:
+        """Tokens per second and device in the estimated time."""
+        return self.tokens_per_step / self.estimate.seconds / self.num_devices if self.estimate else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    memory: StepMemory | None
+    needed: int
+    text: str
+
+
+class Planner:
+    """Plans a run on a topology.
+
+    Args:
+      workload: The run.
+      topology: The devices; ``prepare_process`` was called for it.
+      chip: Their peaks.
+      say: Where lines about progress go.
+      compiler_options: Options of the compiler beside its own.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        topology: Topology,
+        chip: Chip,
+        say: Say = print,
+        compiler_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.workload, self.topology, self.chip, self._say = workload, topology, chip, say
+        self._options = dict(compiler_options or {})
+        self._devices = find_devices(topology)
+        self._known: dict[tuple[Any, ...], _Compiled] = {}
+
+    def mesh(self, config: MeshConfig) -> Mesh:
+        """Returns a mesh of the topology.
+
+        Args:
+          config: Sizes of its axes.
+
+        Raises:
+          MeshError: They do not multiply to the devices.
+        """
+        return build_mesh(config, self._devices)
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro batches per step of the run."""
+        train = self.workload.train
+        return 1 if train.batch_size == "auto" else train.accumulation_steps
+
+    def batch_size(self, config: MeshConfig, rows: int) -> int:
+        """Returns the batch of a step over all devices.
+
+        Args:
+          config: Sizes of the axes of the mesh.
+          rows: Examples of a micro batch on each group of devices that holds the same rows.
+        """
+        return rows * batch_ways(self.mesh(config)) * self.accumulation_steps
+
+    def _compile(self, mesh: Mesh, batch_size: int, micro_batch: int) -> _Compiled:
+        key = (tuple(mesh.shape.items()), batch_size, micro_batch)
+        if key not in self._known:
+            self._known[key] = self._compile_anew(mesh, batch_size, micro_batch)
+        return self._known[key]
+
+    def _compile_anew(self, mesh: Mesh, batch_size: int, micro_batch: int) -> _Compiled:
+        axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "one device"
+        self._say(f"Compiling {axes}, {micro_batch} examples at once…")
+        job = self.workload.job(mesh, batch_size)
+        lowered = lower_step(job, micro_batch)
+        try:
+            with jax.set_mesh(mesh):
+                compiled = lowered.compile(self._options or None)
+        except jax.errors.JaxRuntimeError as error:
+            if not any(word in str(error) for word in _OUT_OF_MEMORY):
+                raise
+            needed = _NEEDED.search(str(error))
+            return _Compiled(None, int(float(needed[1]) * _UNITS[needed[2].upper()]) if needed else 0, "")
+        memory = estimate_step_memory(compiled)
+        return _Compiled(memory, memory.total, compiled.as_text())
+
+    def _scratch_slope(self, mesh: Mesh, batch_size: int, micro_batch: int) -> float:
+        """Returns the bytes of scratch that each example on a device adds, from two compiled sizes; 0 where one does not fit."""
+        ways = batch_ways(mesh)
+        rows = micro_batch // ways
+        other_rows = rows // 2 or 2
+        whole = self._compile(mesh, batch_size, micro_batch)
+        other = self._compile(mesh, other_rows * ways, other_rows * ways)
+        if whole.memory is None or other.memory is None:
+            return 0.0
+        return max(0.0, (whole.memory.temporary - other.memory.temporary) / (rows - other_rows))
+
+    def _memory(self, mesh: Mesh, batch_size: int, micro_batch: int, slope: float) -> Memory:
+        compiled = self._compile(mesh, batch_size, micro_batch)
+        job = self.workload.job(mesh, batch_size)
+        state = state_shapes(job)
+        rows = micro_batch // batch_ways(mesh)
+        parameters = _bytes_on_device((state.trainable, state.frozen))
+        optimizer, batch = _bytes_on_device(state.optimizer), _bytes_on_device(batch_shapes(job))
+        if compiled.memory is None:
+            rest = max(0, compiled.needed - parameters - optimizer - batch)
+            return Memory(
+                parameters,
+                optimizer,
+                batch,
+                rest,
+                0,
+                max(compiled.needed, self.chip.memory_bytes + 1),
+                self.chip.memory_bytes,
+            )
+        temporary = compiled.memory.temporary
+        activations = min(temporary, round(slope * rows))
+        return Memory(
+            parameters,
+            optimizer,
+            batch,
+            activations,
+            temporary - activations,
+            compiled.memory.total,
+            self.chip.memory_bytes,
+        )
+
+    def largest_batch(self, mesh: Mesh, batch_size: int, micro_batch: int, slope: float) -> int:
+        """Returns the largest number of examples on a device at once that fits, compiled to be sure; 0 where none does.
+
+        Args:
+          mesh: The mesh.
+          batch_size: Examples per step over all devices that were compiled already.
+          micro_batch: Examples at once over all devices that were compiled already.
+          slope: Bytes of scratch that each example on a device adds.
+        """
+        ways, limit = batch_ways(mesh), self.chip.memory_bytes
+        compiled = self._compile(mesh, batch_size, micro_batch)
+        rows = micro_batch // ways
+        if compiled.memory is None or not slope:
+            guess = rows // 2 if compiled.memory is None else rows
+        else:
+            guess = rows + int((limit - compiled.memory.total) / slope)
+            guess = guess // 8 * 8 if guess >= 8 else guess
+        while guess >= 1:
+            found = self._compile(mesh, guess * ways, guess * ways)
+            if found.memory is not None and found.memory.total <= limit:
+                return guess
+            guess = guess - 8 if guess > 16 and found.memory is not None else guess // 2
+        return 0
+
+    def plan(self, config: MeshConfig, batch_size: int, *, find_largest: bool = True) -> MeshPlan:
+        """Plans one mesh and batch.
+
+        Args:
+          config: Sizes of the axes.
+          batch_size: Examples per optimizer step over all devices.
+          find_largest: Whether to look for the largest batch that fits, which compiles twice more.
+
+        Raises:
+          MeshError: The mesh does not multiply to the devices, or model or batch can not be split over it.
+          HloError: The compiled program can not be read.
+        """
+        mesh, workload = self.mesh(config), self.workload
+        accumulation = self.accumulation_steps
+        if batch_size % accumulation:
+            raise ConfigError(
+                f"A batch of {batch_size} can not be cut into train.accumulation_steps {accumulation} micro batches; use a multiple."
+            )
+        micro_batch = batch_size // accumulation
+        check_mesh_fits(mesh, workload.model, micro_batch)
+        compiled = self._compile(mesh, batch_size, micro_batch)
+        slope = self._scratch_slope(mesh, batch_size, micro_batch) if find_largest else 0.0
+        estimate, gathered = None, ()
+        if compiled.memory is not None:
+            module = parse_module(compiled.text)
+            network = make_network(self.topology, list(mesh.devices.flat), self.chip)
+            estimate = estimate_step(module, network)
+            # A row of a device, in half the width of the network: what a hidden state has at least.
+            least = micro_batch // batch_ways(mesh) * workload.length * workload.model.hidden_size // 2
+            gathered = tuple(
+                activation_gathers(module, network, _multiplied_shapes(workload.job(mesh, batch_size)), least)
+            )
+        rows = batch_size * workload.rows_per_example
+        return MeshPlan(
+            mesh=dict(mesh.shape),
+            batch_size=batch_size,
+            accumulation_steps=accumulation,
+            memory=self._memory(mesh, batch_size, micro_batch, slope),
+            estimate=estimate,
+            largest_batch=self.largest_batch(mesh, batch_size, micro_batch, slope) if find_largest else -1,
+            tokens_per_step=rows * workload.length,
+            model_flops=rows * workload.flops_per_row,
+            peak_flops=self.topology.num_devices * self.chip.peak_flops,
+            gathered_activations=gathered,
+        )
+
+    def search(self, batches_per_device: Sequence[int], max_compiles: int = 24) -> list[MeshPlan]:
+        """Plans the meshes that are worth a look, and ranks those that fit by tokens per second; what does not fit comes last.
+
+        Args:
+          batches_per_device: Examples of a step on each group of devices that holds the same rows.
+          max_compiles: Most pairs of mesh and batch that are compiled.
+
+        Raises:
+          MeshError: No mesh suits the model.
+        """
+        plans: list[MeshPlan] = []
+        pairs = [(mesh, rows) for rows in batches_per_device for mesh in self._candidates()]
+        if not pairs:
+            raise MeshError(f"No mesh of {self.topology.num_devices} devices suits the model.")
+        for config, rows in pairs[:max_compiles]:
+            plans.append(self.plan(config, self.batch_size(config, rows), find_largest=False))
+        if len(pairs) > max_compiles:
+            self._say(f"{len(pairs) - max_compiles} more pairs of mesh and batch were left out; raise max_compiles.")
+        return sorted(plans, key=lambda plan: (not plan.memory.fits, -plan.tokens_per_second_per_device))
+
+    def _candidates(self) -> Iterable[MeshConfig]:
+        """Returns meshes: data alone, fsdp over one axis of the topology or all devices, and tensor 2 to 8 of each."""
+        count, model = self.topology.num_devices, self.workload.model
+        axis = self.topology.shape[-1]
+        for tensor in (1, 2, 4, 8):
+            if count % tensor or model.num_attention_heads % tensor or model.intermediate_size % tensor:
+                continue
+            for fsdp in sorted({1, axis, count // tensor}):
+                if fsdp < 1 or (count // tensor) % fsdp or model.hidden_size % fsdp or model.embedding_width % fsdp:
+                    continue
+                yield MeshConfig(data=count // tensor // fsdp, fsdp=fsdp, tensor=tensor)
+
+
+def _bytes_on_device(tree: Any) -> int:
+    total = 0
+    for array in jax.tree.leaves(tree):
+        size = 1
+        for axis in array.sharding.shard_shape(array.shape):
+            size *= axis
+        total += size * array.dtype.itemsize
+    return total
+
+
+def _multiplied_shapes(job: StepJob) -> list[tuple[int, ...]]:
+    """Returns the shapes of the weights once they are put together over fsdp, and before."""
+    state, fsdp = state_shapes(job), job.mesh.shape[FSDP]
+    found = []
+    for array in jax.tree.leaves((state.trainable, state.frozen)):
+        split = array.sharding.shard_shape(array.shape)
+        spec = [*array.sharding.spec, *[None] * len(split)]
+        found.append(tuple(size * (fsdp if spec[axis] == FSDP else 1) for axis, size in enumerate(split)))
+        found.append(tuple(array.shape))
+    return found

@@ -1,0 +1,109 @@
+"""The walk over a program: loops, hiding of collectives, what bounds an operation."""
+
+import numpy as np
+import pytest
+
+from flaxbert.planning.chips import CHIPS
+from flaxbert.planning.hlo import parse_module
+from flaxbert.planning.links import Network
+from flaxbert.planning.roofline import activation_gathers, estimate_step
+
+V5E = CHIPS["v5e"]
+SIZE = 4096
+PRODUCT_SECONDS = 2 * SIZE**3 / V5E.peak_flops
+
+
+def network(count=16):
+    return Network(V5E, np.arange(count)[:, None], np.zeros(count, np.int64), (count,))
+
+
+def matrix(name, rest):
+    return f"  %{name} = bf16[{SIZE},{SIZE}]{{1,0}} {rest}\n"
+
+
+DOT = "lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+
+
+def test_a_loop_is_multiplied_out():
+    text = (
+        "HloModule m\n\n%body (t: (s32[], bf16[8])) -> (s32[], bf16[8]) {\n"
+        f"  %t = (s32[], bf16[{SIZE},{SIZE}]{{1,0}}) parameter(0)\n"
+        "  %i = s32[] get-tuple-element(%t), index=0\n"
+        + matrix("x", "get-tuple-element(%t), index=1")
+        + matrix("d", f"dot(%x, %x), {DOT}")
+        + f"  ROOT %r = (s32[], bf16[{SIZE},{SIZE}]{{1,0}}) tuple(%i, %d)\n}}\n\n"
+        "%cond (t.1: (s32[], bf16[8])) -> pred[] {\n"
+        f"  %t.1 = (s32[], bf16[{SIZE},{SIZE}]{{1,0}}) parameter(0)\n"
+        "  %j = s32[] get-tuple-element(%t.1), index=0\n  %n = s32[] constant(24)\n"
+        "  ROOT %less = pred[] compare(%j, %n), direction=LT\n}\n\n"
+        "ENTRY %main (a: bf16[8]) -> bf16[8] {\n"
+        + matrix("a", "parameter(0)")
+        + "  %zero = s32[] constant(0)\n"
+        + f"  %s = (s32[], bf16[{SIZE},{SIZE}]{{1,0}}) tuple(%zero, %a)\n"
+        + f"  %w = (s32[], bf16[{SIZE},{SIZE}]{{1,0}}) while(%s), condition=%cond, body=%body\n"
+        + "  ROOT "
+        + matrix("out", "get-tuple-element(%w), index=1").strip()
+        + "\n}\n"
+    )
+    found = estimate_step(parse_module(text), network())
+    assert found.total_flops == 24 * 2 * SIZE**3
+    assert found.seconds == pytest.approx(24 * PRODUCT_SECONDS)
+    assert found.matmul_seconds == pytest.approx(found.seconds)
+
+
+def with_gather(between, gather_size=SIZE):
+    shape, shard = f"bf16[{gather_size},{SIZE}]{{1,0}}", f"bf16[{gather_size // 16},{SIZE}]{{1,0}}"
+    groups = "replica_groups=[1,16]<=[16], dimensions={0}"
+    start = f"  %start = ({shard}, {shape}) all-gather-start(%b), {groups}\n"
+    done = f"  %done = {shape} all-gather-done(%start)\n"
+    dot = matrix("d", f"dot(%a, %a), {DOT}")
+    middle = start + dot + done if between else start + done + dot
+    return parse_module(
+        "HloModule m\n\nENTRY %main (a: bf16[8], b: bf16[8]) -> bf16[8] {\n"
+        + matrix("a", "parameter(0)")
+        + f"  %b = {shard} parameter(1)\n"
+        + middle
+        + f"  ROOT %out = (bf16[8], {shape}) tuple(%d, %done)\n}}\n"
+    )
+
+
+def test_a_collective_hides_behind_what_stands_between_its_start_and_its_end():
+    hidden, open_ = (estimate_step(with_gather(between), network()) for between in (True, False))
+    gather = hidden.collectives["all-gather", "ici"]
+    assert gather.count == 1
+    assert gather.size_bytes == 2 * SIZE * SIZE
+    assert gather.seconds == pytest.approx(15 / 16 * 2 * SIZE * SIZE / (2 * V5E.link_bandwidth), rel=0.05)
+    assert gather.exposed_seconds == pytest.approx(0.0)
+    assert hidden.seconds == pytest.approx(PRODUCT_SECONDS)
+    assert open_.seconds == pytest.approx(PRODUCT_SECONDS + gather.seconds)
+    assert open_.exposed_seconds == pytest.approx(gather.seconds)
+
+
+def test_an_all_reduce_that_keeps_its_part_is_a_reduce_scatter():
+    text = (
+        "HloModule m\n\n%add (x: f32[], y: f32[]) -> f32[] {\n  %x = f32[] parameter(0)\n  %y = f32[] parameter(1)\n"
+        "  ROOT %sum = f32[] add(%x, %y)\n}\n\n"
+        "%all-reduce-scatter (p: f32[1600]) -> f32[100] {\n  %p = f32[1600]{0} parameter(0)\n"
+        "  %whole = f32[1600]{0} all-reduce(%p), replica_groups=[1,16]<=[16], to_apply=%add\n"
+        "  %i = s32[] constant(0)\n  ROOT %part = f32[100]{0} dynamic-slice(%whole, %i), dynamic_slice_sizes={100}\n}\n\n"
+        "ENTRY %main (a: f32[1600]) -> f32[100] {\n  %a = f32[1600]{0} parameter(0)\n"
+        "  ROOT %f = f32[100]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter\n}\n"
+    )
+    found = estimate_step(parse_module(text), network())
+    assert set(found.collectives) == {("reduce-scatter", "ici")}
+    assert found.collectives["reduce-scatter", "ici"].size_bytes == 6400
+
+
+def test_what_moves_more_than_it_computes_is_bound_by_memory():
+    text = "HloModule m\n\nENTRY %main (a: f32[8]) -> f32[8] {\n  %a = f32[1000000]{0} parameter(0)\n  ROOT %b = f32[1000000]{0} negate(%a)\n}\n"
+    found = estimate_step(parse_module(text), network())
+    assert found.seconds == found.memory_seconds == pytest.approx(8e6 / V5E.memory_bandwidth)
+    assert found.operations == 1e6
+
+
+def test_an_all_gather_of_hidden_states_is_found_and_one_of_weights_is_not():
+    module = with_gather(True, gather_size=32)
+    weights = [(24, SIZE, SIZE), (SIZE,)]
+    assert activation_gathers(module, network(), weights, 1000) == {"start": (32, SIZE)}
+    assert activation_gathers(module, network(), weights, 1 << 20) == {}
+    assert activation_gathers(with_gather(True), network(), weights, 1000) == {}
