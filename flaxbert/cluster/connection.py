@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,15 @@ from flaxbert.config import ClusterConfig
 from flaxbert.errors import ClusterError, DependencyError
 
 _POLL_SECONDS = 0.5
+_CONNECT_SECONDS = 10.0
+
+_RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
+    "RAY_NUM_REDIS_GET_RETRIES": "2",  # Ray's own 20 tries of 40 s each keep a user with a wrong address waiting for 13 minutes
+    "RAY_TRAIN_V2_ENABLED": "1",  # JaxTrainer is part of it
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a command prints stays plain lines, not records of Ray's log
+}
+"""Variables that Ray reads when it is imported; what the user has set stays."""
 
 
 def import_ray() -> Any:
@@ -20,9 +30,8 @@ def import_ray() -> Any:
     Raises:
       DependencyError: Ray is not installed.
     """
-    # Nothing is reported to Ray's makers unless the user says so.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    for name, value in _RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
@@ -55,6 +64,7 @@ def connect(plan: LaunchPlan) -> Iterator[Any]:
     if config.address == "local":
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}  # Ray's ports ask for no password
     try:
+        _require_listener(config.address)
         ray.init(address=config.address, **options)
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
         raise ClusterError(
@@ -67,6 +77,17 @@ def connect(plan: LaunchPlan) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Raises an OSError where nothing answers at an address; Ray itself would try for minutes."""
+    host, separator, port = address.rpartition(":")
+    if not separator:
+        return
+    if not port.isdigit():
+        raise ValueError(f"'{port}' is no port")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS):
+        pass
 
 
 def _first_line(error: BaseException) -> str:

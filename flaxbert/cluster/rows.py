@@ -2,6 +2,7 @@
 
 import abc
 import io
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -104,12 +105,12 @@ def spread(
     items = [{"number": number, "content": pack_arrays(arrays)} for number, arrays in enumerate(rows)]
     if not items:
         return
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every execution
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     resources = dict(config.resources_per_worker)
     data = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        worker,
-        fn_constructor_args=arguments,
+        _bind(worker, arguments),
         compute=ray.data.ActorPoolStrategy(size=min(config.num_workers, len(items))),
         num_cpus=resources.pop("CPU", 0.0),
         num_gpus=resources.pop("GPU", 0.0),
@@ -126,3 +127,14 @@ def spread(
         if row["error"]:
             raise getattr(errors, row["error"], FlaxbertError)(row["message"])
         yield int(row["number"]), unpack_arrays(row["content"])
+
+
+def _bind(worker: type[RowWorker], arguments: tuple[Any, ...]) -> type[RowWorker]:
+    """Returns a class that is made without arguments: those that Ray keeps in its store may be lost when a worker is started again."""
+
+    class Bound(worker):
+        def __init__(self) -> None:
+            super().__init__(*arguments)
+
+    Bound.__name__ = Bound.__qualname__ = worker.__name__
+    return Bound

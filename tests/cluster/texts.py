@@ -1,6 +1,7 @@
 """Made-up text with exact and near copies, and the content of folders."""
 
 import pathlib
+import random
 
 from flaxbert.train.folder_lock import LOCK_NAME
 
@@ -8,8 +9,8 @@ WORDS = ("a", "fine", "film", "films", "bad", "the", "was")
 
 
 def sentence(number: int, length: int = 30) -> str:
-    """Returns words that differ from number to number in their order."""
-    return " ".join(WORDS[(number * (place + 3) + place * place) % 7] for place in range(length)) + "."
+    """Returns words in an order that belongs to the number."""
+    return " ".join(random.Random(number).choices(WORDS, k=length)) + "."
 
 
 def write_texts(folder: pathlib.Path, num_books: int = 3, num_documents: int = 12) -> pathlib.Path:
@@ -21,7 +22,7 @@ def write_texts(folder: pathlib.Path, num_books: int = 3, num_documents: int = 1
         ]
         documents[5] = documents[1].upper()
         if book:
-            documents[7] = f"0 {sentence(2)} {sentence(2, 40)} films"
+            documents[7] = f"0 {sentence(2)} {sentence(2, 40)} {WORDS[book]}"
         (folder / f"{book}.txt").write_text("\n\n".join(documents) + "\n", "utf-8")
     return folder
 
