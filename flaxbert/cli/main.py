@@ -121,7 +121,7 @@ def build_parser(name: str) -> tuple[Any, Callable[..., Any]]:
         print_config="--print-config",
     )
     parser.add_argument("--config", action="config", help="YAML file with options; options on the command line win.")
-    skip = {"command"} if name in LAUNCHERS else set()
+    skip: set[str | int] = {"command"} if name in LAUNCHERS else set()
     parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=skip)
     return parser, function
 

@@ -19,6 +19,7 @@ _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
     "RAY_NUM_REDIS_GET_RETRIES": "2",  # Ray's own 20 tries of 40 s each keep a user with a wrong address waiting for 13 minutes
     "RAY_TRAIN_V2_ENABLED": "1",  # JaxTrainer is part of it
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Ray Train would move a worker to a folder of its own while the command already runs
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a command prints stays plain lines, not records of Ray's log
 }
 """Variables that Ray reads when it is imported; what the user has set stays."""

@@ -6,6 +6,7 @@ the command joins them as it does without Ray.
 """
 
 import dataclasses
+import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -122,6 +123,7 @@ def run_worker(config: Mapping[str, Any]) -> int:
     """
     import ray.train
 
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train asks for more, and gets every step of every library
     job: WorkerJob = config["job"]
     plan, number = job.plan, ray.train.get_context().get_world_rank()
     enter_folder(str(plan.folder))
