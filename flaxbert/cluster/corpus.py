@@ -18,7 +18,7 @@ from flaxbert.data.deduplication import Fingerprint
 from flaxbert.data.preparation import Place, ShardJob, place_fingerprints, shard_documents, write_shard
 from flaxbert.data.prepared import PreparedCorpus, Shard
 from flaxbert.errors import ClusterError
-from flaxbert.train.recipes.prepare import load_corpus_tokenizer, prepare_corpus
+from flaxbert.train.recipes.prepare import Engine, load_corpus_tokenizer, prepare_corpus
 from flaxbert.train.recipes.setup import Say
 
 
@@ -43,7 +43,7 @@ def prepare_on_cluster(plan: LaunchPlan, say: Say = print) -> PreparedCorpus:
 
 
 @dataclasses.dataclass(frozen=True)
-class RayEngine:
+class RayEngine(Engine):
     """Works in the workers of a cluster.
 
     Attributes:

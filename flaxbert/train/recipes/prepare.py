@@ -40,26 +40,32 @@ class Engine(Protocol):
     """Where the work of preparation is done; what comes out is the same everywhere, byte for byte."""
 
     def fingerprints(self, job: ShardJob, dedup: DedupConfig) -> Iterable[tuple[Place, Fingerprint]]:
-        """Returns what of each document is compared, in the order of the documents.
+        """Makes what of each document is compared.
 
         Args:
           job: Any of the jobs: says what is read, what a document is, and in how many shards the documents are.
           dedup: What counts as repeated.
+
+        Returns:
+          Place and fingerprint of each document, in the order of the documents.
         """
         ...
 
     def shards(self, jobs: Sequence[ShardJob], tokenizer: Any) -> Iterable[Shard]:
-        """Writes shards and returns what was written, in the order of the jobs.
+        """Writes shards.
 
         Args:
           jobs: The shards.
           tokenizer: The tokenizer of their folder, for what runs in this process.
+
+        Returns:
+          What was written, in the order of the jobs.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalEngine:
+class LocalEngine(Engine):
     """Works on this machine.
 
     Attributes:
