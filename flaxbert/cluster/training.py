@@ -7,6 +7,7 @@ the command joins them as it does without Ray.
 
 import dataclasses
 import logging
+import shlex
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -51,7 +52,7 @@ def run_training(plan: LaunchPlan, execute: Execute, say: Callable[[str], None] 
     """
     with connect(plan) as ray:
         say(
-            f"Training in {plan.cluster.num_workers} workers on {len(ray.nodes())} nodes: flaxbert {' '.join(plan.words)}"
+            f"Training in {plan.cluster.num_workers} workers on {len(ray.nodes())} nodes: flaxbert {shlex.join(plan.words)}"
         )
         try:
             result = _trainer(plan, execute).fit()

@@ -56,12 +56,16 @@ def model(tmp_path_factory):
 
 def launch(address, folder, words, options=()):
     cluster = ["--cluster.address", address, "--cluster.num_workers", "2", *options]
-    return run_python(["-m", "flaxbert", "launch", *cluster, "--", *words], folder=folder, timeout_seconds=LONGEST_SECONDS)
+    return run_python(
+        ["-m", "flaxbert", "launch", *cluster, "--", *words], folder=folder, timeout_seconds=LONGEST_SECONDS
+    )
 
 
 def flaxbert(folder, words, devices=1):
     environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    result = run_python(["-m", "flaxbert", *words], folder=folder, environment=environment, timeout_seconds=LONGEST_SECONDS)
+    result = run_python(
+        ["-m", "flaxbert", *words], folder=folder, environment=environment, timeout_seconds=LONGEST_SECONDS
+    )
     assert result.returncode == 0, result.stderr
     return result
 
