@@ -30,7 +30,7 @@ demo: $(VENV)/.installed-core $(VENV)/.installed-minilm ## fine-tune, compress, 
 test: $(VENV)/.installed-test $(VENV)/.installed-minilm ## the default tests
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed-test $(VENV)/.installed-minilm ## the tests that the default leaves out
+test-slow: $(VENV)/.installed-test $(VENV)/.installed-ray $(VENV)/.installed-minilm ## the tests that the default leaves out
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 parity: $(VENV)/.installed-test $(VENV)/.installed-minilm ## every comparison with torch, the slow ones too; writes docs/parity.md
@@ -73,6 +73,11 @@ $(VENV)/.installed-minilm: $(VENV)/.created
 $(VENV)/.installed-test: pyproject.toml $(VENV)/.created
 	$(PIP) --editable '.[test]'
 	@touch $@ $(VENV)/.installed-core
+
+# Ray unpacks to 200 MB and starts a cluster in seconds, so that only the slow tests have it.
+$(VENV)/.installed-ray: pyproject.toml $(VENV)/.created
+	$(PIP) --editable '.[ray]'
+	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.created
 	$(PIP) --editable '.[dev]'

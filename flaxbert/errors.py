@@ -48,6 +48,10 @@ class MemoryLimitError(FlaxbertError, RuntimeError):
     """A compiled step would need more memory than the device or the container has."""
 
 
+class ClusterError(FlaxbertError, RuntimeError):
+    """A cluster can not be reached, has no room for a job, or its nodes do not share what they must share."""
+
+
 class DependencyError(FlaxbertError, ImportError):
     """An optional package is needed that is not installed."""
 

@@ -1,5 +1,6 @@
 """Running a network over many texts: length buckets, compiled programs, results in the order of the inputs."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,23 +36,32 @@ def logits_of(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) 
     return output.logits
 
 
-@functools.lru_cache(maxsize=64)
-def pooled_vectors(modes: tuple[str, ...], num_skipped: int = 0) -> Postprocess:
-    """Returns a function that pools token vectors to sentence vectors, several modes side by side.
+@dataclasses.dataclass(frozen=True)
+class PooledVectors:
+    """A function that pools token vectors to sentence vectors, several modes side by side; equal ones share a program.
 
-    Args:
+    Attributes:
       modes: Pooling modes as ``nn.heads.pool`` names them.
       num_skipped: First tokens that are read but not pooled, those of a prompt.
     """
 
-    def postprocess(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
-        mask = batch["attention_mask"]
-        if num_skipped:
-            mask = mask * (jax.numpy.arange(mask.shape[1]) >= num_skipped).astype(mask.dtype)
-        vectors = [pool(output.last_hidden_state, mask, mode) for mode in modes]
-        return vectors[0] if len(vectors) == 1 else jax.numpy.concatenate(vectors, axis=-1)
+    modes: tuple[str, ...]
+    num_skipped: int = 0
 
-    return postprocess
+    def __call__(self, output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+        """Returns the vectors of a forward pass.
+
+        Args:
+          output: What the network returned.
+          params: Parameter tree.
+          batch: The batch.
+        """
+        del params
+        mask = batch["attention_mask"]
+        if self.num_skipped:
+            mask = mask * (jax.numpy.arange(mask.shape[1]) >= self.num_skipped).astype(mask.dtype)
+        vectors = [pool(output.last_hidden_state, mask, mode) for mode in self.modes]
+        return vectors[0] if len(vectors) == 1 else jax.numpy.concatenate(vectors, axis=-1)
 
 
 def checked_batch(config: ModelConfig, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,24 +176,56 @@ def run_examples(
     Raises:
       ConfigError: The batch size is less than 1.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}, but a batch holds at least one text.")
     lengths = examples.lengths
     results: list[Any] = [None] * len(lengths)
     pending: list[tuple[Any, Any]] = []
+    for members, batch in input_batches(examples, batch_size=batch_size, max_length=max_length):
+        pending.append((members, program(params, batch)))
+        if len(pending) > MOST_PENDING:
+            put_back(results, *pending.pop(0), lengths, keep_length)
+    for members, output in pending:
+        put_back(results, members, output, lengths, keep_length)
+    return results
 
-    def store(members: Any, output: Any) -> None:
-        values = np.asarray(output)
-        for row, member in enumerate(members):
-            results[member] = values[row, : lengths[member]] if keep_length else values[row]
 
-    for bucket, members in _groups(lengths, default_length_buckets(max_length), batch_size):
+def input_batches(
+    examples: TokenizedExamples, *, batch_size: int, max_length: int
+) -> Iterator[tuple[Int[np.ndarray, "members"], dict[str, np.ndarray]]]:
+    """Yields the batches that a network is run on, each with the numbers of its examples.
+
+    Args:
+      examples: Tokenized examples.
+      batch_size: Most examples per batch.
+      max_length: Longest row in tokens.
+
+    Raises:
+      ConfigError: The batch size is less than 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}, but a batch holds at least one text.")
+    for bucket, members in _groups(examples.lengths, default_length_buckets(max_length), batch_size):
         rows = np.full(_row_bucket(len(members), batch_size), -1, np.int64)
         rows[: len(members)] = members
         batch = {name: array for name, array in collate(examples, rows, bucket).items() if name in INPUT_NAMES}
-        pending.append((members, program(params, batch)))
-        if len(pending) > MOST_PENDING:
-            store(*pending.pop(0))
-    for members, output in pending:
-        store(members, output)
-    return results
+        yield members, batch
+
+
+def put_back(
+    results: list[Any],
+    members: Int[np.ndarray, "members"],
+    output: Any,
+    lengths: Int[np.ndarray, "examples"],
+    keep_length: bool,
+) -> None:
+    """Puts the results of one batch to the places of its examples.
+
+    Args:
+      results: One place per example.
+      members: From ``input_batches``.
+      output: What the network made of the batch, one row per example and then rows that only filled it.
+      lengths: Tokens of each example.
+      keep_length: Whether results have a length axis, which is cut to each example's own length.
+    """
+    values = np.asarray(output)
+    for row, member in enumerate(members):
+        results[member] = values[row, : lengths[member]] if keep_length else values[row]

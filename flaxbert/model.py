@@ -287,7 +287,7 @@ class Model:
         skipped = 0
         if lead and not pooling.include_prompt:
             skipped = len(self._require_tokenizer()(lead)["input_ids"]) - 1  # all but the closing special token
-        postprocess = inference.pooled_vectors(tuple(pooling.modes), skipped)
+        postprocess = inference.PooledVectors(tuple(pooling.modes), skipped)
         rows = self.run_texts([lead + text for text in first], None, postprocess, batch_size, max_length)
         width = self.config.hidden_size * len(pooling.modes)
         vectors = np.stack(rows) if rows else np.zeros((0, width), np.float32)

@@ -12,10 +12,10 @@ from flaxbert.errors import ConfigError
 from flaxbert.families.graph import INPUT_NAMES
 from flaxbert.inference import (
     MOST_PENDING,
+    PooledVectors,
     compiled_apply,
     compiled_forward,
     logits_of,
-    pooled_vectors,
     run_examples,
 )
 from flaxbert.model import load
@@ -196,7 +196,7 @@ MASK = jnp.array([[1, 1, 1, 0], [1, 1, 0, 0]], jnp.int32)
 
 def pooled(modes, num_skipped=0):
     output = ModelOutput(last_hidden_state=HIDDEN)
-    return np.asarray(pooled_vectors(modes, num_skipped)(output, {}, {"attention_mask": MASK}))
+    return np.asarray(PooledVectors(modes, num_skipped)(output, {}, {"attention_mask": MASK}))
 
 
 def test_sentence_vectors_of_several_modes_stand_side_by_side():
@@ -217,10 +217,12 @@ def test_equal_arguments_share_one_program():
     program = compiled_forward(CONFIG, TASK, Execution(), logits_of)
     assert compiled_forward(CONFIG.replace(extra={"note": 1}), TASK, Execution(), logits_of) is program
     assert compiled_forward(CONFIG, TASK, Execution("bfloat16"), logits_of) is not program
-    assert compiled_forward(CONFIG, TASK, Execution(), pooled_vectors(("mean",))) is not program
+    assert compiled_forward(CONFIG, TASK, Execution(), PooledVectors(("mean",))) is not program
     assert compiled_forward(CONFIG.replace(hidden_act="relu"), TASK, Execution(), logits_of) is not program
-    assert pooled_vectors(("mean",)) is pooled_vectors(("mean",))
-    assert pooled_vectors(("mean",), 1) is not pooled_vectors(("mean",))
+    assert compiled_forward(CONFIG, TASK, Execution(), PooledVectors(("mean",))) is compiled_forward(
+        CONFIG, TASK, Execution(), PooledVectors(("mean",))
+    )
+    assert PooledVectors(("mean",), 1) != PooledVectors(("mean",))
 
 
 def test_new_parameters_do_not_compile_again():

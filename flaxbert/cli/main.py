@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from flaxbert.errors import FlaxbertError, nearest
+from flaxbert.errors import ConfigError, FlaxbertError, nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("flaxbert.cli.demo", "fine-tune, compress and predict on text that every Python carries, offline"),
@@ -19,6 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("flaxbert.cli.pretrain", "train a model on raw text, from new weights or a checkpoint"),
     "plan pretrain": ("flaxbert.cli.plan", "say what a pre-training run would cost on devices that are not there"),
     "plan finetune": ("flaxbert.cli.plan", "say what a fine-tuning run would cost on devices that are not there"),
+    "launch": (
+        "flaxbert.cli.launch",
+        "run prepare, predict, pretrain or finetune on a cluster: launch [options] -- COMMAND",
+    ),
     "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),
     "predict": ("flaxbert.cli.predict", "label, tag, answer or embed texts from arguments, a file or standard input"),
     "quantize": ("flaxbert.cli.quantize", "store and run a model's matrices as int8"),
@@ -32,10 +36,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Module and one-line description of every command."""
 
+LAUNCHERS = frozenset({"launch"})
+"""Commands that run another one: its words follow after ``--``."""
+
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 _EXPLAINED_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.ENOTDIR})
+
+
+class UsageError(ConfigError):
+    """The words of a command line are not those of its command."""
 
 
 def _usage() -> str:
@@ -68,13 +79,13 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _unknown_command(arguments: Sequence[str]) -> int:
+def _explain_unknown(arguments: Sequence[str]) -> str:
     words = [word for word in arguments if not word.startswith("-")]
     word = words[0] if words else " ".join(arguments)
     subcommands = [name for name in COMMANDS if name.startswith(f"{word} ")]
     if subcommands:
-        return _fail(f"'{word}' needs one more word: {', '.join(subcommands)}.", EXIT_USAGE)
-    return _fail(f"unknown command '{word}'.{nearest(word, COMMANDS)} Try flaxbert --help.", EXIT_USAGE)
+        return f"'{word}' needs one more word: {', '.join(subcommands)}."
+    return f"unknown command '{word}'.{nearest(word, COMMANDS)} Try flaxbert --help."
 
 
 def _known_keys(parser: Any) -> list[str]:
@@ -113,7 +124,8 @@ def build_parser(name: str) -> tuple[Any, Callable[..., Any]]:
         print_config="--print-config",
     )
     parser.add_argument("--config", action="config", help="YAML file with options; options on the command line win.")
-    parser.add_function_arguments(function, as_positional=True, fail_untyped=True)
+    skip: set[str | int] = {"command"} if name in LAUNCHERS else set()
+    parser.add_function_arguments(function, as_positional=True, fail_untyped=True, skip=skip)
     return parser, function
 
 
@@ -135,26 +147,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"flaxbert {flaxbert.__version__}")
         return 0
-    name, rest = _find_command(arguments)
-    if not name:
-        return _unknown_command(arguments)
-    return _run_command(name, rest)
+    return _run_command(arguments)
 
 
-def _run_command(name: str, rest: list[str]) -> int:
+def parse_command(name: str, words: Sequence[str]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Returns the function of a command and its arguments.
+
+    Args:
+      name: A key of ``COMMANDS``.
+      words: Its options.
+
+    Raises:
+      UsageError: The options are not those of the command, or their values are not usable.
+    """
     import jsonargparse
 
     parser, function = build_parser(name)
+    own, launched = list(words), {}
+    if name in LAUNCHERS:
+        place = own.index("--") if "--" in own else len(own)
+        own, launched = own[:place], {"command": tuple(own[place + 1 :])}
+    own = ["--dry_run=true" if word == "--dry-run" else word for word in own]
     try:
-        namespace = parser.parse_args(rest)
-        values = parser.instantiate(namespace)
+        values = parser.instantiate(parser.parse_args(own))
     except (jsonargparse.ArgumentError, FlaxbertError, TypeError, ValueError) as error:
-        return _fail(_explain(str(error), _known_keys(parser)) + f" See flaxbert {name} --help.", EXIT_USAGE)
+        raise UsageError(_explain(str(error), _known_keys(parser)) + f" See flaxbert {name} --help.") from error
+    keywords = {key: value for key, value in vars(values).items() if key not in ("config", "print-config")}
+    return function, {**keywords, **launched}
+
+
+def _prepare(arguments: Sequence[str]) -> Callable[[], int]:
+    """Returns the whole command, ready to be run."""
+    name, rest = _find_command(arguments)
+    if not name:
+        raise UsageError(_explain_unknown(arguments))
+    function, keywords = parse_command(name, rest)
+    return lambda: int(function(**keywords) or 0)
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Runs one command and lets its errors rise, for programs that run commands.
+
+    Args:
+      arguments: The words after ``flaxbert``.
+
+    Returns:
+      The exit code of the command.
+
+    Raises:
+      UsageError: There is no such command, or its options are wrong.
+      FlaxbertError: What the command raises.
+    """
+    return _prepare(arguments)()
+
+
+def _run_command(arguments: Sequence[str]) -> int:
+    try:
+        command = _prepare(arguments)
+    except UsageError as error:
+        return _fail(str(error), EXIT_USAGE)
     except SystemExit as stop:  # --help and --print-config
         return int(stop.code or 0)
-    keywords = {key: value for key, value in vars(values).items() if key not in ("config", "print-config")}
     try:
-        code = function(**keywords)
+        return command()
+    except UsageError as error:  # of the command that a launcher runs
+        return _fail(str(error), EXIT_USAGE)
     except FlaxbertError as error:
         return _fail(str(error), EXIT_ERROR)
     except OSError as error:
@@ -165,4 +222,3 @@ def _run_command(name: str, rest: list[str]) -> int:
         raise
     except KeyboardInterrupt:
         return _fail("interrupted.", EXIT_INTERRUPTED)
-    return int(code or 0)

@@ -1,6 +1,7 @@
 """``flaxbert predict``: what a model's task says of texts: labels, entities, answers, vectors."""
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from flaxbert.config import AttentionName, PrecisionName, TaskConfig
 
@@ -44,21 +45,42 @@ def run(
     Returns:
       The exit code.
     """
+    options = dict(locals())
+    import flaxbert
+
+    return predict(flaxbert.load, options)
+
+
+def predict(load: Callable[..., Any], options: Mapping[str, Any]) -> int:
+    """Runs the command with a model from anywhere.
+
+    Args:
+      load: Takes what ``flaxbert.load`` takes and returns a model.
+      options: The arguments of ``run``.
+
+    Returns:
+      The exit code.
+    """
     from flaxbert.core.runtime import configure
 
     configure()
     from flaxbert.config import DataConfig
     from flaxbert.evaluation.predict import predict_lines, read_inputs, read_texts, write_lines
 
-    if bool(text) == bool(input):
-        read_texts(text, input, text_column, text_pair_column)
-    import flaxbert
-
-    loaded = flaxbert.load(model, precision=precision, attention=attention, offline=offline)
-    config = DataConfig(text_column=text_column, text_pair_column=text_pair_column, label_column="", format=data_format)
-    examples = read_inputs(loaded, text, input, config, pairs=text_pair, options=task)
+    text, source, task = options["text"], options["input"], options["task"]
+    columns = {name: options[name] for name in ("text_column", "text_pair_column")}
+    if bool(text) == bool(source):
+        read_texts(text, source, **columns)
+    loaded = load(options["model"], **{name: options[name] for name in ("precision", "attention", "offline")})
+    config = DataConfig(**columns, label_column="", format=options["data_format"])
+    examples = read_inputs(loaded, text, source, config, pairs=options["text_pair"], options=task)
     lines = predict_lines(
-        loaded, examples, format=format, batch_size=batch_size, max_length=max_length or None, options=task
+        loaded,
+        examples,
+        format=options["format"],
+        batch_size=options["batch_size"],
+        max_length=options["max_length"] or None,
+        options=task,
     )
-    write_lines(lines, output)
+    write_lines(lines, options["output"])
     return 0

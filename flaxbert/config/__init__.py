@@ -4,6 +4,7 @@ Units are in the names or in the attribute's description. ``RunConfig`` is what 
 the words before the dot in overrides such as ``--train.learning_rate 3e-5``.
 """
 
+from flaxbert.config.cluster import ClusterConfig
 from flaxbert.config.corpus import CorpusConfig, DedupConfig, ExtensionConfig, PrepareConfig, TokenizerConfig
 from flaxbert.config.data import DataConfig
 from flaxbert.config.mesh import MeshConfig
@@ -25,6 +26,7 @@ from flaxbert.config.train import FreezeRule, OptimizerName, ScheduleName, Train
 __all__ = [
     "IGNORED_LABEL",
     "AttentionName",
+    "ClusterConfig",
     "CorpusConfig",
     "DataConfig",
     "DedupConfig",

@@ -3,13 +3,17 @@
 import dataclasses
 import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from flaxbert.config import DedupConfig
 from flaxbert.data.corpus import Document
 
 _SHINGLE_WORDS = 5
+_SEED = 1
+_SCHEME = "affine32"
 _MIN_WORDS = 20
 """Shorter documents are only compared word for word: their few shingles say little."""
 
@@ -34,6 +38,47 @@ class Duplicates:
         return self.exact | self.near
 
 
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """What of a document is compared; it can be made on another machine than where documents are compared.
+
+    Attributes:
+      digest: Stands for all its words.
+      signature: MinHash values, uint32 ``[num_permutations]``; None for short documents, for exact copies of an earlier one, and where near copies are not looked for.
+    """
+
+    digest: bytes
+    signature: np.ndarray | None = None
+
+
+def fingerprints(documents: Iterable[Document], config: DedupConfig) -> Iterator[Fingerprint]:
+    """Yields what of each document is compared.
+
+    Args:
+      documents: The documents in their order.
+      config: What counts as the same.
+    """
+    seen: set[bytes] = set()
+    for document in documents:
+        words = " ".join(document.sentences).casefold().split()
+        digest = hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=12).digest()
+        signature = None
+        if config.near:
+            if digest not in seen and len(words) >= _MIN_WORDS:
+                signature = _signature(words, config)
+            seen.add(digest)
+        yield Fingerprint(digest, signature)
+
+
+def _signature(words: Sequence[str], config: DedupConfig) -> np.ndarray:
+    from datasketch import MinHash
+
+    shingles = {" ".join(words[start : start + _SHINGLE_WORDS]) for start in range(len(words) - _SHINGLE_WORDS + 1)}
+    signature = MinHash(config.num_permutations, seed=_SEED, hashfunc=zlib.crc32, scheme=_SCHEME)
+    signature.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in sorted(shingles)])
+    return signature.hashvalues
+
+
 def find_duplicates(documents: Iterable[Document], config: DedupConfig) -> Duplicates:
     """Finds the documents that repeat an earlier one; of those that are alike the first stays.
 
@@ -46,19 +91,30 @@ def find_duplicates(documents: Iterable[Document], config: DedupConfig) -> Dupli
     Returns:
       The numbers of the documents to be left out.
     """
+    return compare_fingerprints(fingerprints(documents, config), config)
+
+
+def compare_fingerprints(found: Iterable[Fingerprint], config: DedupConfig) -> Duplicates:
+    """Finds the documents that repeat an earlier one by what ``fingerprints`` says of them.
+
+    Args:
+      found: One fingerprint a document, in the order of the documents.
+      config: What counts as the same.
+
+    Returns:
+      The numbers of the documents to be left out.
+    """
     seen: set[bytes] = set()
     exact: set[int] = set()
     near: set[int] = set()
     index = _NearIndex(config) if config.near else None
     number = -1
-    for number, document in enumerate(documents):
-        words = " ".join(document.sentences).casefold().split()
-        digest = hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=12).digest()
-        if digest in seen:
+    for number, fingerprint in enumerate(found):
+        if fingerprint.digest in seen:
             exact.add(number)
             continue
-        seen.add(digest)
-        if index is not None and len(words) >= _MIN_WORDS and index.is_near(number, words):
+        seen.add(fingerprint.digest)
+        if index is not None and fingerprint.signature is not None and index.is_near(number, fingerprint.signature):
             near.add(number)
     return Duplicates(frozenset(exact) if config.exact else frozenset(), frozenset(near), number + 1)
 
@@ -74,16 +130,13 @@ class _NearIndex:
         self._index = MinHashLSH(config.threshold, config.num_permutations, weights=(0.2, 0.8))
         self._signatures: dict[int, Any] = {}
 
-    def is_near(self, number: int, words: Sequence[str]) -> bool:
+    def is_near(self, number: int, values: np.ndarray) -> bool:
         """Returns whether an earlier document is near; one that is not joins the index."""
-        from datasketch import MinHash
+        from datasketch import LeanMinHash
 
-        config = self._config
-        shingles = {" ".join(words[start : start + _SHINGLE_WORDS]) for start in range(len(words) - _SHINGLE_WORDS + 1)}
-        signature = MinHash(config.num_permutations, seed=1, hashfunc=zlib.crc32)
-        signature.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in sorted(shingles)])
+        signature = LeanMinHash(seed=_SEED, hashvalues=values, scheme=_SCHEME)
         candidates = (self._signatures[int(str(other))] for other in self._index.query(signature))
-        if any(other.jaccard(signature) >= config.threshold for other in candidates):
+        if any(other.jaccard(signature) >= self._config.threshold for other in candidates):
             return True
         self._index.insert(number, signature)
         self._signatures[number] = signature

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from flaxbert.config import CorpusConfig
+from flaxbert.config import CorpusConfig, DedupConfig
 from flaxbert.data.corpus import Document, read_documents
+from flaxbert.data.deduplication import Fingerprint, fingerprints
 from flaxbert.data.prepared import Shard, ShardWriter, TokenizedDocument, id_dtype
 from flaxbert.data.tokenization import refuse_surrogates, tokenizer_settings
 from flaxbert.data.words import Segmenter, segmented_starts
@@ -34,10 +35,22 @@ def iterate_documents(inputs: Sequence[tuple[str, str]], config: CorpusConfig) -
             yield (number, index), document
 
 
+def shard_of(place: Place, num_inputs: int, num_shards: int) -> int:
+    """Returns the number of the shard that a document is in. Inputs are dealt out where there are enough of them, else single documents.
+
+    Args:
+      place: The document's place.
+      num_inputs: Number of inputs.
+      num_shards: Number of shards.
+    """
+    number, index = place
+    return (number if num_inputs >= num_shards else number + index) % num_shards
+
+
 def shard_documents(
     inputs: Sequence[tuple[str, str]], config: CorpusConfig, shard: int, num_shards: int
 ) -> Iterator[tuple[Place, Document]]:
-    """Yields the documents of one shard. Inputs are dealt out where there are enough of them, else single documents.
+    """Yields the documents of one shard, in the order of their places.
 
     Args:
       inputs: From ``expand_inputs``.
@@ -45,15 +58,32 @@ def shard_documents(
       shard: Number of the shard.
       num_shards: Number of shards.
     """
-    if len(inputs) >= num_shards:
-        for number in range(shard, len(inputs), num_shards):
-            source, file_format = inputs[number]
-            for index, document in enumerate(read_documents(source, file_format, config)):
+    whole = len(inputs) >= num_shards
+    for number in range(shard, len(inputs), num_shards) if whole else range(len(inputs)):
+        source, file_format = inputs[number]
+        for index, document in enumerate(read_documents(source, file_format, config)):
+            if whole or shard_of((number, index), len(inputs), num_shards) == shard:
                 yield (number, index), document
-        return
-    for (number, index), document in iterate_documents(inputs, config):
-        if (number + index) % num_shards == shard:
-            yield (number, index), document
+
+
+def place_fingerprints(
+    documents: Iterator[tuple[Place, Document]], config: DedupConfig
+) -> Iterator[tuple[Place, Fingerprint]]:
+    """Yields what of each document is compared to find copies, with its place.
+
+    Args:
+      documents: From ``iterate_documents`` or ``shard_documents``.
+      config: What counts as the same.
+    """
+    places: list[Place] = []
+
+    def keep_places() -> Iterator[Document]:
+        for place, document in documents:
+            places.append(place)
+            yield document
+
+    for fingerprint in fingerprints(keep_places(), config):
+        yield places.pop(), fingerprint
 
 
 def load_segmenter(name: str) -> Segmenter | None:
@@ -194,7 +224,7 @@ class ShardJob:
       vocab_size: Number of ids of the tokenizer.
       number: Number of the shard.
       num_shards: Number of shards.
-      dropped: Places of documents that are left out.
+      dropped: Places of this shard's documents that are left out.
       segmenter: As for ``load_segmenter``.
       max_tokens: Longer documents are cut.
     """

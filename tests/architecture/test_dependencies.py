@@ -21,6 +21,9 @@ COMPARES = "flaxbert/evaluation/reference.py"
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "orbax": "orbax-checkpoint"}
 """Distributions whose import name is another; elsewhere the two differ in case and dashes only."""
 
+OPTIONAL = {"ray": "flaxbert/cluster/"}
+"""Libraries that an extra of the same name installs, with the folder whose functions alone may import them."""
+
 BROUGHT_ALONG = {
     "pandas": "datasets",
     "pyarrow": "datasets",
@@ -71,6 +74,7 @@ def undeclared(sources: Iterable[Source], distributions: set[str]) -> list[str]:
         f"{source.path} imports {name}, which pyproject.toml does not declare"
         for source in sources
         for name in sorted(third_party(source) - (ORACLES if source.path == COMPARES else set()))
+        if not source.path.startswith(OPTIONAL.get(name, "outside"))
         if normal(DISTRIBUTIONS.get(name, BROUGHT_ALONG.get(name, name))) not in distributions
     ]
 
@@ -93,6 +97,18 @@ def oracles(sources: Iterable[Source]) -> list[str]:
 
 def test_every_import_is_declared() -> None:
     expect_none(undeclared(read_sources("flaxbert"), declared()))
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_what_an_extra_installs_is_declared_and_imported_inside_functions(name: str) -> None:
+    assert name in declared(name)
+    users = [source for source in read_sources("flaxbert") if name in third_party(source)]
+    assert users
+    expect_none(
+        f"{source.path} imports {name} outside of functions"
+        for source in users
+        if name in {module.split(".")[0] for module in imported_names(source, only_at_import=True)}
+    )
 
 
 def test_every_declared_dependency_is_imported() -> None:

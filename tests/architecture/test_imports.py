@@ -30,7 +30,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ),
     ("weights",),
     ("tasks", "model", "inference"),
-    ("train", "evaluation", "retrieval", "serve", "registry"),
+    ("train", "evaluation", "retrieval", "serve", "registry", "cluster"),
     ("planning",),
     ("cli", "__init__", "__main__"),
 )
@@ -50,6 +50,7 @@ PEERS: dict[str, frozenset[str]] = {
     "model": frozenset({"inference", "tasks"}),
     "train": frozenset({"evaluation", "registry"}),
     "serve": frozenset({"registry"}),
+    "cluster": frozenset({"train"}),
     "__main__": frozenset({"cli"}),
     "cli": frozenset({"__init__"}),
 }
@@ -83,6 +84,7 @@ FORBIDDEN_LIBRARIES: dict[str, tuple[str, ...]] = {
 FORBIDDEN_AT_IMPORT: dict[str, tuple[str, ...]] = {
     "tasks": ("jax", "grain", "sklearn", "scipy"),
     "data": ("jax", "grain"),
+    "cluster": ("ray",),
     "cli": ("jax", "flax", "optax", "orbax", "grain", "datasets", "transformers", "sklearn", "matplotlib"),
     "__init__": ("jax", "flax", "optax", "orbax", "grain", "datasets", "transformers", "sklearn", "matplotlib"),
     "__main__": ("jax", "flax"),
@@ -254,6 +256,7 @@ def test_graph_sees_every_module_of_the_tree(graph: Graph) -> None:
         ("tasks__base", "evaluation.score"),
         ("evaluation__metrics", "tasks.base"),
         ("weights__load", "data.sources"),
+        ("train__loop", "cluster.training"),
         ("unheard", "errors"),
     ],
 )
@@ -269,6 +272,7 @@ def test_an_import_upwards_is_found(module: str, target: str) -> None:
         ("model", "tasks.registry"),
         ("tasks__base", "evaluation.report"),
         ("cli__main", "train.loop"),
+        ("cluster__corpus", "train.loop"),
         ("core__runtime", "config"),
     ],
 )

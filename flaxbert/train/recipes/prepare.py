@@ -6,14 +6,22 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from flaxbert.config import CorpusConfig, DedupConfig, PrepareConfig
 from flaxbert.data.corpus import expand_inputs
-from flaxbert.data.deduplication import find_duplicates
-from flaxbert.data.preparation import Place, ShardJob, iterate_documents, load_segmenter, write_shard
+from flaxbert.data.deduplication import Fingerprint, compare_fingerprints
+from flaxbert.data.preparation import (
+    Place,
+    ShardJob,
+    iterate_documents,
+    load_segmenter,
+    place_fingerprints,
+    shard_of,
+    write_shard,
+)
 from flaxbert.data.prepared import CORPUS_FILE, TOKENIZER_FOLDER, PreparedCorpus, Shard, write_corpus_file
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.train.folder_lock import LOCK_NAME, FolderLock
@@ -24,12 +32,73 @@ from flaxbert.weights.tokenizer import tokenizer_alone
 _OWN_FILES = ("documents-*.array_record", "lengths-*.npy", ".*.partial", CORPUS_FILE)
 
 
+@runtime_checkable
+class Engine(Protocol):
+    """Where the work of preparation is done; what comes out is the same everywhere, byte for byte."""
+
+    def fingerprints(self, job: ShardJob, dedup: DedupConfig) -> Iterable[tuple[Place, Fingerprint]]:
+        """Makes what of each document is compared.
+
+        Args:
+          job: Any of the jobs: says what is read, what a document is, and in how many shards the documents are.
+          dedup: What counts as repeated.
+
+        Returns:
+          Place and fingerprint of each document, in the order of the documents.
+        """
+        ...
+
+    def shards(self, jobs: Sequence[ShardJob], tokenizer: Any) -> Iterable[Shard]:
+        """Writes shards.
+
+        Args:
+          jobs: The shards.
+          tokenizer: The tokenizer of their folder, for what runs in this process.
+
+        Returns:
+          What was written, in the order of the jobs.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalEngine(Engine):
+    """Works on this machine.
+
+    Attributes:
+      num_workers: Most processes; 0 takes one for each processor.
+    """
+
+    num_workers: int = 0
+
+    def fingerprints(self, job: ShardJob, dedup: DedupConfig) -> Iterator[tuple[Place, Fingerprint]]:
+        """See ``Engine.fingerprints``."""
+        yield from place_fingerprints(iterate_documents(job.inputs, job.config), dedup)
+
+    def shards(self, jobs: Sequence[ShardJob], tokenizer: Any) -> Iterator[Shard]:
+        """See ``Engine.shards``."""
+        workers = min(self.num_workers or os.cpu_count() or 1, len(jobs))
+        if workers == 1:
+            for job in jobs:
+                yield write_shard(job, tokenizer)
+            return
+        # Started anew rather than forked: a fork would copy the threads' locks of tokenizers and JAX.
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+            try:
+                yield from pool.map(write_shard_alone, jobs)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
 def prepare_corpus(
     config: PrepareConfig,
     corpus: CorpusConfig,
     dedup: DedupConfig,
     *,
     say: Say = say_on_first,
+    engine: Engine | None = None,
 ) -> PreparedCorpus:
     """Reads raw text, leaves out what it has twice, tokenizes it and writes it in shards.
 
@@ -38,6 +107,7 @@ def prepare_corpus(
       corpus: The text, and what documents and sentences are.
       dedup: Which documents count as repeated.
       say: Where lines for the user go.
+      engine: Where the work is done; None: in ``config.num_workers`` processes of this machine.
 
     Returns:
       The corpus.
@@ -60,7 +130,7 @@ def prepare_corpus(
     try:
         _clear(folder, config.overwrite)
         tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
-        note = _write(folder, inputs, tokenizer, (config, corpus, dedup), say)
+        note = _write(inputs, tokenizer, (config, corpus, dedup), engine or LocalEngine(config.num_workers), say)
     finally:
         lock.release()
     found = PreparedCorpus(folder)
@@ -72,16 +142,16 @@ def prepare_corpus(
 
 
 def _write(
-    folder: Path,
     inputs: tuple[tuple[str, str], ...],
     tokenizer: Any,
     configs: tuple[PrepareConfig, CorpusConfig, DedupConfig],
+    engine: Engine,
     say: Say,
 ) -> str:
     """Writes shards and description; returns what is said of copies that were left out."""
     config, corpus, dedup = configs
+    folder = Path(config.folder)
     vocab_size = max(tokenizer.get_vocab().values()) + 1
-    dropped, note = _find_dropped(inputs, corpus, dedup)
     jobs = [
         ShardJob(
             inputs=inputs,
@@ -91,14 +161,14 @@ def _write(
             vocab_size=vocab_size,
             number=number,
             num_shards=config.num_shards,
-            dropped=dropped,
             segmenter=config.segmenter,
             max_tokens=config.max_document_tokens,
         )
         for number in range(config.num_shards)
     ]
+    jobs, note = _drop_copies(jobs, dedup, engine)
     shards = []
-    for shard in _run(jobs, min(config.num_workers or os.cpu_count() or 1, config.num_shards), tokenizer):
+    for shard in engine.shards(jobs, tokenizer):
         shards.append(shard)
         say(f"{shard.file}: {shard.num_documents:,} documents, {shard.num_tokens:,} tokens")
     if not any(shard.num_documents for shard in shards):
@@ -133,41 +203,40 @@ def _clear(folder: Path, overwrite: bool) -> None:
         (folder / name).unlink(missing_ok=True) if name != TOKENIZER_FOLDER else None
 
 
-def _find_dropped(
-    inputs: Sequence[tuple[str, str]], corpus: CorpusConfig, dedup: DedupConfig
-) -> tuple[frozenset[Place], str]:
+def _drop_copies(jobs: list[ShardJob], dedup: DedupConfig, engine: Engine) -> tuple[list[ShardJob], str]:
+    """Returns the jobs, each with the places of its documents that repeat an earlier one, and what is said of these."""
     if not (dedup.exact or dedup.near):
-        return frozenset(), ""
+        return jobs, ""
+    inputs, num_shards = jobs[0].inputs, len(jobs)
     places: list[Place] = []
 
-    def documents() -> Iterator[Any]:
-        for place, document in iterate_documents(inputs, corpus):
+    def in_order() -> Iterator[Fingerprint]:
+        for place, fingerprint in engine.fingerprints(jobs[0], dedup):
             places.append(place)
-            yield document
+            yield fingerprint
 
-    found = find_duplicates(documents(), dedup)
+    found = compare_fingerprints(in_order(), dedup)
+    dropped: list[set[Place]] = [set() for _ in jobs]
+    for number in found.all:
+        dropped[shard_of(places[number], len(inputs), num_shards)].add(places[number])
     note = f" of {found.num_documents:,} (left out: {len(found.exact):,} exact and {len(found.near):,} near copies)"
-    return frozenset(places[number] for number in found.all), note
-
-
-def _run(jobs: Sequence[ShardJob], workers: int, tokenizer: Any) -> Iterator[Shard]:
-    if workers == 1:
-        for job in jobs:
-            yield write_shard(job, tokenizer)
-        return
-    # Started anew rather than forked: a fork would copy the threads' locks of tokenizers and JAX.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        try:
-            yield from pool.map(_write_in_worker, jobs)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    return [dataclasses.replace(job, dropped=frozenset(dropped[job.number])) for job in jobs], note
 
 
 def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker has one processor
 
 
-def _write_in_worker(job: ShardJob) -> Shard:
-    return write_shard(job, _load_tokenizer(job.tokenizer_folder))
+def write_shard_alone(job: ShardJob) -> Shard:
+    """Writes a shard in a process that has no tokenizer yet.
+
+    Args:
+      job: Which shard.
+
+    Returns:
+      What was written.
+
+    Raises:
+      DataError: A text can not be read.
+    """
+    return write_shard(job, tokenizer_alone(job.tokenizer_folder))
