@@ -117,7 +117,7 @@ def _gather_backward(
 ) -> tuple[jax.Array]:
     del residuals
     # Summed over the batch first, then split: a look-up's gradient that is asked for in parts would be computed from the whole batch on
-    # every device instead. Compilers of accelerators make one reduce-scatter of the two.
+    # every device instead. A compiler can make one reduce-scatter of the two.
     return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(gradient, whole), split),)
 
 
