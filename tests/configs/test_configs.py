@@ -2,8 +2,8 @@
 
 import pathlib
 
+import jax.numpy as jnp
 import jsonargparse
-import numpy as np
 import pytest
 import yaml
 
@@ -57,7 +57,7 @@ def test_pretraining_configs_are_complete(path):
     assert run.output.folder == f"runs/{path.stem}"
     longest = max(phase.row_length for phase in phases_of(run))
     assert new_model_config(run.model, 30_528, longest, 0).max_length >= longest
-    assert float(make_optimizer(run.train, 1000).schedule(np.int32(1000))) < run.train.learning_rate
+    assert float(make_optimizer(run.train, 1000).schedule(jnp.int32(1000))) < run.train.learning_rate
 
 
 def test_there_is_one_for_every_task():
