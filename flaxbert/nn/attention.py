@@ -4,6 +4,7 @@
 same mask: key positions that are padding are hidden, and in packed batches a token sees its own segment only.
 """
 
+import functools
 from typing import Any
 
 import jax

@@ -72,6 +72,9 @@ def make_plans(planner: Planner, request: PlanRequest, own_mesh: MeshConfig) -> 
       request: What is asked for.
       own_mesh: The mesh of the run.
 
+    Returns:
+      The plans, ranked where a search was asked for.
+
     Raises:
       FlaxbertError: A mesh or batch does not suit devices or model.
     """

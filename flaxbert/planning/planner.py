@@ -259,6 +259,9 @@ class Planner:
           batch_size: Examples per optimizer step over all devices.
           find_largest: Whether to look for the largest batch that fits, which compiles twice more.
 
+        Returns:
+          The plan.
+
         Raises:
           MeshError: The mesh does not multiply to the devices, or model or batch can not be split over it.
           HloError: The compiled program can not be read.
@@ -303,6 +306,9 @@ class Planner:
         Args:
           batches_per_device: Examples of a step on each group of devices that holds the same rows.
           max_compiles: Most pairs of mesh and batch that are compiled.
+
+        Returns:
+          The plans, best first.
 
         Raises:
           MeshError: No mesh suits the model.

@@ -65,6 +65,9 @@ def parse_topology(name: str) -> Topology:
     Args:
       name: Kind and sizes, for example ``v5e:16x16``; slices before a star.
 
+    Returns:
+      The topology.
+
     Raises:
       ConfigError: The kind is not known, or the sizes do not fit it.
     """

@@ -48,7 +48,7 @@ PEERS: dict[str, frozenset[str]] = {
     "evaluation.report": frozenset({"evaluation.alignment", "evaluation.metrics", "evaluation.bootstrap"}),
     "model": frozenset({"inference", "tasks"}),
     "train": frozenset({"evaluation", "registry"}),
-    "planning": frozenset({"train"}),
+    "planning": frozenset({"train", "evaluation"}),
     "serve": frozenset({"registry"}),
     "cluster": frozenset({"train"}),
     "__main__": frozenset({"cli"}),

@@ -76,6 +76,7 @@ def test_bytes_of_parameters_and_optimizer_are_split_as_the_mesh_says(plans):
         assert memory.fits
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_a_larger_one_does_not(planner):
     memory = planner.plan(MESHES[0], 32, find_largest=False).memory
     chip = dataclasses.replace(CHIPS["h200"], memory_bytes=memory.total + memory.total // 2)
@@ -116,7 +117,8 @@ def test_plans_are_shown_and_written(planner, plans):
     assert 0 < document["plans"][0]["model_flops_utilization"] < 1
 
 
-def test_the_command_prints_a_table_and_explains_bad_input(tmp_path, capsys):
+@pytest.mark.slow
+def test_the_command_prints_a_table(tmp_path, capsys):
     file = tmp_path / "plan.json"
     sizes = ["--model.size", "tiny", "--model.architecture", json.dumps(ARCHITECTURE), "--data.row_length", "24"]
     arguments = ["plan", "pretrain", "h200:8", *sizes, "--vocab_size", "96", "--largest", "false"]
@@ -124,6 +126,9 @@ def test_the_command_prints_a_table_and_explains_bad_input(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "Mesh fsdp 8: 32 examples a step" in shown
     assert json.loads(file.read_text("utf-8"))["plans"][0]["mesh"]["fsdp"] == 8
+
+
+def test_the_command_explains_bad_input(capsys):
     assert main(["plan", "pretrain", "v5x:4x4"]) == 1
     assert "'v5e'" in capsys.readouterr().err
     assert main(["plan", "finetune", "cpu:8"]) == 1

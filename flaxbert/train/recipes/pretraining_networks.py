@@ -180,6 +180,9 @@ def new_networks(
       tokenizer: The tokenizer that the models carry, or None.
       seed: Seed of new weights.
 
+    Returns:
+      The networks with their parameters before training.
+
     Raises:
       ConfigError: The family lacks a head that the objective needs, or objectives contradict each other.
     """
