@@ -10,7 +10,6 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # On a busy machine Python needs more than the usual minute to start in a worker. Ray's own settings are spelled like this.
 os.environ["RAY_worker_register_timeout_seconds"] = "600"  # noqa: SIM112
 
-
 from ray.cluster_utils import Cluster
 
 OBJECT_STORE_BYTES = 200 << 20
