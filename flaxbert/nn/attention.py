@@ -118,7 +118,7 @@ def splash_attention(
     heads, queries, length = query.shape[1], query.shape[2], key.shape[2]
     if length % SPLASH_BLOCK or queries % SPLASH_BLOCK:
         raise ConfigError(
-            f"Splash attention takes lengths that are multiples of {SPLASH_BLOCK} on every device, not {queries}; "
+            f"Splash attention takes lengths that are multiples of {SPLASH_BLOCK}, not {queries}, on every device; "
             "choose such length buckets, a smaller mesh.sequence or attention 'xla'."
         )
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((queries, length))] * heads)
