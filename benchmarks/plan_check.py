@@ -37,7 +37,7 @@ from flaxbert.families.graph import initialize_params  # noqa: E402
 from flaxbert.planning.calibration import measure_cpu  # noqa: E402
 from flaxbert.planning.hlo import parse_module  # noqa: E402
 from flaxbert.planning.roofline import estimate_step  # noqa: E402
-from flaxbert.planning.topology import make_network, parse_topology  # noqa: E402
+from flaxbert.planning.topology import make_interconnect, parse_topology  # noqa: E402
 from flaxbert.planning.workloads import pretraining_workload  # noqa: E402
 from flaxbert.train.memory import estimate_step_memory  # noqa: E402
 from flaxbert.train.optimizers import make_optimizer  # noqa: E402
@@ -136,7 +136,7 @@ def run_case(case: Case) -> dict[str, Any]:
     lowered = lower_step(job, case.batch_size)
     with jax.set_mesh(mesh):
         program = lowered.compile()
-    network = make_network(topology, list(mesh.devices.flat), chip)
+    network = make_interconnect(topology, list(mesh.devices.flat), chip)
     estimate, memory = estimate_step(parse_module(program.as_text()), network), estimate_step_memory(program)
     params = initialize_params(workload.model, "fill-mask", 0)
     optimizer = make_optimizer(job.train, job.total_steps)

@@ -25,7 +25,7 @@ _PAIRS = re.compile(r"source_target_pairs=\{(\{.*?\})\}(?:,|$|\s)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class Interconnect:
     """Where devices stand.
 
     Attributes:
@@ -126,7 +126,7 @@ def _ring_factor(kind: str, count: int) -> float:
     return {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}.get(kind, share)
 
 
-def transfer(kind: str, size_bytes: float, group: Sequence[int], network: Network) -> Transfer:
+def transfer(kind: str, size_bytes: float, group: Sequence[int], interconnect: Interconnect) -> Transfer:
     """Returns how long a collective takes by the ring model (jax-ml/scaling-book sharding.md).
 
     An array of ``V`` bytes over ``n`` devices with ``W`` bytes per second each takes ``(n - 1) / n * V / W`` to gather or scatter and twice
@@ -136,35 +136,35 @@ def transfer(kind: str, size_bytes: float, group: Sequence[int], network: Networ
       kind: Opcode.
       size_bytes: As for ``Transfer``.
       group: Devices that take part.
-      network: Where they stand.
+      interconnect: Where they stand.
     """
     count, numbers = len(group), np.asarray(group)
     if count < 2:
         return Transfer(kind, "ici", size_bytes, count, 0.0)
-    slices = np.unique(network.slices[numbers])
-    inside = numbers[network.slices[numbers] == slices[0]]
+    slices = np.unique(interconnect.slices[numbers])
+    inside = numbers[interconnect.slices[numbers] == slices[0]]
     seconds = 0.0
     if len(inside) > 1:
-        bandwidth, hops = network.inner(inside.tolist())
+        bandwidth, hops = interconnect.inner(inside.tolist())
         factor = _ring_factor(kind, len(inside))
-        if kind == "all-to-all" and network.chip.ring_multiple:
+        if kind == "all-to-all" and interconnect.chip.ring_multiple:
             factor *= len(inside) / 4  # every part crosses a quarter of a ring on average
         rounds = 2 if kind == "all-reduce" else 1
         seconds += factor * size_bytes / bandwidth + rounds * hops * HOP_SECONDS
     if len(slices) > 1:
         share = size_bytes / len(inside)
-        seconds += _ring_factor(kind, len(slices)) * share / network.chip.outer_bandwidth
+        seconds += _ring_factor(kind, len(slices)) * share / interconnect.chip.outer_bandwidth
         seconds += 2 * (len(slices) - 1) * OUTER_HOP_SECONDS
     return Transfer(kind, "dcn" if len(slices) > 1 else "ici", size_bytes, count, seconds)
 
 
-def instruction_transfer(instruction: Instruction, computation: Computation, network: Network) -> Transfer:
+def instruction_transfer(instruction: Instruction, computation: Computation, interconnect: Interconnect) -> Transfer:
     """Returns the transfer of a collective.
 
     Args:
       instruction: A collective, or its start.
       computation: Where it stands.
-      network: Where the devices stand.
+      interconnect: Where the devices stand.
     """
     kind = collective_kind(instruction)
     known: Mapping[str, Instruction] = computation.by_name
@@ -173,5 +173,5 @@ def instruction_transfer(instruction: Instruction, computation: Computation, net
     if kind == "all-gather":
         result = sum(array.size_bytes for array in instruction.arrays)
         size = float(result - put_in if instruction.opcode.endswith("-start") else result)
-    group = first_group(instruction.text, len(network.slices))
-    return transfer(kind, size, group, network)
+    group = first_group(instruction.text, len(interconnect.slices))
+    return transfer(kind, size, group, interconnect)

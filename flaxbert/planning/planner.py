@@ -14,7 +14,7 @@ from flaxbert.errors import ConfigError, MeshError
 from flaxbert.planning.chips import Chip
 from flaxbert.planning.hlo import parse_module
 from flaxbert.planning.roofline import Estimate, activation_gathers, estimate_step
-from flaxbert.planning.topology import Topology, find_devices, make_network
+from flaxbert.planning.topology import Topology, find_devices, make_interconnect
 from flaxbert.planning.workloads import Workload
 from flaxbert.train.memory import StepMemory, estimate_step_memory
 from flaxbert.train.recipes.plan import StepJob, batch_shapes, lower_step, state_shapes
@@ -279,12 +279,12 @@ class Planner:
         estimate, gathered = None, ()
         if compiled.memory is not None:
             module = parse_module(compiled.text)
-            network = make_network(self.topology, list(mesh.devices.flat), self.chip)
-            estimate = estimate_step(module, network)
-            # A row of a device, in half the width of the network: what a hidden state has at least.
+            interconnect = make_interconnect(self.topology, list(mesh.devices.flat), self.chip)
+            estimate = estimate_step(module, interconnect)
+            # A row of a device, in half the width of the interconnect: what a hidden state has at least.
             least = micro_batch // batch_ways(mesh) * workload.length * workload.model.hidden_size // 2
             gathered = tuple(
-                activation_gathers(module, network, _multiplied_shapes(workload.job(mesh, batch_size)), least)
+                activation_gathers(module, interconnect, _multiplied_shapes(workload.job(mesh, batch_size)), least)
             )
         rows = batch_size * workload.rows_per_example
         return MeshPlan(

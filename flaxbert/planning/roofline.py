@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flaxbert.planning.chips import Chip
 from flaxbert.planning.hlo import Computation, Instruction, Module
-from flaxbert.planning.links import Network, Transfer, collective_kind, instruction_transfer
+from flaxbert.planning.links import Interconnect, Transfer, collective_kind, instruction_transfer
 from flaxbert.planning.operations import FREE, Work, instruction_work
 
 _CALLS = frozenset({"call", "async-start", "custom-call"})
@@ -117,11 +117,11 @@ class Roofline:
 
     Args:
       module: The program.
-      network: Where its devices stand, and their kind.
+      interconnect: Where its devices stand, and their kind.
     """
 
-    def __init__(self, module: Module, network: Network) -> None:
-        self._module, self._network = module, network
+    def __init__(self, module: Module, interconnect: Interconnect) -> None:
+        self._module, self._network = module, interconnect
         self._known: dict[str, Estimate] = {}
 
     @property
@@ -260,17 +260,17 @@ def _keeps_its_part(fusion: Instruction, collective: Instruction, moved: Transfe
     return fusion.size * moved.group_size <= collective.size + moved.group_size
 
 
-def estimate_step(module: Module, network: Network) -> Estimate:
+def estimate_step(module: Module, interconnect: Interconnect) -> Estimate:
     """Returns what one run of a program costs on each device.
 
     Args:
       module: The program, from ``parse_module``.
-      network: Where its devices stand, and their kind.
+      interconnect: Where its devices stand, and their kind.
 
     Raises:
       HloError: A loop does not say how often it runs.
     """
-    return Roofline(module, network).estimate()
+    return Roofline(module, interconnect).estimate()
 
 
 def _plain(dimensions: Iterable[int]) -> tuple[int, ...]:
@@ -278,7 +278,7 @@ def _plain(dimensions: Iterable[int]) -> tuple[int, ...]:
 
 
 def activation_gathers(
-    module: Module, network: Network, weights: Iterable[Sequence[int]], least_elements: int
+    module: Module, interconnect: Interconnect, weights: Iterable[Sequence[int]], least_elements: int
 ) -> Mapping[str, tuple[int, ...]]:
     """Returns the all-gathers and all-to-alls of what is no weight, by instruction, with the sizes of the axes.
 
@@ -286,7 +286,7 @@ def activation_gathers(
 
     Args:
       module: The program.
-      network: Where its devices stand.
+      interconnect: Where its devices stand.
       weights: Shapes of the weights as a device multiplies by them; axes are compared in any order, those of size 1 and the first (of
         stacked layers) may be missing.
       least_elements: Arrays with fewer elements are left out, such as statistics of a loss.
@@ -297,7 +297,7 @@ def activation_gathers(
         for instruction in computation.instructions:
             if collective_kind(instruction) not in ("all-gather", "all-to-all"):
                 continue
-            if instruction_transfer(instruction, computation, network).group_size < 2:
+            if instruction_transfer(instruction, computation, interconnect).group_size < 2:
                 continue
             whole = instruction.arrays[-len(instruction.operands) :]  # a start gives its operands first
             for array in whole:

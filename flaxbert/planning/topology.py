@@ -13,7 +13,7 @@ import numpy as np
 from flaxbert.core.runtime import backend_started
 from flaxbert.errors import ConfigError, DependencyError, MeshError, nearest
 from flaxbert.planning.chips import CHIPS, Chip
-from flaxbert.planning.links import Network
+from flaxbert.planning.links import Interconnect
 
 CPU = "cpu"
 _NAME = re.compile(r"(?:(\d+)\*)?([a-z]\w*):(\d+(?:x\d+)*)")
@@ -173,7 +173,7 @@ def _host_bounds(shape: Sequence[int]) -> list[int]:
     return [*shape, *[1] * (3 - len(shape))]
 
 
-def make_network(topology: Topology, devices: Sequence[Any], chip: Chip) -> Network:
+def make_interconnect(topology: Topology, devices: Sequence[Any], chip: Chip) -> Interconnect:
     """Returns where the devices of a mesh stand.
 
     Args:
@@ -186,7 +186,7 @@ def make_network(topology: Topology, devices: Sequence[Any], chip: Chip) -> Netw
         rank = len(topology.shape)
         coordinates = np.array([tuple(device.coords)[:rank] for device in devices], np.int64).reshape(count, rank)
         slices = np.array([getattr(device, "slice_index", 0) or 0 for device in devices], np.int64)
-        return Network(chip, coordinates, slices, topology.shape)
+        return Interconnect(chip, coordinates, slices, topology.shape)
     per_node = chip.per_node if topology.platform == "gpu" else count
     numbers = np.array([device.id for device in devices], np.int64)
-    return Network(chip, (numbers % per_node)[:, None], numbers // per_node, (min(per_node, count),))
+    return Interconnect(chip, (numbers % per_node)[:, None], numbers // per_node, (min(per_node, count),))

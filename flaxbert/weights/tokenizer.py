@@ -184,6 +184,9 @@ def tokenizer_alone(folder: str | pathlib.Path) -> Any:
     Args:
       folder: A folder of a model or of a tokenizer.
 
+    Returns:
+      A tokenizer of transformers.
+
     Raises:
       ConfigError: The folder holds no tokenizer.
       WeightsError: The tokenizer can not be loaded.

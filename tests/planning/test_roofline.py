@@ -5,7 +5,7 @@ import pytest
 
 from flaxbert.planning.chips import CHIPS
 from flaxbert.planning.hlo import parse_module
-from flaxbert.planning.links import Network
+from flaxbert.planning.links import Interconnect
 from flaxbert.planning.roofline import activation_gathers, estimate_step
 
 V5E = CHIPS["v5e"]
@@ -13,8 +13,8 @@ SIZE = 4096
 PRODUCT_SECONDS = 2 * SIZE**3 / V5E.peak_flops
 
 
-def network(count=16):
-    return Network(V5E, np.arange(count)[:, None], np.zeros(count, np.int64), (count,))
+def interconnect(count=16):
+    return Interconnect(V5E, np.arange(count)[:, None], np.zeros(count, np.int64), (count,))
 
 
 def matrix(name, rest):
@@ -45,7 +45,7 @@ def test_a_loop_is_multiplied_out():
         + matrix("out", "get-tuple-element(%w), index=1").strip()
         + "\n}\n"
     )
-    found = estimate_step(parse_module(text), network())
+    found = estimate_step(parse_module(text), interconnect())
     assert found.total_flops == 24 * 2 * SIZE**3
     assert found.seconds == pytest.approx(24 * PRODUCT_SECONDS)
     assert found.matmul_seconds == pytest.approx(found.seconds)
@@ -68,7 +68,7 @@ def with_gather(between, gather_size=SIZE):
 
 
 def test_a_collective_hides_behind_what_stands_between_its_start_and_its_end():
-    hidden, open_ = (estimate_step(with_gather(between), network()) for between in (True, False))
+    hidden, open_ = (estimate_step(with_gather(between), interconnect()) for between in (True, False))
     gather = hidden.collectives["all-gather", "ici"]
     assert gather.count == 1
     assert gather.size_bytes == 2 * SIZE * SIZE
@@ -89,14 +89,14 @@ def test_an_all_reduce_that_keeps_its_part_is_a_reduce_scatter():
         "ENTRY %main (a: f32[1600]) -> f32[100] {\n  %a = f32[1600]{0} parameter(0)\n"
         "  ROOT %f = f32[100]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter\n}\n"
     )
-    found = estimate_step(parse_module(text), network())
+    found = estimate_step(parse_module(text), interconnect())
     assert set(found.collectives) == {("reduce-scatter", "ici")}
     assert found.collectives["reduce-scatter", "ici"].size_bytes == 6400
 
 
 def test_what_moves_more_than_it_computes_is_bound_by_memory():
     text = "HloModule m\n\nENTRY %main (a: f32[8]) -> f32[8] {\n  %a = f32[1000000]{0} parameter(0)\n  ROOT %b = f32[1000000]{0} negate(%a)\n}\n"
-    found = estimate_step(parse_module(text), network())
+    found = estimate_step(parse_module(text), interconnect())
     assert found.seconds == found.memory_seconds == pytest.approx(8e6 / V5E.memory_bandwidth)
     assert found.operations == 1e6
 
@@ -104,6 +104,6 @@ def test_what_moves_more_than_it_computes_is_bound_by_memory():
 def test_an_all_gather_of_hidden_states_is_found_and_one_of_weights_is_not():
     module = with_gather(True, gather_size=32)
     weights = [(24, SIZE, SIZE), (SIZE,)]
-    assert activation_gathers(module, network(), weights, 1000) == {"start": (32, SIZE)}
-    assert activation_gathers(module, network(), weights, 1 << 20) == {}
-    assert activation_gathers(with_gather(True), network(), weights, 1000) == {}
+    assert activation_gathers(module, interconnect(), weights, 1000) == {"start": (32, SIZE)}
+    assert activation_gathers(module, interconnect(), weights, 1 << 20) == {}
+    assert activation_gathers(with_gather(True), interconnect(), weights, 1000) == {}

@@ -2,11 +2,12 @@
 
 import importlib.util
 
+import jax
 import pytest
 
 from flaxbert.errors import ConfigError, DependencyError, MeshError
 from flaxbert.planning.chips import CHIPS
-from flaxbert.planning.topology import find_devices, make_network, parse_topology, prepare_process
+from flaxbert.planning.topology import find_devices, make_interconnect, parse_topology, prepare_process
 
 
 def test_names_are_read():
@@ -53,6 +54,7 @@ def test_a_missing_compiler_says_what_to_install(monkeypatch):
 
 
 def test_more_virtual_devices_than_the_process_has_are_refused():
+    assert len(jax.devices()) == 8  # starts the backend: before that, the process would get as many as it needs
     with pytest.raises(MeshError, match="512 virtual devices"):
         prepare_process(parse_topology("h200:512"))
 
@@ -60,6 +62,6 @@ def test_more_virtual_devices_than_the_process_has_are_refused():
 def test_gpus_stand_in_nodes_of_eight():
     topology = parse_topology("h200:8")
     devices = find_devices(topology)
-    network = make_network(topology, devices, CHIPS["h200"])
+    interconnect = make_interconnect(topology, devices, CHIPS["h200"])
     assert len(devices) == 8
-    assert network.slices.tolist() == [0] * 8
+    assert interconnect.slices.tolist() == [0] * 8

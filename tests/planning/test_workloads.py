@@ -3,6 +3,7 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from flaxbert.config import (
@@ -23,7 +24,7 @@ from flaxbert.errors import ConfigError
 from flaxbert.families import FAMILIES
 from flaxbert.families.graph import abstract_params
 from flaxbert.planning.workloads import VOCABULARY_SIZES, finetuning_workload, pretraining_workload
-from flaxbert.train.throughput import train_flops_per_token
+from flaxbert.train.flops import NetworkWork
 from tests.weights.tiny import write_tiny
 
 
@@ -61,14 +62,16 @@ def test_rows_have_the_entries_that_training_makes():
 
 def test_flops_are_those_of_the_model_with_the_head_on_hidden_words_only():
     workload = pretraining_workload(PretrainConfig(PretrainModel(size="base"), PretrainData(row_length=128)))
-    assert workload.flops_per_row == 128 * train_flops_per_token(workload.model, 128, masked_rate=0.15)
+    work = NetworkWork(workload.model, "fill-mask")
+    assert workload.flops_per_row == work.training_flops(np.array([128]), 0.15 * 128)
+    assert workload.flops_per_row / 128 == pytest.approx(0.545e9, rel=0.01)
 
 
 def test_generator_and_discriminator_count_both():
     objective = ObjectiveConfig(replaced_tokens=True)
     config = PretrainConfig(PretrainModel(family="electra", size="small"), objective=objective)
     workload = pretraining_workload(config, vocab_size=1000)
-    alone = train_flops_per_token(workload.model, 128) * 128
+    alone = NetworkWork(workload.model, "feature-extraction").training_flops(np.array([128]))
     assert 1.05 * alone < workload.flops_per_row < 1.6 * alone
     names = leaf_names(workload.job(build_mesh(MeshConfig()), 8).params)
     assert {name.split(".")[0] for name in names} == {"generator", "discriminator"}
