@@ -124,7 +124,7 @@ def extend_tokenizer(tokenizer: Any, sentences: Iterable[str], config: Extension
     """Adds the words to a vocabulary that would save the most tokens of a text.
 
     The old tokens keep their ids; the new ones come after them, so that a model of the old vocabulary needs new rows only. A word saves its
-    frequency times the tokens it has now, less one.
+    frequency times the tokens it has now, less one; where the vocabulary lacks one of its characters, times its characters.
 
     Args:
       tokenizer: A fast tokenizer of transformers; it stays as it is.
@@ -148,9 +148,10 @@ def extend_tokenizer(tokenizer: Any, sentences: Iterable[str], config: Extension
         counts.update(_WORD.findall(normalize(sentence)))
     frequent = [word for word, count in counts.items() if count >= config.min_frequency]
     # Most vocabularies write a word otherwise after a blank than at the start of a text.
+    encodings = backend.encode_batch([f"a {word}" for word in frequent], add_special_tokens=False)
     pieces = [
-        len(encoded.ids) - 1
-        for encoded in backend.encode_batch([f"a {word}" for word in frequent], add_special_tokens=False)
+        len(word) if tokenizer.unk_token_id in encoded.ids[1:] else len(encoded.ids) - 1
+        for word, encoded in zip(frequent, encodings, strict=True)
     ]
     worth = [
         (counts[word] * (number - 1), word)

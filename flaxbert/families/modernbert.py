@@ -40,6 +40,7 @@ from flaxbert.nn.dropout import dropout
 from flaxbert.nn.heads import HeadStyle, pool
 from flaxbert.nn.layers import Dense
 from flaxbert.nn.network import ModelOutput, Network
+from flaxbert.nn.split_length import first_token
 from flaxbert.nn.tokens import Tokens
 
 _WHOLE_INPUT_TASKS = frozenset({"sequence-classification", "multiple-choice"})

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flaxbert.architecture import PIPELINE_TAGS, ModelConfig
 from flaxbert.config import RunConfig

@@ -30,11 +30,11 @@ def options_of(folder, output, **changes):
     return {**defaults, **changes}
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_lines_are_those_of_one_machine(precision, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction, "spread", spread)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "texts.txt").write_text("".join(f"{sentence(n, 1 + n % 11)}\n" for n in range(21)), "utf-8")
+    (tmp_path / "texts.txt").write_text("".join(f"{sentence(n, 1 + n % 9)}\n" for n in range(21)), "utf-8")
     options = options_of(folder, "alone.jsonl", input="texts.txt", precision=precision)
     plan = LaunchPlan(ClusterConfig(num_workers=2, folder=str(tmp_path)), ("predict",), options)
     assert predict(load, options) == 0

@@ -113,12 +113,12 @@ def test_words_are_learned_and_the_model_loads_everywhere(corpus, tmp_path):
     assert load(folder, task="sequence-classification", labels=("a", "b")).predict(["The cat sees the dog."])
 
 
-@pytest.mark.parametrize("pairs", ["sentence_order", pytest.param("next_sentence", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", ["sentence_order", "next_sentence"])
 def test_pairs_are_learned(pairs, corpus, tmp_path):
-    steps = 100 if pairs == "sentence_order" else 300
     train = {"batch_size": 16, "learning_rate": 3e-3}
     result = pretrain(
-        config_of(corpus, tmp_path, steps=steps, pairs=pairs, max_validation_rows=0, train=train), say=quiet
+        config_of(corpus, tmp_path, steps=300, pairs=pairs, max_validation_rows=0, train=train), say=quiet
     )
     assert result.model.task == "pretraining"
     assert result.before["pair_loss"] > 0.6
@@ -194,7 +194,7 @@ def test_a_checkpoint_is_trained_further(corpus, tmp_path):
 def test_a_longer_vocabulary_goes_on_from_a_checkpoint(corpus, tmp_path):
     pretrain(config_of(corpus, tmp_path / "a", steps=2), say=quiet)
     tokenizer = tmp_path / "tokenizer"
-    (tmp_path / "new.txt").write_text("The cat sees the zebrafish and the hummingbird.\n" * 40)
+    (tmp_path / "new.txt").write_text("The cat sees the foxdoghen and the hencatdog.\n" * 40)
     text = CorpusConfig(inputs=(str(tmp_path / "new.txt"),), document="line")
     extension = ExtensionConfig(base=str(tmp_path / "a" / "model"), folder=str(tokenizer), num_words=2)
     longer = extend_tokenizer_for_corpus(extension, text, say=quiet)
