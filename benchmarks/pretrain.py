@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks.novels import prepare_novels
 from benchmarks.runner import Peer, machine, measure, table, write_json
 from benchmarks.settings import Settings
+from benchmarks.torch_pretraining import labels_of_all_tokens
 
 NUM_BATCHES = 8
-IGNORED = -100
 
 
 def make_rows(corpus_folder: pathlib.Path, arguments: argparse.Namespace) -> dict[str, dict[str, np.ndarray]]:
@@ -61,7 +61,7 @@ def make_rows(corpus_folder: pathlib.Path, arguments: argparse.Namespace) -> dic
     found["concatenated"] = {
         "input_ids": masked.input_ids,
         "attention_mask": np.ones_like(ids),
-        "labels": _all_positions(rows)["labels"],
+        "labels": labels_of_all_tokens(rows),
     }
     shape = (NUM_BATCHES, arguments.batch_size)
     return {
@@ -83,10 +83,7 @@ def _concatenated(corpus: Any, special: Any, num_tokens: int) -> np.ndarray:
 
 def _all_positions(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns rows whose labels stand at every token, -100 where nothing is hidden."""
-    labels = np.full(rows["input_ids"].shape, IGNORED, np.int32)
-    known = rows["labels"] != IGNORED
-    which = np.broadcast_to(np.arange(len(labels))[:, None], known.shape)
-    labels[which[known], rows["masked_positions"][known]] = rows["labels"][known]
+    labels = labels_of_all_tokens(rows)
     return {**{name: array for name, array in rows.items() if name != "masked_positions"}, "labels": labels}
 
 

@@ -11,8 +11,23 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.torch_training import adamw
+
 IGNORED = -100
 """Label that stock models leave out of the loss."""
+
+
+def labels_of_all_tokens(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the labels of slots at the places of their tokens, -100 where nothing is hidden, int32 ``[batch, length]``.
+
+    Args:
+      rows: ``input_ids``, ``masked_positions`` and ``labels``.
+    """
+    labels = np.full(rows["input_ids"].shape, IGNORED, np.int32)
+    known = rows["labels"] != IGNORED
+    which = np.broadcast_to(np.arange(len(labels))[:, None], known.shape)
+    labels[which[known], rows["masked_positions"][known]] = rows["labels"][known]
+    return labels
 
 
 def stock_inputs(batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -27,39 +42,15 @@ def stock_inputs(batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     import torch
 
-    segments = batch["segment_ids"]
-    labels = np.full(segments.shape, IGNORED, np.int64)
-    known = batch["labels"] != IGNORED
-    rows = np.broadcast_to(np.arange(len(labels))[:, None], known.shape)
-    labels[rows[known], batch["masked_positions"][known]] = batch["labels"][known]
+    segments, labels = batch["segment_ids"], labels_of_all_tokens(batch)
     inside = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
     inside |= np.eye(segments.shape[1], dtype=bool)[None]  # padding sees itself, so that no row of scores is empty
     return {
         "input_ids": torch.from_numpy(batch["input_ids"].astype(np.int64)),
         "position_ids": torch.from_numpy(batch["position_ids"].astype(np.int64)),
         "attention_mask": torch.from_numpy(inside[:, None]),
-        "labels": torch.from_numpy(labels),
+        "labels": torch.from_numpy(labels.astype(np.int64)),
     }
-
-
-def adamw(model: Any, train: Any, steps: int) -> tuple[Any, Any]:
-    """Returns torch's AdamW and linear schedule with the options of a run.
-
-    Args:
-      model: The stock model.
-      train: Options of training.
-      steps: Steps of the run.
-    """
-    import torch
-    import transformers
-
-    decayed, exempt = ([value for value in model.parameters() if (value.ndim > 1) == large] for large in (True, False))
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(
-        groups, lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_epsilon
-    )
-    warmup = train.warmup_steps or math.ceil(train.warmup_rate * steps)
-    return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
 
 
 def pretrain_torch(config: Any, scratch: pathlib.Path, say: Callable[[str], None]) -> list[dict[str, float]]:

@@ -63,13 +63,8 @@ def train_torch(config: Any, scratch: pathlib.Path) -> tuple[list[float], dict[s
     folder = prepared.model.save(scratch / "start", overwrite=True)
     torch.manual_seed(train.seed)
     model = getattr(transformers, CLASSES[task]).from_pretrained(folder).train()
-    decayed, exempt = ([value for value in model.parameters() if (value.ndim > 1) == large] for large in (True, False))
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-    betas = (train.adam_beta1, train.adam_beta2)
-    optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=train.adam_epsilon)
     steps, every = prepared.total_steps, train.evaluate_every or prepared.steps_per_epoch
-    warmup = train.warmup_steps or round(train.warmup_rate * steps)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    optimizer, schedule = adamw(model, train, steps)
     metric, higher = prepared.metric
     losses: list[float] = []
     best: dict[str, float] = {}
@@ -87,6 +82,28 @@ def train_torch(config: Any, scratch: pathlib.Path) -> tuple[list[float], dict[s
             if not best or (found[metric] > best[metric] if higher else found[metric] < best[metric]):
                 best = found
     return losses, best
+
+
+def adamw(model: Any, train: Any, steps: int) -> tuple[Any, Any]:
+    """Returns torch's AdamW and linear schedule with the options of a run.
+
+    Args:
+      model: The stock model.
+      train: Options of training.
+      steps: Steps of the run.
+    """
+    import torch
+    import transformers
+
+    from flaxbert.train.schedules import num_warmup_steps
+
+    decayed, exempt = ([value for value in model.parameters() if (value.ndim > 1) == large] for large in (True, False))
+    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(
+        groups, lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_epsilon
+    )
+    warmup = num_warmup_steps(train, steps)
+    return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
 
 
 def _tensors(model: Any, batch: Mapping[str, np.ndarray], task: str, problem_type: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import dataclasses
 import re
 from typing import Literal
 
+from flaxbert.config.checks import require_at_least
 from flaxbert.errors import ConfigError
 
 
@@ -39,10 +40,7 @@ class CorpusConfig:
     max_document_characters: int = 1_000_000
 
     def __post_init__(self) -> None:
-        if self.max_document_characters < 1000:
-            raise ConfigError(
-                f"corpus.max_document_characters is {self.max_document_characters}, but must be at least 1000."
-            )
+        require_at_least("corpus", "max_document_characters", self.max_document_characters, 1000)
         for name in ("start_pattern", "end_pattern"):
             try:
                 re.compile(getattr(self, name))
@@ -75,8 +73,7 @@ class DedupConfig:
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise ConfigError(f"dedup.threshold is {self.threshold}, but must be over 0 and at most 1.")
-        if self.num_permutations < 16:
-            raise ConfigError(f"dedup.num_permutations is {self.num_permutations}, but must be at least 16.")
+        require_at_least("dedup", "num_permutations", self.num_permutations, 16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +104,7 @@ class PrepareConfig:
                 f"prepare.num_shards is {self.num_shards} and prepare.num_workers {self.num_workers}; there must be at least one shard, "
                 "and no negative number of workers."
             )
-        if self.max_document_tokens < 64:
-            raise ConfigError(f"prepare.max_document_tokens is {self.max_document_tokens}, but must be at least 64.")
+        require_at_least("prepare", "max_document_tokens", self.max_document_tokens, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,5 +169,4 @@ class ExtensionConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("num_words", 1), ("min_frequency", 1), ("min_pieces", 2), ("max_documents", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"extension.{name} is {getattr(self, name)}, but must be at least {least}.")
+            require_at_least("extension", name, getattr(self, name), least)

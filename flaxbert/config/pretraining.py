@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from flaxbert.config.checks import require_at_least, require_rate
 from flaxbert.config.mesh import MeshConfig
 from flaxbert.config.model import AttentionName, PrecisionName, RematPolicy
 from flaxbert.config.output import OutputConfig
@@ -47,8 +48,7 @@ class MaskingConfig:
         if not 0 < self.span_end_rate <= 1:
             raise ConfigError(f"masking.span_end_rate is {self.span_end_rate}, but must be over 0 and at most 1.")
         for name in ("max_ngram", "max_span"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"masking.{name} is {getattr(self, name)}, but must be at least 1.")
+            require_at_least("masking", name, getattr(self, name), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +135,9 @@ class PretrainData:
     skip_damaged: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_rate < 1:
-            raise ConfigError(f"data.validation_rate is {self.validation_rate}, but a rate lies in [0, 1).")
+        require_rate("data", "validation_rate", self.validation_rate, upper_open=True)
         for name, least in (("max_validation_rows", 0), ("row_length", 8), ("min_tokens", 1), ("max_pieces", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}, but must be at least {least}.")
+            require_at_least("data", name, getattr(self, name), least)
 
 
 @dataclasses.dataclass(frozen=True)

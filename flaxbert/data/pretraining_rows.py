@@ -218,9 +218,9 @@ class RowSource:
             return [first, second], 0
         if self.pairs == "sentence_order":
             return [second, first], 1
-        return [first, self._other_text(document, len(second.ids), random)], 1
+        return [first, self._other_text(len(second.ids), random)], 1
 
-    def _other_text(self, document: TokenizedDocument, size: int, random: StableRandom) -> "_Text":
+    def _other_text(self, size: int, random: StableRandom) -> "_Text":
         """Returns the beginning of a piece of another place, at most ``size`` tokens."""
         piece = int(random.integers(len(self.pieces), 1)[0])
         other = self.corpus.document(int(self.pieces.documents[piece]))

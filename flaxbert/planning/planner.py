@@ -1,6 +1,7 @@
 """Compiles the training step of a run for meshes of a topology and says what each would cost."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -86,10 +87,7 @@ class MeshPlan:
     @property
     def num_devices(self) -> int:
         """Devices of the mesh."""
-        count = 1
-        for size in self.mesh.values():
-            count *= size
-        return count
+        return math.prod(self.mesh.values())
 
     @property
     def batch_per_device(self) -> int:
@@ -337,13 +335,9 @@ class Planner:
 
 
 def _bytes_on_device(tree: Any) -> int:
-    total = 0
-    for array in jax.tree.leaves(tree):
-        size = 1
-        for axis in array.sharding.shard_shape(array.shape):
-            size *= axis
-        total += size * array.dtype.itemsize
-    return total
+    return sum(
+        math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize for array in jax.tree.leaves(tree)
+    )
 
 
 def _multiplied_shapes(job: StepJob) -> list[tuple[int, ...]]:

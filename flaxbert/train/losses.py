@@ -92,6 +92,16 @@ def cross_entropy(
     return jnp.where(known, losses, zero), jnp.where(known, weights, zero)
 
 
+def logistic_losses(logits: Float[Array, "*batch"], targets: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Returns ``-t log sigmoid(x) - (1 - t) log (1 - sigmoid(x))`` of every score, without overflow.
+
+    Args:
+      logits: float32 scores ``x``.
+      targets: Targets ``t`` in [0, 1].
+    """
+    return jnp.maximum(logits, jnp.float32(0.0)) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
 def binary_cross_entropy(
     logits: Float[Array, "batch labels"],
     labels: Float[Array, "batch labels"],
@@ -110,7 +120,7 @@ def binary_cross_entropy(
     targets = labels.astype(jnp.float32)
     if label_smoothing_rate > 0:
         targets = targets * jnp.float32(1.0 - label_smoothing_rate) + jnp.float32(label_smoothing_rate / 2)
-    losses = jnp.maximum(logits, jnp.float32(0.0)) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    losses = logistic_losses(logits, targets)
     if class_weights:
         losses = losses * jnp.asarray(class_weights, jnp.float32)
     return jnp.mean(losses, axis=-1)

@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from flaxbert.config import IGNORED_LABEL
 from flaxbert.errors import ShapeError
-from flaxbert.train.losses import cross_entropy
+from flaxbert.train.losses import cross_entropy, logistic_losses
 
 PAIR_WEIGHTS, TOKEN_WEIGHTS = "pair_weights", "token_weights"
 """Entries of a batch: what the loss of each pair, and of each token that may be replaced, counts beside that of one hidden word."""
@@ -73,7 +72,7 @@ class PretrainingLoss:
             pair_losses, _ = cross_entropy(scores, batch["pair_labels"])
             total = total + jnp.sum(pair_losses * batch[PAIR_WEIGHTS])
         if self.replaced_weight:
-            replaced = binary_losses(output.replaced_logits, output.replaced)
+            replaced = _replaced_losses(output)
             total = total + jnp.sum(replaced * batch[TOKEN_WEIGHTS])
         return total, jnp.sum(weights)
 
@@ -82,19 +81,8 @@ def _ratio(weight: float, words: jax.Array, others: jax.Array) -> jax.Array:
     return jnp.float32(weight) * words / jnp.maximum(jnp.sum(others), jnp.float32(1.0))
 
 
-def binary_losses(logits: Float[Array, "..."], labels: Int[Array, "..."]) -> Float[Array, "..."]:
-    """Returns ``-log sigmoid(logit)`` where the label is 1, else ``-log (1 - sigmoid(logit))``, float32.
-
-    Args:
-      logits: Scores.
-      labels: 0 or 1, of the same shape.
-    """
-    logits = logits.astype(jnp.float32)
-    return (
-        jnp.maximum(logits, jnp.float32(0.0))
-        - logits * labels.astype(jnp.float32)
-        + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-    )
+def _replaced_losses(output: Any) -> jax.Array:
+    return logistic_losses(output.replaced_logits.astype(jnp.float32), output.replaced.astype(jnp.float32))
 
 
 def pretraining_counts(output: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -116,7 +104,7 @@ def pretraining_counts(output: Any, batch: Mapping[str, Any]) -> dict[str, jax.A
         real = (batch["segment_ids"] > 0).astype(jnp.float32)
         said = (output.replaced_logits > 0).astype(output.replaced.dtype)
         found |= {
-            "replaced_loss": jnp.sum(binary_losses(output.replaced_logits, output.replaced) * real),
+            "replaced_loss": jnp.sum(_replaced_losses(output) * real),
             "replaced_right": jnp.sum((said == output.replaced).astype(jnp.float32) * real),
             "replaced_count": jnp.sum(real),
             "replaced_changed": jnp.sum(output.replaced.astype(jnp.float32) * real),

@@ -28,7 +28,6 @@ from flaxbert.train.recipes.outcome import (
 from flaxbert.train.recipes.plan import finetuning_job
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
 from flaxbert.train.recipes.setup import Prepared, Say, batch_ways, describe, prepare, say_on_first
-from flaxbert.train.state import join_params
 from flaxbert.train.throughput import MeasuredCallbacks
 
 EVALUATION_BATCH_SIZE = 32
@@ -148,10 +147,7 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
             ],
         )
         try:
-            before = run.before(newest)
-            result, compiled = run.train(newest, before)
-            state, step = run.chosen(result, compiled)
-            params = join_params(state, compiled.kinds)
+            before, result, step, params = run.complete(newest)
             return _finish(prepared, evaluator, callbacks, params, result, step, before, say)
         finally:
             callbacks.close()

@@ -14,11 +14,11 @@ from flaxbert.model import Model
 from flaxbert.train.callbacks import Callback, RunInfo
 from flaxbert.train.checkpoint import CheckpointStore
 from flaxbert.train.goodput import TimeLedger
+from flaxbert.train.loop import LoopResult
 from flaxbert.train.recipes.outcome import MODEL_FOLDER, build_callbacks
 from flaxbert.train.recipes.pretraining_setup import Pretraining, prepare_pretraining
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
 from flaxbert.train.recipes.setup import Say, say_on_first
-from flaxbert.train.state import join_params
 
 _MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("model", ("path", "family", "size", "architecture", "scan_layers", "precision")),
@@ -89,11 +89,8 @@ def pretrain(
             networks=prepared.networks.work,
         )
         try:
-            before = run.before(newest)
-            result, compiled = run.train(newest, before)
-            state, step = run.chosen(result, compiled)
-            params = join_params(state, compiled.kinds)
-            after = {} if result.reason == "preempted" else prepared.evaluate(params)
+            before, result, step, params = run.complete(newest)
+            after = {} if result.reason == "preempted" else _metrics_at(step, result) or prepared.evaluate(params)
             callbacks.on_end({"step": step, "reason": result.reason, "seconds": result.seconds, "metrics": after})
             models = prepared.networks.trained(to_host(params))
         finally:
@@ -105,6 +102,12 @@ def pretrain(
         say(", ".join(f"{name} {before[name]:.4g} -> {value:.4g}" for name, value in after.items()))
         say(f"The model is in {folder / MODEL_FOLDER} (step {step}, {result.reason}).")
     return PretrainResult(models["model"], folder, result.reason, step, before, after, result.progress.history)
+
+
+def _metrics_at(step: int, result: LoopResult) -> dict[str, float]:
+    """Returns the metrics of a step that the loop has evaluated, empty where it has not."""
+    found = [entry for entry in result.progress.history if entry["step"] == step]
+    return {name: value for name, value in found[-1].items() if name != "step"} if found else {}
 
 
 def _run_info(prepared: Pretraining, first_step: int) -> RunInfo:

@@ -178,7 +178,8 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
     initialize_distributed(config.mesh)
     mesh = build_mesh(config.mesh)
     corpora, tokenizer = _load_corpora(config)
-    longest = max(phase.row_length for phase in phases_of(config))
+    planned = phases_of(config)
+    longest = max(phase.row_length for phase in planned)
     networks = build_networks(config.model, config.objective, tokenizer, longest, config.train.seed)
     if config.data.validation:
         *corpora, held_corpus = corpora
@@ -192,7 +193,6 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
             )
         documents = [~held, *[None] * (len(corpora) - 1)]
     make = functools.partial(_make_rows, config, tokenizer, networks.main.config)
-    planned = phases_of(config)
     mixtures: dict[int, RowMixture] = {}
     for length in dict.fromkeys(phase.row_length for phase in planned):
         sources = [make(corpus, chosen, length) for corpus, chosen in zip(corpora, documents, strict=True)]
@@ -211,7 +211,7 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
     for phase, length in zip(phases, (phase.row_length for phase in planned), strict=True):
         check_mesh_fits(mesh, networks.main.config, phase.batch_size // accumulation, (length,))
     batches = PretrainingBatches(phases, *batch_share(mesh))
-    validation = make(held_corpus, held, max(mixtures))
+    validation = make(held_corpus, held, longest)
     return Pretraining(config, networks, mesh, batches, validation, total_steps)
 
 

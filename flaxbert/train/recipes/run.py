@@ -166,6 +166,20 @@ class TrainingRun:
                 newest = self.store.newest_good()
                 self.say(f"Out of memory: micro batches are halved to {plan.micro_batch}, the global batch stays.")
 
+    def complete(self, newest: Any) -> tuple[dict[str, float], LoopResult, int, Params]:
+        """Trains to the end and chooses what is kept.
+
+        Args:
+          newest: The version that the run goes on from, or None.
+
+        Returns:
+          Metrics before training, how the loop ended, and step and parameters of the state that is kept.
+        """
+        before = self.before(newest)
+        result, compiled = self.train(newest, before)
+        state, step = self.chosen(result, compiled)
+        return before, result, step, join_params(state, compiled.kinds)
+
     def chosen(self, result: LoopResult, compiled: CompiledRun) -> tuple[TrainState, int]:
         """Returns the state that is kept, and its step: the last one of a run that was stopped, else the best if so told.
 
