@@ -32,10 +32,10 @@ import numpy as np  # noqa: E402
 from benchmarks.runner import machine, write_json  # noqa: E402
 from benchmarks.settings import peak_bytes  # noqa: E402
 from flaxbert.config import MeshConfig, PretrainConfig, PretrainData, PretrainModel, TrainConfig  # noqa: E402
+from flaxbert.core.hlo import parse_module  # noqa: E402
 from flaxbert.core.sharding import build_mesh, place_batch  # noqa: E402
 from flaxbert.families.graph import initialize_params  # noqa: E402
 from flaxbert.planning.calibration import measure_cpu  # noqa: E402
-from flaxbert.planning.hlo import parse_module  # noqa: E402
 from flaxbert.planning.roofline import estimate_step  # noqa: E402
 from flaxbert.planning.topology import make_interconnect, parse_topology  # noqa: E402
 from flaxbert.planning.workloads import pretraining_workload  # noqa: E402

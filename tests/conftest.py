@@ -32,8 +32,10 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     _flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={NUM_VIRTUAL_DEVICES}"
     os.environ["XLA_FLAGS"] = _flags.strip()
 
-# Shapes and types in flaxbert's signatures are executed from here on; the hook must come before its first import.
-jaxtyping.install_import_hook("flaxbert", "tests.helpers.check_types")
+# Shapes and types in flaxbert's signatures are executed from here on; the hook must come before its first import. It takes a sixth of the
+# time of tests that compile much, so that long runs whose functions other tests call too may leave it out.
+if os.environ.get("FLAXBERT_CHECK_TYPES") != "0":
+    jaxtyping.install_import_hook("flaxbert", "tests.helpers.check_types")
 
 from flaxbert.core import runtime  # noqa: E402
 

@@ -149,7 +149,8 @@ class ObjectiveConfig:
       pair_weight: Factor of the loss of pairs.
       replaced_tokens: Train a discriminator, which says of every token whether a generator has replaced it, beside that generator (ELECTRA, DeBERTa 3).
       replaced_weight: Factor of the discriminator's loss.
-      generator_rate: Size of the generator: share of the discriminator's width (ELECTRA) or depth (other families).
+      generator: Checkpoint of a generator to go on from, a folder or an id on the hub. Empty: a new one.
+      generator_rate: Size of a new generator: share of the discriminator's width (ELECTRA) or depth (other families).
       sharing: What both share of their embeddings: none; tied tables; disentangled (the discriminator adds a table of its own, He et al., 2023).
     """
 
@@ -157,6 +158,7 @@ class ObjectiveConfig:
     pair_weight: float = 1.0
     replaced_tokens: bool = False
     replaced_weight: float = 50.0
+    generator: str = ""
     generator_rate: float = 0.25
     sharing: Literal["none", "tied", "disentangled"] = "tied"
 
@@ -165,6 +167,10 @@ class ObjectiveConfig:
             raise ConfigError(
                 f"objective.pair_weight is {self.pair_weight}, but must be over 0; for no pairs set pairs: none."
             )
+        if self.replaced_tokens and self.pairs != "none":
+            raise ConfigError("objective.replaced_tokens and objective.pairs do not go together; set pairs: none.")
+        if self.generator and not self.replaced_tokens:
+            raise ConfigError("objective.generator is read with objective.replaced_tokens: true only.")
         if not (self.replaced_weight > 0 and 0 < self.generator_rate <= 1):
             raise ConfigError(
                 f"objective.replaced_weight is {self.replaced_weight} and objective.generator_rate {self.generator_rate}; both must be "

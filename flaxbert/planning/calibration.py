@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxbert.core.hlo import parse_module
 from flaxbert.core.runtime import host_memory_limit_bytes
 from flaxbert.planning.chips import Chip
-from flaxbert.planning.hlo import parse_module
 from flaxbert.planning.operations import FREE, TRANSCENDENTAL_OPERATIONS
 
 SECONDS_EACH = 0.25

@@ -2,26 +2,19 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from flaxbert.core.collectives import collective_kind, first_group
+from flaxbert.core.hlo import Computation, Instruction
 from flaxbert.planning.chips import Chip
-from flaxbert.planning.hlo import Computation, Instruction
-
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-"""Opcodes of collectives, without ``-start`` and ``-done``."""
 
 HOP_SECONDS = 1e-6
 """Latency of a hop over a link of the torus or the switch (jax-ml/scaling-book sharding.md)."""
 
 OUTER_HOP_SECONDS = 2e-5
 """Latency of a message between slices or nodes, an order of magnitude above that inside."""
-
-_LISTED = re.compile(r"replica_groups=\{(\{.*?\})\}")
-_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_PAIRS = re.compile(r"source_target_pairs=\{(\{.*?\})\}(?:,|$|\s)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,37 +82,6 @@ class Transfer:
     seconds: float
 
 
-def collective_kind(instruction: Instruction) -> str:
-    """Returns the collective that an instruction is or starts, or an empty string.
-
-    Args:
-      instruction: The instruction.
-    """
-    kind = instruction.opcode.removesuffix("-start")
-    return kind if kind in KINDS else ""
-
-
-def first_group(text: str, num_devices: int) -> tuple[int, ...]:
-    """Returns the devices of the first group of a collective; all groups have the same shape.
-
-    Args:
-      text: Attributes of the instruction.
-      num_devices: Devices of the program, for a collective without groups.
-    """
-    iota = _IOTA.search(text)
-    if iota:
-        groups, shape = ([int(size) for size in part.split(",")] for part in (iota[1], iota[2]))
-        numbers = np.arange(math.prod(shape)).reshape(shape)
-        if iota[3]:
-            numbers = numbers.transpose([int(axis) for axis in iota[3].split(",")])
-        return tuple(int(number) for number in numbers.reshape(groups)[0])
-    listed = _LISTED.search(text) or _PAIRS.search(text)
-    if listed:
-        first = listed[1].split("}")[0].strip("{")
-        return tuple(int(number) for number in first.split(",") if number.strip())
-    return tuple(range(num_devices))
-
-
 def _ring_factor(kind: str, count: int) -> float:
     """Returns the share of an array that a device sends: twice for all-reduce, which scatters and gathers."""
     share = (count - 1) / count
@@ -173,5 +135,5 @@ def instruction_transfer(instruction: Instruction, computation: Computation, int
     if kind == "all-gather":
         result = sum(array.size_bytes for array in instruction.arrays)
         size = float(result - put_in if instruction.opcode.endswith("-start") else result)
-    group = first_group(instruction.text, len(interconnect.slices))
+    group = first_group(instruction.text) or range(len(interconnect.slices))
     return transfer(kind, size, group, interconnect)

@@ -6,8 +6,8 @@ import math
 import re
 from collections.abc import Iterable
 
+from flaxbert.core.hlo import ArrayShape, Computation, Instruction, Module
 from flaxbert.planning.chips import Chip
-from flaxbert.planning.hlo import ArrayShape, Computation, Instruction, Module
 
 FREE = frozenset(
     {

@@ -10,10 +10,10 @@ import jax
 from jax.sharding import Mesh
 
 from flaxbert.config import MeshConfig
+from flaxbert.core.hlo import parse_module
 from flaxbert.core.sharding import FSDP, build_mesh, check_mesh_fits
 from flaxbert.errors import ConfigError, MeshError
 from flaxbert.planning.chips import Chip
-from flaxbert.planning.hlo import parse_module
 from flaxbert.planning.roofline import Estimate, activation_gathers, estimate_step
 from flaxbert.planning.topology import Topology, find_devices, make_interconnect
 from flaxbert.planning.workloads import Workload

@@ -8,9 +8,10 @@ others stop everything else. What this leaves out is said in docs/planning.md.
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
+from flaxbert.core.collectives import collective_kind
+from flaxbert.core.hlo import Computation, Instruction, Module
 from flaxbert.planning.chips import Chip
-from flaxbert.planning.hlo import Computation, Instruction, Module
-from flaxbert.planning.links import Interconnect, Transfer, collective_kind, instruction_transfer
+from flaxbert.planning.links import Interconnect, Transfer, instruction_transfer
 from flaxbert.planning.operations import FREE, Work, instruction_work
 
 _CALLS = frozenset({"call", "async-start", "custom-call"})

@@ -94,10 +94,11 @@ def _integers(*shape: int) -> np.ndarray:
 def _abstract_networks(config: PretrainConfig, model: ModelConfig) -> Networks:
     """Returns the networks with shapes in place of parameters: they are made under ``eval_shape``, so no weight is drawn."""
     made: list[Networks] = []
-    source = dataclasses.replace(config.model, path="") if not config.objective.replaced_tokens else config.model
+    stored = config.objective.generator
+    generator = _stored_config(stored, "objective.generator (or none, for a new one)") if stored else None
 
     def make() -> Any:
-        made.append(new_networks(source, config.objective, model, None, config.train.seed))
+        made.append(new_networks(config.model, config.objective, model, None, config.train.seed, generator))
         return made[0].params
 
     params = jax.eval_shape(make)

@@ -1,7 +1,7 @@
 """Replaced token detection: a small network fills in hidden words, and another says which words were changed (Clark et al., 2020).
 
 The parameters of both are one tree, ``generator`` and ``discriminator``. They can share their embeddings: *tied* ones belong to both;
-*disentangled* ones are the generator's, and the discriminator adds a table of its own that starts at zero, through which alone its
+*disentangled* ones are the generator's, and the discriminator adds a table of its own (zero for new weights), through which alone its
 gradients go (He et al., 2023, section 3).
 """
 
@@ -103,8 +103,58 @@ class ReplacedTokenForward:
         return ReplacedTokenOutput(guessed.logits, found.logits, (changed != original).astype(jnp.int32))
 
 
+def _shared_names(params: Params, sharing: EmbeddingSharing) -> tuple[str, ...]:
+    """Returns what both networks have of the embeddings."""
+    if sharing == "disentangled":
+        return ("word",)
+    return tuple(name for name in params["embeddings"] if name != _PROJECTION) if sharing == "tied" else ()
+
+
+def _check_tables(generator: Params, discriminator: Params) -> None:
+    tables = [np.shape(tree["embeddings"]["word"]["embedding"]) for tree in (generator, discriminator)]
+    if tables[0] != tables[1]:
+        raise ConfigError(
+            f"Generator and discriminator can not share embeddings of shapes {list(tables[0])} and {list(tables[1])}; give both one "
+            "embedding_size, or set objective.sharing: none."
+        )
+
+
+def take_embeddings(params: Params, source: Params, sharing: EmbeddingSharing) -> Params:
+    """Returns the parameters of one network with the embeddings of the other where they share them.
+
+    Args:
+      params: The network that takes.
+      source: The network that gives.
+      sharing: What they share.
+
+    Raises:
+      ConfigError: Their tables have different shapes.
+    """
+    if sharing == "none":
+        return params
+    _check_tables(params, source)
+    taken = {name: source["embeddings"][name] for name in _shared_names(source, sharing)}
+    return {**params, "embeddings": {**params["embeddings"], **taken}}
+
+
+def same_embeddings(generator: Params, discriminator: Params) -> bool:
+    """Returns whether tied embeddings would be the same numbers for both networks.
+
+    Args:
+      generator: Its parameters.
+      discriminator: Its parameters.
+    """
+    for name in _shared_names(discriminator, "tied"):
+        pair = [jax.tree.leaves(tree["embeddings"].get(name)) for tree in (generator, discriminator)]
+        if len(pair[0]) != len(pair[1]) or not all(map(np.array_equal, *pair)):
+            return False
+    return True
+
+
 def join(generator: Params, discriminator: Params, sharing: EmbeddingSharing) -> Params:
     """Returns the tree that is trained.
+
+    Of tied embeddings the discriminator's are kept. Disentangled ones become the difference to the generator's.
 
     Args:
       generator: Parameters of the masked language model.
@@ -116,16 +166,13 @@ def join(generator: Params, discriminator: Params, sharing: EmbeddingSharing) ->
     """
     if sharing == "none":
         return {GENERATOR: dict(generator), DISCRIMINATOR: dict(discriminator)}
-    tables = [np.shape(tree["embeddings"]["word"]["embedding"]) for tree in (generator, discriminator)]
-    if tables[0] != tables[1]:
-        raise ConfigError(
-            f"Generator and discriminator can not share embeddings of shapes {list(tables[0])} and {list(tables[1])}; give both one "
-            "embedding_size, or set objective.sharing: none."
-        )
+    _check_tables(generator, discriminator)
     if sharing == "tied":
-        own = {name: leaf for name, leaf in generator["embeddings"].items() if name == _PROJECTION}
+        shared = _shared_names(discriminator, sharing)
+        own = {name: leaf for name, leaf in generator["embeddings"].items() if name not in shared}
         rest = {name: leaf for name, leaf in generator.items() if name != "embeddings"}
         return {GENERATOR: {**rest, "embeddings": own} if own else rest, DISCRIMINATOR: dict(discriminator)}
     embeddings = dict(discriminator["embeddings"])
-    embeddings["word"] = {"embedding": jnp.zeros_like(embeddings["word"]["embedding"])}
+    difference = embeddings["word"]["embedding"] - generator["embeddings"]["word"]["embedding"]
+    embeddings["word"] = {"embedding": difference}
     return {GENERATOR: dict(generator), DISCRIMINATOR: {**discriminator, "embeddings": embeddings}}

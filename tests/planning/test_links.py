@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flaxbert.planning.chips import CHIPS
-from flaxbert.planning.links import HOP_SECONDS, Interconnect, first_group, transfer
+from flaxbert.planning.links import HOP_SECONDS, Interconnect, transfer
 
 V5E = CHIPS["v5e"]
 
@@ -13,20 +13,6 @@ def torus(rows, columns, chip=V5E, num_slices=1):
     places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
     slices = np.repeat(np.arange(num_slices), rows * columns)
     return Interconnect(chip, np.tile(places, (num_slices, 1)), slices, (rows, columns))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("replica_groups={{0,2},{1,3}}, channel_id=1", (0, 2)),
-        ("channel_id=1, replica_groups=[2,4]<=[8], use_global_device_ids=true", (0, 1, 2, 3)),
-        ("replica_groups=[4,2]<=[2,4]T(1,0)", (0, 4)),
-        ("source_target_pairs={{0,1},{1,2}}, x", (0, 1)),
-        ("replica_groups={}", (0, 1, 2, 3, 4, 5, 6, 7)),
-    ],
-)
-def test_groups_are_read(text, expected):
-    assert first_group(text, 8) == expected
 
 
 def test_a_full_axis_is_a_ring_and_a_part_of_it_a_line():

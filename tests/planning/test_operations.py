@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from flaxbert.core.hlo import parse_module
 from flaxbert.planning.chips import CHIPS
-from flaxbert.planning.hlo import parse_module
 from flaxbert.planning.operations import Product, convolution_product, dot_product, instruction_work
 
 HEAD = "HloModule m\n\n"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from flaxbert.core.hlo import parse_module
 from flaxbert.planning.chips import CHIPS
-from flaxbert.planning.hlo import parse_module
 from flaxbert.planning.links import Interconnect
 from flaxbert.planning.roofline import activation_gathers, estimate_step
 

@@ -107,12 +107,6 @@ def test_a_run_without_a_model_at_hand_says_what_to_do(path, expected):
         finetuning_workload(RunConfig(ModelSource(path=path)))
 
 
-def test_contradicting_objectives_are_refused():
-    objective = ObjectiveConfig(replaced_tokens=True, pairs="next_sentence")
-    with pytest.raises(ConfigError, match="do not go together"):
-        pretraining_workload(PretrainConfig(PretrainModel(size="tiny"), objective=objective))
-
-
 def test_the_batch_of_the_run_is_the_default():
     config = PretrainConfig(PretrainModel(size="tiny"), train=TrainConfig(batch_size="auto", target_batch_size=48))
     assert pretraining_workload(config).batch_size == 48

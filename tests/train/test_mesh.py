@@ -203,7 +203,7 @@ def test_data_and_fsdp_gather_parameters_alone():
     compiled, state, _ = compile_pretraining(build_mesh(MeshConfig(data=2, fsdp=4)), 16, 24, 8)
     found = find_collectives(compiled.as_text())
     parameters = {leaf.shape for leaf in state.trainable.values()}
-    assert {shape for entry in found if entry.kind == "all-gather" for _, shape in entry.arrays} <= parameters
+    assert {array.dimensions for entry in found if entry.kind == "all-gather" for array in entry.arrays} <= parameters
     assert not [entry for entry in found if entry.kind in ("all-to-all", "collective-permute")]
 
 
@@ -213,17 +213,17 @@ def test_of_activations_only_keys_values_and_hidden_words_travel_over_sequence()
     own, width, heads = rows // 2, CONFIG.hidden_size, CONFIG.num_attention_heads
     whole_keys = (own, heads, length, CONFIG.head_dim)
     found = find_collectives(compiled.as_text())
-    gathered = Counter(shape for entry in found if entry.kind == "all-gather" for _, shape in entry.arrays)
+    gathered = Counter(array.dimensions for entry in found if entry.kind == "all-gather" for array in entry.arrays)
     # Keys, values and ids in the forward pass; in the backward pass the gradients of the hidden words' vectors.
     assert gathered == {whole_keys: 2, (own, length): 1, (own, slots, width): 1}
     scattered = [entry for entry in found if entry.kind == "reduce-scatter"]
-    assert Counter(shape for entry in scattered for _, shape in entry.arrays) == {
+    assert Counter(array.dimensions for entry in scattered for array in entry.arrays) == {
         (own, heads, length // ways, CONFIG.head_dim): 2,
         (own, slots // ways, width): 1,
     }
     assert {entry.num_devices for entry in scattered} == {ways}
     assert not [entry for entry in found if entry.kind in ("all-to-all", "collective-permute")]
-    summed = {shape for entry in found if entry.kind == "all-reduce" for _, shape in entry.arrays}
+    summed = {array.dimensions for entry in found if entry.kind == "all-reduce" for array in entry.arrays}
     assert not [shape for shape in summed if len(shape) > 2]
     # The step overwrites the state that it was given.
     compiled(state, batch, None)

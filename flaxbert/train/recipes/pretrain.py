@@ -23,7 +23,10 @@ from flaxbert.train.recipes.setup import Say, say_on_first
 _MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("model", ("path", "family", "size", "architecture", "scan_layers", "precision")),
     ("data", ("corpora", "weights", "validation_rate", "row_length", "phases", "packing")),
-    ("objective", ("pairs", "pair_weight")),
+    (
+        "objective",
+        ("pairs", "pair_weight", "replaced_tokens", "replaced_weight", "generator", "generator_rate", "sharing"),
+    ),
     ("train", ("optimizer", "batch_size", "target_batch_size", "num_steps", "num_epochs", "schedule", "learning_rate")),
     ("train", ("freeze", "seed")),
 )

@@ -1,7 +1,6 @@
 """The networks of a pre-training run: one that fills in words, or a generator and a discriminator."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,14 @@ from flaxbert.model import Model, load
 from flaxbert.train.flops import NetworkWork
 from flaxbert.train.objectives import PretrainingLoss
 from flaxbert.train.recipes.plan import model_forward
-from flaxbert.train.replaced_tokens import DISCRIMINATOR, GENERATOR, ReplacedTokenForward, join
+from flaxbert.train.replaced_tokens import (
+    DISCRIMINATOR,
+    GENERATOR,
+    ReplacedTokenForward,
+    join,
+    same_embeddings,
+    take_embeddings,
+)
 from flaxbert.train.step import Forward
 from flaxbert.transforms.vocabulary import resize_vocabulary
 
@@ -161,41 +167,56 @@ def build_networks(
     Raises:
       ConfigError: The tokenizer is not the model's, or the family lacks a head that the objective needs.
     """
-    if source.path and not objective.replaced_tokens:
-        return _one_network(_loaded(source, _task(objective), tokenizer, seed), objective)
-    size = max(tokenizer.get_vocab().values()) + 1
-    config = new_model_config(source, size, row_length, int(tokenizer.pad_token_id or 0))
-    return new_networks(source, objective, config, tokenizer, seed)
+    if source.path:
+        main = _loaded(source.path, source, _task(objective), tokenizer, seed)
+    else:
+        size = max(tokenizer.get_vocab().values()) + 1
+        config = new_model_config(source, size, row_length, int(tokenizer.pad_token_id or 0))
+        main = _new_model(source, config, _task(objective), tokenizer, seed)
+    if not objective.replaced_tokens:
+        return _one_network(main, objective)
+    if objective.generator:
+        generator = _loaded(objective.generator, source, "fill-mask", tokenizer, seed)
+    else:
+        config = generator_config(main.config, objective.generator_rate)
+        generator = _new_model(source, config, "fill-mask", tokenizer, seed + 1)
+    return _two_networks(generator, main, objective, known=bool(source.path), generator_known=bool(objective.generator))
 
 
 def new_networks(
-    source: PretrainModel, objective: ObjectiveConfig, config: ModelConfig, tokenizer: Any, seed: int
+    source: PretrainModel,
+    objective: ObjectiveConfig,
+    config: ModelConfig,
+    tokenizer: Any,
+    seed: int,
+    generator: ModelConfig | None = None,
 ) -> Networks:
     """Makes what is trained from new weights.
 
     Args:
-      source: How the model is run; its family and size are those of ``config`` already.
+      source: How the model is run; its family, size and path do not matter.
       objective: What it learns.
       config: Architecture.
       tokenizer: The tokenizer that the models carry, or None.
       seed: Seed of new weights.
+      generator: Architecture of the generator, where the objective has one; None derives it.
 
     Returns:
       The networks with their parameters before training.
 
     Raises:
-      ConfigError: The family lacks a head that the objective needs, or objectives contradict each other.
+      ConfigError: The family lacks a head that the objective needs.
     """
-    if objective.replaced_tokens:
-        if source.path:
-            raise ConfigError("objective.replaced_tokens starts from new weights; leave model.path empty.")
-        if objective.pairs != "none":
-            raise ConfigError("objective.replaced_tokens and objective.pairs do not go together; set pairs: none.")
-        return _two_networks(source, objective, config, tokenizer, seed)
-    return _one_network(_new_model(source, config, _task(objective), tokenizer, seed), objective)
+    main = _new_model(source, config, _task(objective), tokenizer, seed)
+    if not objective.replaced_tokens:
+        return _one_network(main, objective)
+    small = generator or generator_config(config, objective.generator_rate)
+    return _two_networks(_new_model(source, small, "fill-mask", tokenizer, seed + 1), main, objective)
 
 
 def _task(objective: ObjectiveConfig) -> str:
+    if objective.replaced_tokens:
+        return "replaced-token-detection"
     return "fill-mask" if objective.pairs == "none" else "pretraining"
 
 
@@ -204,15 +225,15 @@ def _one_network(model: Model, objective: ObjectiveConfig) -> Networks:
     return Networks({"model": model}, model.params, model_forward(model), loss)
 
 
-def _loaded(source: PretrainModel, task: str, tokenizer: Any, seed: int) -> Model:
+def _loaded(path: str, source: PretrainModel, task: str, tokenizer: Any, seed: int) -> Model:
     model = load(
-        source.path,
+        path,
         task=task,
         precision=source.precision,
         attention=source.attention,
         scan_layers=source.scan_layers,
         remat=source.remat,
-        revision=source.revision or None,
+        revision=source.revision or None if path == source.path else None,
         offline=source.offline,
         seed=seed,
     )
@@ -222,8 +243,8 @@ def _loaded(source: PretrainModel, task: str, tokenizer: Any, seed: int) -> Mode
         return model
     if not old or any(new.get(token) != number for token, number in old.items()):
         raise ConfigError(
-            f"The corpora were prepared with another tokenizer than that of {source.path}; prepare them with "
-            f"prepare.tokenizer {source.path}, or with a longer one that flaxbert tokenizer extend makes of it."
+            f"The corpora were prepared with another tokenizer than that of {path}; prepare them with "
+            f"prepare.tokenizer {path}, or with a longer one that flaxbert tokenizer extend makes of it."
         )
     size = max(max(new.values()) + 1, model.config.vocab_size)
     params = resize_vocabulary(model.params, size)
@@ -244,15 +265,29 @@ def _new_model(source: PretrainModel, config: ModelConfig, task: str, tokenizer:
 
 
 def _two_networks(
-    source: PretrainModel, objective: ObjectiveConfig, config: ModelConfig, tokenizer: Any, seed: int
+    generator: Model,
+    discriminator: Model,
+    objective: ObjectiveConfig,
+    *,
+    known: bool = False,
+    generator_known: bool = False,
 ) -> Networks:
-    build = functools.partial(_new_model, source, tokenizer=tokenizer)
-    discriminator = build(config, "replaced-token-detection", seed=seed)
-    generator = build(generator_config(config, objective.generator_rate), "fill-mask", seed=seed + 1)
-    forward = ReplacedTokenForward(model_forward(generator), model_forward(discriminator), objective.sharing)
+    """Joins two networks; of what they share, new weights give way to those of a checkpoint."""
+    sharing = objective.sharing
+    parts = {GENERATOR: generator.params, DISCRIMINATOR: discriminator.params}
+    if known and generator_known:
+        if sharing == "tied" and not same_embeddings(parts[GENERATOR], parts[DISCRIMINATOR]):
+            raise ConfigError(
+                f"The embeddings of the generator in {objective.generator} are not those of the model, so they can not be tied; set "
+                "objective.sharing to disentangled or none."
+            )
+    elif known:
+        parts[GENERATOR] = take_embeddings(parts[GENERATOR], parts[DISCRIMINATOR], sharing)
+    else:
+        parts[DISCRIMINATOR] = take_embeddings(parts[DISCRIMINATOR], parts[GENERATOR], sharing)
     return Networks(
         {"model": discriminator, "generator": generator},
-        join(generator.params, discriminator.params, objective.sharing),
-        forward,
+        join(parts[GENERATOR], parts[DISCRIMINATOR], sharing),
+        ReplacedTokenForward(model_forward(generator), model_forward(discriminator), sharing),
         PretrainingLoss(replaced_weight=objective.replaced_weight),
     )

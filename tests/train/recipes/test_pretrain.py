@@ -1,6 +1,7 @@
 """Pre-training from text to a model that can be fine-tuned: learns, resumes bit for bit, refuses what does not fit."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -30,8 +31,9 @@ from flaxbert.train.goodput import KINDS
 from flaxbert.train.profile_window import trace_files
 from flaxbert.train.recipes.prepare import prepare_corpus
 from flaxbert.train.recipes.pretrain import pretrain
-from flaxbert.train.recipes.pretraining_networks import new_model_config
+from flaxbert.train.recipes.pretraining_networks import build_networks, new_model_config
 from flaxbert.train.recipes.tokenizer import extend_tokenizer_for_corpus, train_tokenizer_of_corpus
+from flaxbert.weights.tokenizer import tokenizer_alone
 
 NOUNS, VERBS = ("cat", "dog", "hen", "fox"), ("sees", "likes", "follows", "fears")
 ORDER = ("First", "Then", "Later", "Soon", "Next", "Finally")
@@ -285,3 +287,55 @@ def test_replaced_tokens_are_learned(sharing, corpus, tmp_path):
     generator = load(tmp_path / "generator")
     assert (generator.task, generator.config.hidden_size) == ("fill-mask", 16)
     assert load(tmp_path / "model", task="sequence-classification", labels=("a", "b")).config.family == "electra"
+
+
+@pytest.mark.parametrize("sharing", ["tied", "disentangled", "none"])
+def test_replaced_tokens_go_on_from_checkpoints(sharing, corpus, tmp_path):
+    model = PretrainModel(
+        family="electra", size="tiny", architecture={**TINY, "embedding_size": 32}, precision="float32"
+    )
+    config = config_of(corpus, tmp_path / "first", steps=10, model=model, train={"learning_rate": 3e-3})
+    objective = ObjectiveConfig(replaced_tokens=True, generator_rate=0.5)
+    first = pretrain(dataclasses.replace(config, objective=objective), say=quiet)
+    folder = tmp_path / "first"
+    config = config_of(
+        corpus, tmp_path / "second", steps=1, model=PretrainModel(path=str(folder / "model"), precision="float32")
+    )
+    objective = ObjectiveConfig(replaced_tokens=True, generator=str(folder / "generator"), sharing=sharing)
+    second = pretrain(dataclasses.replace(config, objective=objective), say=quiet)
+    assert second.before == pytest.approx(first.after, rel=1e-5)
+    assert load(tmp_path / "second" / "generator").config.hidden_size == 16
+
+
+def test_a_checkpoint_s_embeddings_win_over_new_ones_and_two_that_differ_are_not_tied(corpus, tmp_path):
+    tokenizer = tokenizer_alone(corpus / "tokenizer")
+    sizes = {**TINY, "embedding_size": 32}
+    build = functools.partial(build_networks, tokenizer=tokenizer, row_length=64)
+    electra = PretrainModel(family="electra", size="tiny", architecture=sizes, precision="float32")
+    replaced = ObjectiveConfig(replaced_tokens=True, generator_rate=0.5, sharing="disentangled")
+    made = build(electra, replaced, seed=1)
+    trained = made.trained(made.params)
+    for name, part in trained.items():
+        part.save(tmp_path / name)
+    tables = {name: part.params["embeddings"]["word"]["embedding"] for name, part in trained.items()}
+    np.testing.assert_array_equal(tables["model"], tables["generator"])
+    stored = PretrainModel(path=str(tmp_path / "model"), precision="float32")
+    for sharing in ("tied", "disentangled"):
+        found = build(stored, dataclasses.replace(replaced, sharing=sharing), seed=2)
+        for part in found.trained(found.params).values():
+            np.testing.assert_array_equal(part.params["embeddings"]["word"]["embedding"], tables["model"])
+    other = dataclasses.replace(replaced, sharing="tied", generator=str(tmp_path / "generator"))
+    found = build(electra, other, seed=2)
+    np.testing.assert_array_equal(
+        found.trained(found.params)["model"].params["embeddings"]["word"]["embedding"], tables["model"]
+    )
+    build(electra, ObjectiveConfig(), seed=3).main.save(tmp_path / "third")
+    with pytest.raises(ConfigError, match="can not be tied"):
+        build(stored, dataclasses.replace(other, generator=str(tmp_path / "third")), seed=2)
+
+
+def test_contradicting_objectives_are_refused():
+    with pytest.raises(ConfigError, match="do not go together"):
+        ObjectiveConfig(replaced_tokens=True, pairs="next_sentence")
+    with pytest.raises(ConfigError, match=r"read with objective\.replaced_tokens"):
+        ObjectiveConfig(generator="folder")

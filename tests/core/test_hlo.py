@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flaxbert.planning.hlo import HloError, parse_arrays, parse_module
+from flaxbert.core.hlo import HloError, parse_arrays, parse_module
 
 LOOP = """HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
 
