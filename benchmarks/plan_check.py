@@ -38,7 +38,7 @@ from flaxbert.families.graph import initialize_params  # noqa: E402
 from flaxbert.planning.calibration import measure_cpu  # noqa: E402
 from flaxbert.planning.roofline import estimate_step  # noqa: E402
 from flaxbert.planning.topology import make_interconnect, parse_topology  # noqa: E402
-from flaxbert.planning.workloads import pretraining_workload  # noqa: E402
+from flaxbert.planning.workloads import pretraining_workloads  # noqa: E402
 from flaxbert.train.memory import estimate_step_memory  # noqa: E402
 from flaxbert.train.optimizers import make_optimizer  # noqa: E402
 from flaxbert.train.recipes.plan import lower_step  # noqa: E402
@@ -130,7 +130,7 @@ def run_case(case: Case) -> dict[str, Any]:
       Predicted and measured seconds and bytes.
     """
     topology, chip = parse_topology("cpu:1"), measure_cpu()
-    workload = pretraining_workload(_config(case))
+    workload = pretraining_workloads(_config(case))[0]
     mesh = build_mesh(MeshConfig(), jax.devices()[:1])
     job = workload.job(mesh, case.batch_size)
     lowered = lower_step(job, case.batch_size)

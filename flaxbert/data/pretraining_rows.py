@@ -204,6 +204,8 @@ class RowSource:
 
     def _text(self, document: TokenizedDocument, start: int, end: int) -> "_Text":
         ids = document.input_ids[start:end]
+        if self.masker.config.unit == "token":
+            return _Text(ids, None)
         words = document.word_starts
         return _Text(ids, self.masker.table.word_starts(ids) if words is None else words[start:end])
 
@@ -231,7 +233,8 @@ class RowSource:
 @dataclasses.dataclass(frozen=True)
 class _Text:
     ids: Int[np.ndarray, "tokens"]
-    word_starts: Bool[np.ndarray, "tokens"]
+    word_starts: Bool[np.ndarray, "tokens"] | None
+    """None where single tokens are drawn."""
 
 
 class _Row:
@@ -287,7 +290,7 @@ def _pack_in_windows(
     return Packing(np.concatenate(pieces), offsets, row_length, int(lengths.sum()))
 
 
-def hold_out(num_documents: int, rate: float, seed: int) -> Bool[np.ndarray, "documents"]:
+def hold_out_documents(num_documents: int, rate: float, seed: int) -> Bool[np.ndarray, "documents"]:
     """Returns which documents are held out: the same share of any corpus, at least one where there are two.
 
     Args:

@@ -11,9 +11,9 @@ from flaxbert.errors import ConfigError
 from flaxbert.planning.calibration import measure_cpu
 from flaxbert.planning.chips import CHIPS, Chip
 from flaxbert.planning.planner import MeshPlan, Planner
-from flaxbert.planning.report import header_text, plan_document, plan_text, ranking_text
+from flaxbert.planning.report import header_text, plan_document, plan_text, ranking_text, run_text
 from flaxbert.planning.topology import Topology, parse_topology, prepare_process
-from flaxbert.planning.workloads import finetuning_workload, pretraining_workload
+from flaxbert.planning.workloads import finetuning_workload, pretraining_workloads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run_plan(config: PretrainConfig | RunConfig, request: PlanRequest) -> list[M
       request: What is asked for.
 
     Returns:
-      The plans, in the order printed.
+      The plans, in the order printed, phase after phase.
 
     Raises:
       FlaxbertError: The topology is not known, its compiler is missing, or run, mesh and batch do not fit together.
@@ -106,19 +106,27 @@ def run_plan(config: PretrainConfig | RunConfig, request: PlanRequest) -> list[M
 
     configure(use_compilation_cache=False)
     if isinstance(config, PretrainConfig):
-        workload = pretraining_workload(config, request.vocab_size)
+        workloads = pretraining_workloads(config, request.vocab_size)
     else:
-        workload = finetuning_workload(config)
-    planner = Planner(workload, topology, find_chip(topology), _tell)
-    plans = make_plans(planner, request, config.mesh)
-    print(header_text(workload, topology, planner.chip))
-    if len(plans) > 1 or request.search:
-        print(ranking_text(plans), end="")
+        workloads = [finetuning_workload(config)]
+    chip = find_chip(topology)
+    found = [
+        (workload, make_plans(Planner(workload, topology, chip, _tell), request, config.mesh)) for workload in workloads
+    ]
+    print(header_text(workloads, topology, chip))
+    for workload, plans in found:
+        if len(workloads) > 1:
+            print(f"Rows of {workload.length}:")
+        if len(plans) > 1 or request.search:
+            print(ranking_text(plans), end="")
+        if not request.search:
+            for plan in plans:
+                print(plan_text(plan), end="")
     if not request.search:
-        for plan in plans:
-            print(plan_text(plan), end="")
+        for phases in zip(*(plans for _, plans in found), strict=True):
+            print(run_text(phases), end="")
     if request.json:
-        text = json.dumps(plan_document(workload, topology, planner.chip, plans), indent=1)
+        text = json.dumps(plan_document(topology, chip, found), indent=1)
         with whole_file(request.json) as place:
             place.write_text(f"{text}\n", "utf-8")
-    return plans
+    return [plan for _, plans in found for plan in plans]

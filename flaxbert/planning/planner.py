@@ -71,6 +71,7 @@ class MeshPlan:
       model_flops: FLOPs of the model itself in a step, over all devices.
       peak_flops: Of all devices together.
       gathered_activations: All-gathers of the batch, which the design does not ask for.
+      num_steps: Steps of the run with batches of this shape; 0 where only its data would tell.
     """
 
     mesh: dict[str, int]
@@ -83,6 +84,7 @@ class MeshPlan:
     model_flops: float
     peak_flops: float
     gathered_activations: tuple[str, ...] = ()
+    num_steps: int = 0
 
     @property
     def num_devices(self) -> int:
@@ -103,6 +105,11 @@ class MeshPlan:
     def tokens_per_second_per_device(self) -> float:
         """Tokens per second and device in the estimated time."""
         return self.tokens_per_step / self.estimate.seconds / self.num_devices if self.estimate else 0.0
+
+    @property
+    def run_seconds(self) -> float:
+        """Time of all steps of this shape; 0 where their number is not known, or the time of one."""
+        return self.num_steps * self.estimate.seconds if self.estimate else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,6 +303,7 @@ class Planner:
             model_flops=rows * workload.flops_per_row,
             peak_flops=self.topology.num_devices * self.chip.peak_flops,
             gathered_activations=gathered,
+            num_steps=workload.num_steps,
         )
 
     def search(self, batches_per_device: Sequence[int], max_compiles: int = 24) -> list[MeshPlan]:

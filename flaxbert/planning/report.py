@@ -32,6 +32,10 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
 
 
+def _hours(seconds: float, num_devices: int) -> str:
+    return f"{seconds / 3600:.1f} hours, {seconds / 3600 * num_devices:,.0f} device hours"
+
+
 def _largest(plan: MeshPlan) -> str:
     return "not looked for" if plan.largest_batch < 0 else f"{plan.largest_batch} a device at once"
 
@@ -75,6 +79,9 @@ def _cost_rows(plan: MeshPlan) -> Iterable[tuple[str, str]]:
     yield "time of a step", _milliseconds(estimate.seconds)
     yield "tokens per second and device", format_count(plan.tokens_per_second_per_device)
     yield "MFU", f"{plan.utilization:.1%}"
+    yield "device hours for a billion tokens", f"{1e9 / plan.tokens_per_second_per_device / 3600:.2f}"
+    if plan.num_steps:
+        yield f"all {plan.num_steps:,} steps", _hours(plan.run_seconds, plan.num_devices)
     gathered = ", ".join(plan.gathered_activations[:3])
     yield "all-gathers of the batch", f"{len(plan.gathered_activations)} ({gathered})" if gathered else "none"
 
@@ -116,16 +123,32 @@ def ranking_text(plans: Sequence[MeshPlan]) -> str:
     return text_table(headers, rows)
 
 
-def header_text(workload: Workload, topology: Topology, chip: Chip) -> str:
+def run_text(plans: Sequence[MeshPlan]) -> str:
+    """Returns what all phases of a run take together, on one mesh; empty where that is not known.
+
+    Args:
+      plans: The plan of each phase.
+    """
+    if len(plans) < 2 or not all(plan.run_seconds for plan in plans):
+        return ""
+    seconds = sum(plan.run_seconds for plan in plans)
+    steps = sum(plan.num_steps for plan in plans)
+    return f"All {len(plans)} phases, {steps:,} steps, mesh {mesh_words(plans[0].mesh)}: {_hours(seconds, plans[0].num_devices)}\n"
+
+
+def header_text(workloads: Sequence[Workload], topology: Topology, chip: Chip) -> str:
     """Returns lines that say what is planned, for what, over which peaks.
 
     Args:
-      workload: The run.
+      workloads: The phases of the run.
       topology: The devices.
       chip: Their peaks.
     """
+    titles = "".join(
+        f"{workload.title[0].upper()}{workload.title[1:]}; every token counts as real\n" for workload in workloads
+    )
     return (
-        f"{workload.title[0].upper()}{workload.title[1:]}; every token counts as real\n"
+        f"{titles}"
         f"{topology.describe()}\n"
         f"Peaks: {_work(chip.peak_flops, 'FLOP/s')} bf16, {format_bytes(chip.memory_bandwidth)}/s memory, "
         f"{format_bytes(chip.link_bandwidth)}/s a link and direction, {format_bytes(chip.outer_bandwidth)}/s between slices or nodes "
@@ -133,34 +156,37 @@ def header_text(workload: Workload, topology: Topology, chip: Chip) -> str:
     )
 
 
-def plan_document(workload: Workload, topology: Topology, chip: Chip, plans: Sequence[MeshPlan]) -> dict[str, Any]:
+def plan_document(
+    topology: Topology, chip: Chip, found: Sequence[tuple[Workload, Sequence[MeshPlan]]]
+) -> dict[str, Any]:
     """Returns everything that was found, fit for JSON.
 
     Args:
-      workload: The run.
       topology: The devices.
       chip: Their peaks.
-      plans: The plans.
+      found: The plans of every phase of the run.
     """
-    found = []
-    for plan in plans:
-        entry = dataclasses.asdict(plan)
-        if plan.estimate is not None:
-            entry["estimate"]["collectives"] = [
-                {"kind": kind, "link": link, **dataclasses.asdict(moved)}
-                for (kind, link), moved in plan.estimate.collectives.items()
-            ]
-        entry |= {
-            "fits": plan.memory.fits,
-            "batch_per_device": plan.batch_per_device,
-            "model_flops_utilization": plan.utilization,
-            "tokens_per_second_per_device": plan.tokens_per_second_per_device,
-        }
-        found.append(entry)
     return {
-        "run": workload.title,
         "topology": topology.name,
         "compiled_for": topology.describe(),
         "chip": dataclasses.asdict(chip),
-        "plans": found,
+        "phases": [
+            {"run": workload.title, "plans": [_plan_entry(plan) for plan in plans]} for workload, plans in found
+        ],
+    }
+
+
+def _plan_entry(plan: MeshPlan) -> dict[str, Any]:
+    entry = dataclasses.asdict(plan)
+    if plan.estimate is not None:
+        entry["estimate"]["collectives"] = [
+            {"kind": kind, "link": link, **dataclasses.asdict(moved)}
+            for (kind, link), moved in plan.estimate.collectives.items()
+        ]
+    return entry | {
+        "fits": plan.memory.fits,
+        "batch_per_device": plan.batch_per_device,
+        "model_flops_utilization": plan.utilization,
+        "tokens_per_second_per_device": plan.tokens_per_second_per_device,
+        "run_seconds": plan.run_seconds,
     }

@@ -10,9 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flaxbert.architecture import Execution, ModelConfig, resolve_task
-from flaxbert.config import PretrainConfig, RunConfig, TrainConfig
+from flaxbert.config import PretrainConfig, PretrainPhase, RunConfig, TrainConfig
 from flaxbert.core.trees import leaf_names
 from flaxbert.data.masking import num_prediction_slots
+from flaxbert.data.pretraining_batches import split_steps
 from flaxbert.errors import ConfigError
 from flaxbert.families import get_family
 from flaxbert.families.graph import abstract_params, finishes_first_token_alone
@@ -21,6 +22,7 @@ from flaxbert.train.flops import NetworkWork
 from flaxbert.train.losses import loss_for
 from flaxbert.train.recipes.plan import StepJob, model_forward
 from flaxbert.train.recipes.pretraining_networks import Networks, new_model_config, new_networks
+from flaxbert.train.recipes.pretraining_setup import phases_of, train_of
 from flaxbert.train.recipes.setup import global_batch_size
 from flaxbert.weights.folder import read_config
 
@@ -58,6 +60,7 @@ class Workload:
       flops_per_row: FLOPs of the model itself for one row: forward and backward, without recomputation.
       train: Training options.
       make_job: Makes the step's job of a mesh and training options.
+      num_steps: Steps of the run with batches of this shape; 0 where only its data would tell.
     """
 
     title: str
@@ -67,6 +70,7 @@ class Workload:
     flops_per_row: float
     train: TrainConfig
     make_job: Callable[[Mesh, TrainConfig], StepJob]
+    num_steps: int = 0
 
     def job(self, mesh: Mesh, batch_size: int) -> StepJob:
         """Returns what the step is made from.
@@ -109,8 +113,8 @@ def _abstract_networks(config: PretrainConfig, model: ModelConfig) -> Networks:
     return dataclasses.replace(made[0], models=models, params=params)
 
 
-def _pretraining_model(config: PretrainConfig, vocab_size: int) -> ModelConfig:
-    source, length = config.model, config.data.row_length
+def _pretraining_model(config: PretrainConfig, vocab_size: int, length: int) -> ModelConfig:
+    source = config.model
     if source.path:
         model = _stored_config(source.path, "model.path (or model.family and model.size for a new model)")
         if model.max_length < length:
@@ -122,9 +126,9 @@ def _pretraining_model(config: PretrainConfig, vocab_size: int) -> ModelConfig:
     return new_model_config(source, size, length, 0)
 
 
-def _pretraining_rows(config: PretrainConfig, model: ModelConfig) -> dict[str, np.ndarray]:
+def _pretraining_rows(config: PretrainConfig, model: ModelConfig, length: int) -> dict[str, np.ndarray]:
     """Returns one row as ``data.pretraining_rows`` makes it."""
-    length, objective = config.data.row_length, config.objective
+    objective = config.objective
     slots = num_prediction_slots(config.masking.rate, length)
     rows = {name: _integers(1, length) for name in ("input_ids", "segment_ids", "position_ids")}
     rows |= {name: _integers(1, slots) for name in ("masked_positions", "labels")}
@@ -136,21 +140,28 @@ def _pretraining_rows(config: PretrainConfig, model: ModelConfig) -> dict[str, n
     return {**rows, "example_weight": np.ones(1, np.float32)}
 
 
-def pretraining_workload(config: PretrainConfig, vocab_size: int = 0) -> Workload:
-    """Returns a pre-training run as the planner sees it.
+def pretraining_workloads(config: PretrainConfig, vocab_size: int = 0) -> list[Workload]:
+    """Returns the phases of a pre-training run as the planner sees them.
 
     Args:
       config: The run; its corpora are not read.
       vocab_size: Entries of the vocabulary; 0 takes those of the family's published models.
 
     Raises:
-      ConfigError: The model or the objective is not usable.
+      ConfigError: The model, the objective or a phase is not usable.
       WeightsError: ``model.path`` is no model.
     """
-    model = _pretraining_model(config, vocab_size)
+    phases = phases_of(config)
+    model = _pretraining_model(config, vocab_size, max(phase.row_length for phase in phases))
     networks = _abstract_networks(config, model)
-    length, rate = config.data.row_length, config.masking.rate
-    example = _pretraining_rows(config, model)
+    train = config.train
+    counts = split_steps(train.num_steps, [phase.share for phase in phases]) if train.num_steps else [0] * len(phases)
+    return [_phase_workload(config, networks, phase, count) for phase, count in zip(phases, counts, strict=True)]
+
+
+def _phase_workload(config: PretrainConfig, networks: Networks, phase: PretrainPhase, num_steps: int) -> Workload:
+    length, rate = phase.row_length, config.masking.rate
+    example = _pretraining_rows(config, networks.main.config, length)
 
     def make_job(mesh: Mesh, train: TrainConfig) -> StepJob:
         return StepJob(
@@ -160,19 +171,20 @@ def pretraining_workload(config: PretrainConfig, vocab_size: int = 0) -> Workloa
             train=train,
             mesh=mesh,
             leaf_axes=networks.leaf_axes,
-            total_steps=_steps(train),
+            total_steps=_steps(config.train),
             loss=networks.loss,
             example=example,
         )
 
     return Workload(
         title=f"pre-training of {_size_words(networks.models)}, rows of {length}, {_execution_words(config.model)}",
-        model=model,
+        model=networks.main.config,
         length=length,
         rows_per_example=1,
         flops_per_row=sum(part.training_flops(np.array([length]), rate * length) for part in networks.work),
-        train=config.train,
+        train=train_of(config.train, phase),
         make_job=make_job,
+        num_steps=num_steps,
     )
 
 
@@ -279,6 +291,7 @@ def finetuning_workload(config: RunConfig) -> Workload:
         flops_per_row=NetworkWork(model, task, first_only).training_flops(np.array([length])),
         train=config.train,
         make_job=make_job,
+        num_steps=config.train.num_steps,
     )
 
 

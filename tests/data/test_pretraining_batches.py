@@ -5,7 +5,7 @@ import pytest
 
 from flaxbert.data.pipeline import StepPipeline
 from flaxbert.data.pretraining_batches import EvaluationRows, Phase, PretrainingBatches, RowMixture, split_steps
-from flaxbert.data.pretraining_rows import RowSource, hold_out
+from flaxbert.data.pretraining_rows import RowSource, hold_out_documents
 from flaxbert.errors import ConfigError, DataError
 from tests.data.test_pretraining_rows import SPECIAL, masker, write_corpus
 
@@ -98,15 +98,15 @@ def test_evaluation_shows_every_row_once(sources):
 
 def test_held_out_documents_are_not_trained_on(tmp_path):
     corpus = write_corpus(tmp_path, [14] * 50)
-    held = hold_out(50, 0.1, 3)
+    held = hold_out_documents(50, 0.1, 3)
     assert held.sum() == 5
     train = RowSource(corpus, SPECIAL, masker(corpus), row_length=16, documents=~held)
     rest = RowSource(corpus, SPECIAL, masker(corpus), row_length=16, documents=held)
     assert (len(train), len(rest)) == (45, 5)
     assert not set(train.pieces.documents) & set(rest.pieces.documents)
     assert train.identity != rest.identity
-    assert hold_out(1, 0.5, 0).sum() == 0
-    assert hold_out(2, 0.9, 0).sum() == 1
+    assert hold_out_documents(1, 0.5, 0).sum() == 0
+    assert hold_out_documents(2, 0.9, 0).sum() == 1
 
 
 def test_phases_follow_each_other_with_shapes_of_their_own(tmp_path, sources):

@@ -12,9 +12,9 @@ from flaxbert.errors import ConfigError, MeshError
 from flaxbert.planning.chips import CHIPS
 from flaxbert.planning.command import PlanRequest, make_plans
 from flaxbert.planning.planner import Planner
-from flaxbert.planning.report import plan_document, plan_text, ranking_text
+from flaxbert.planning.report import plan_document, plan_text, ranking_text, run_text
 from flaxbert.planning.topology import parse_topology
-from flaxbert.planning.workloads import pretraining_workload
+from flaxbert.planning.workloads import pretraining_workloads
 from tests.train.tiny_training import QUICK
 
 ARCHITECTURE = {
@@ -35,7 +35,7 @@ MESHES = [MeshConfig(), MeshConfig(fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)
 
 def make_planner(chip=CHIPS["h200"], config=CONFIG):
     return Planner(
-        pretraining_workload(config, vocab_size=96), parse_topology("h200:8"), chip, lambda line: None, QUICK
+        pretraining_workloads(config, vocab_size=96)[0], parse_topology("h200:8"), chip, lambda line: None, QUICK
     )
 
 
@@ -111,10 +111,21 @@ def test_plans_are_shown_and_written(planner, plans):
     assert "data 2 x fsdp 2 x tensor 2" in text
     assert "MFU" in text
     assert ranking_text(plans).count("\n") > 3
-    document = json.loads(json.dumps(plan_document(planner.workload, planner.topology, planner.chip, plans)))
-    assert document["plans"][0]["fits"] is True
+    document = json.loads(json.dumps(plan_document(planner.topology, planner.chip, [(planner.workload, plans)])))
+    (phase,) = document["phases"]
+    assert phase["plans"][0]["fits"] is True
     assert "no absent GPU can be compiled for" in document["compiled_for"]
-    assert 0 < document["plans"][0]["model_flops_utilization"] < 1
+    assert 0 < phase["plans"][0]["model_flops_utilization"] < 1
+
+
+def test_phases_add_up_to_a_run(plans):
+    assert run_text(plans[:1]) == run_text(plans[:2]) == ""
+    second = plans[0].estimate.seconds
+    phases = [dataclasses.replace(plans[0], num_steps=steps) for steps in (3000, 1000)]
+    hours = 4000 * second / 3600
+    assert phases[0].run_seconds == 3000 * second
+    assert f"4,000 steps, mesh data 8: {hours:.1f} hours, {8 * hours:,.0f} device hours" in run_text(phases)
+    assert f"{3000 * second / 3600:.1f} hours" in plan_text(phases[0])
 
 
 @pytest.mark.slow
@@ -125,7 +136,7 @@ def test_the_command_prints_a_table(tmp_path, capsys):
     assert main([*arguments, "--batches_per_device", "[4]", "--mesh.fsdp", "8", "--json", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "Mesh fsdp 8: 32 examples a step" in shown
-    assert json.loads(file.read_text("utf-8"))["plans"][0]["mesh"]["fsdp"] == 8
+    assert json.loads(file.read_text("utf-8"))["phases"][0]["plans"][0]["mesh"]["fsdp"] == 8
 
 
 def test_the_command_explains_bad_input(capsys):
@@ -147,7 +158,7 @@ def test_tpu_programs_gather_no_activations(name):
     small = dataclasses.replace(
         CONFIG, model=PretrainModel(size="small", scan_layers=True), data=PretrainData(row_length=128)
     )
-    planner = Planner(pretraining_workload(small), topology, CHIPS[topology.kind], lambda line: None)
+    planner = Planner(pretraining_workloads(small)[0], topology, CHIPS[topology.kind], lambda line: None)
     for mesh in MESHES:
         plan = planner.plan(mesh, 64, find_largest=False)
         assert plan.gathered_activations == ()

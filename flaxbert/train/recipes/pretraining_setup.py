@@ -18,7 +18,7 @@ from flaxbert.core.sharding import batch_share, build_mesh, check_mesh_fits, pla
 from flaxbert.data.masking import Masker
 from flaxbert.data.prepared import TOKENIZER_FOLDER, PreparedCorpus
 from flaxbert.data.pretraining_batches import EvaluationRows, Phase, PretrainingBatches, RowMixture, split_steps
-from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, hold_out
+from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, hold_out_documents
 from flaxbert.data.words import WordTable, word_table
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.train.objectives import pretraining_counts
@@ -186,7 +186,10 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
         documents: list[Any] = [None] * len(corpora)
         held: Any = None
     else:
-        held_corpus, held = corpora[0], hold_out(len(corpora[0]), config.data.validation_rate, config.train.seed)
+        held_corpus, held = (
+            corpora[0],
+            hold_out_documents(len(corpora[0]), config.data.validation_rate, config.train.seed),
+        )
         if not held.any():
             raise ConfigError(
                 "No document is held out for evaluation; raise data.validation_rate, or name a corpus in data.validation."
@@ -241,7 +244,7 @@ def phases_of(config: PretrainConfig) -> list[PretrainPhase]:
     return found
 
 
-def train_of(train: TrainConfig, phase: Phase) -> TrainConfig:
+def train_of(train: TrainConfig, phase: Phase | PretrainPhase) -> TrainConfig:
     """Returns the options of training with the batch size of a phase.
 
     Args:
