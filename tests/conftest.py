@@ -18,6 +18,11 @@ pytest_plugins = ["tests.skip_ledger"]
 # All of this has to stand before jax is imported or its backend starts. Processes that tests start inherit it.
 _SESSION_FOLDER = pathlib.Path(tempfile.mkdtemp(prefix="flaxbert-tests-"))
 atexit.register(shutil.rmtree, _SESSION_FOLDER, ignore_errors=True)
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _worker and os.environ.get("FLAXBERT_PIN_WORKERS") and hasattr(os, "sched_setaffinity"):
+    # The thread pools of XLA and torch are as large as the cores that a process may use; two pools on two cores hinder each other.
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["HF_HUB_OFFLINE"] = "1"
