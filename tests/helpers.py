@@ -25,9 +25,15 @@ DIFFERENT_FAMILIES = ("bert", "albert", "convbert", "deberta-v2", "modernbert")
 """Families whose mathematics differs; the default tests run these, ``make test-slow`` the others too."""
 
 
-def slow_unless(kept: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
-    """Returns values for ``parametrize``: the default tests run those that are kept, ``make test-slow`` the others too."""
-    return [value if kept(value) else pytest.param(value, marks=pytest.mark.slow) for value in values]
+def slow_unless(kept: Callable[[Any], bool], values: Iterable[Any], *, several: bool = False) -> list[Any]:
+    """Returns values for ``parametrize``: the default tests run those that are kept, ``make test-slow`` the others too.
+
+    With ``several``, each value is a tuple for several parameters.
+    """
+    return [
+        value if kept(value) else pytest.param(*(value if several else (value,)), marks=pytest.mark.slow)
+        for value in values
+    ]
 
 
 def find_minilm() -> pathlib.Path | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from flaxbert.core.hlo import ArrayShape, Instruction, parse_module
+from flaxbert.core.hlo import ArrayShape, HloError, Instruction, parse_module
 
 KINDS = (
     "all-gather",
@@ -68,7 +68,10 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _counted_up(text: str) -> np.ndarray:
     """Returns the array that ``[4,2]<=[2,4]T(1,0)`` writes: 0, 1, 2 … in the second shape, transposed, in the first shape."""
     found = _ORDER.search(text)
-    assert found is not None
+    if found is None:
+        raise HloError(
+            f"The devices of a collective are written as '{text}', which this version of flaxbert can not read."
+        )
     shape = _numbers(found[1])
     source = _numbers(found[2]) if found[2] else shape
     numbers = np.arange(math.prod(source)).reshape(source)
@@ -108,6 +111,9 @@ def first_group(text: str) -> tuple[int, ...] | None:
 
     Returns:
       Numbers of the devices, or None where the text names no groups: then all take part.
+
+    Raises:
+      HloError: Groups are written in another way.
 
     Example:
       >>> first_group("replica_groups=mesh['rows'=2,'columns'=4] {'rows'}")

@@ -296,6 +296,7 @@ def test_the_first_token_is_computed_alone_only_where_it_is_classified(tmp_path)
         np.testing.assert_allclose(kept.logits, output.logits, atol=SAME_RESULTS)
 
 
+@pytest.mark.slow
 def test_dropout_at_every_place_changes_the_result_and_follows_the_key(tmp_path):
     case = modern(Case("dropout", "token-classification", {"max_position_embeddings": 40}, length=37))
     _, loaded = load_pair(case, tmp_path)

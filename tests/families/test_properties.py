@@ -14,7 +14,7 @@ from flaxbert.families.graph import forward, graph_definition
 from flaxbert.transforms import quantize
 from flaxbert.weights.load import load_checkpoint
 from flaxbert.weights.save import save_checkpoint
-from tests.helpers import DIFFERENT_FAMILIES, slow_unless
+from tests.helpers import slow_unless
 from tests.nn.models import run, small_batch, small_config, small_params
 
 EXACT = 2e-5
@@ -23,11 +23,14 @@ EXACT = 2e-5
 INT8_MOVEMENT = 0.1
 """Largest movement of a logit relative to the largest logit: two layers of products that each err by about 1 %."""
 
-EVERY_FAMILY = pytest.mark.parametrize("family", slow_unless(DIFFERENT_FAMILIES.__contains__, FAMILIES))
+QUICK = {"bert", "deberta-v2", "modernbert"}
+"""Families of the default run; ``make test-slow`` takes all."""
+
+EVERY_FAMILY = pytest.mark.parametrize("family", slow_unless(QUICK.__contains__, FAMILIES))
 EVERY_HEAD = pytest.mark.parametrize(
     ("family", "task"),
     [
-        pytest.param(family.model_type, task, marks=() if family.model_type in DIFFERENT_FAMILIES else pytest.mark.slow)
+        pytest.param(family.model_type, task, marks=() if family.model_type in QUICK else pytest.mark.slow)
         for family in FAMILIES.values()
         for task in family.architectures
     ],
@@ -115,7 +118,8 @@ def test_compiled_equals_eager(family):
     np.testing.assert_allclose(logits(config, params, batch), eager, atol=EXACT)
 
 
-@pytest.mark.parametrize("family", slow_unless({"deberta-v2"}.__contains__, FAMILIES))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_scanned_equals_unrolled_with_dropout(family):
     config = config_of(family, num_hidden_layers=3, hidden_dropout_rate=0.1, attention_dropout_rate=0.1)
     params, batch = small_params(config, "token-classification"), small_batch(config)

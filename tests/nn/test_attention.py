@@ -1,5 +1,7 @@
 """Attention implementations against a float64 loop: masks, packing, gradients, choice of the implementation."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -262,9 +264,14 @@ def test_a_batch_in_parts_has_the_same_result_gradients_and_masks(num_parts, rat
         np.testing.assert_allclose(cut, whole, atol=FLOAT32_TOLERANCE)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("on_mesh", [False, True])
+@pytest.mark.parametrize(
+    ("packed", "dtype", "on_mesh"),
+    slow_unless(
+        {(True, jnp.float32, False), (False, jnp.bfloat16, False), (False, jnp.float32, True)}.__contains__,
+        itertools.product([False, True], [jnp.float32, jnp.bfloat16], [False, True]),
+        several=True,
+    ),
+)
 def test_a_long_input_in_blocks_has_the_same_result_and_gradients(packed, dtype, on_mesh, monkeypatch):
     arrays, weights = (draw(2, 4, 32, 4, seed=seed) for seed in (0, 1))
     arrays, ids = [array.astype(dtype) for array in arrays], [[1] * 11 + [2] * 21, [1] * 20 + [2] * 7 + [0] * 5]

@@ -9,6 +9,7 @@ from flaxbert.architecture import FIRST_TOKEN_TASKS, Execution
 from flaxbert.core.trees import flatten_names
 from flaxbert.errors import ConfigError
 from flaxbert.nn.heads import pool
+from tests.helpers import slow_unless
 from tests.nn.models import run, small_batch, small_config, small_params
 
 HIDDEN = np.random.default_rng(0).standard_normal((3, 5, 4)).astype(np.float32)
@@ -129,14 +130,16 @@ def test_the_classifier_reads_the_pooled_first_token():
 @pytest.mark.parametrize(
     ("task", "dropout_key", "remat"),
     [
-        ("multiple-choice", 3, "none"),
-        ("sequence-classification", None, "none"),
         ("sequence-classification", 3, "attention"),
-        pytest.param("next-sentence-prediction", 3, "none", marks=pytest.mark.slow),
-        pytest.param("sequence-classification", 3, "none", marks=pytest.mark.slow),
-        *(
-            pytest.param("sequence-classification", None, remat, marks=pytest.mark.slow)
-            for remat in ("attention", "full")
+        *slow_unless(
+            lambda case: False,
+            [
+                ("multiple-choice", 3, "none"),
+                ("next-sentence-prediction", 3, "none"),
+                ("sequence-classification", 3, "none"),
+                *(("sequence-classification", None, remat) for remat in ("none", "attention", "full")),
+            ],
+            several=True,
         ),
     ],
 )

@@ -104,6 +104,7 @@ def test_choices_stand_side_by_side(tokenizer):
     assert batch["example_weight"].tolist() == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_choices_from_training_to_prediction(tmp_path):
     result = finetune(run_of(tmp_path, "multiple-choice", CHOICES), say=lambda line: None)
     assert result.after["loss"] < result.before["loss"]

@@ -265,10 +265,11 @@ def run_processes(num_processes, devices_each, fsdp, sequence):
     return [json.loads(output.splitlines()[-1]) for output, _ in finished]
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("devices_each", "fsdp", "sequence"),
-    [(1, 2, 1), pytest.param(2, 4, 1, marks=pytest.mark.slow), pytest.param(2, 1, 4, marks=pytest.mark.slow)],
+    [(1, 2, 1), (2, 4, 1), (2, 1, 4)],
 )
 def test_two_processes_train_like_one(devices_each, fsdp, sequence, one_device_with_dropout):
     reference, losses, _ = one_device_with_dropout

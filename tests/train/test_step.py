@@ -121,6 +121,7 @@ def test_accumulation_equals_the_large_batch(accumulation_steps):
     assert largest_difference(whole.optimizer, pieces.optimizer) < ACCUMULATION_TOLERANCE
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_large_batch_for_a_whole_network():
     _, whole, _ = run_steps(config=CONFIG.replace(num_hidden_layers=1))
     _, pieces, _ = run_steps(config=CONFIG.replace(num_hidden_layers=1), accumulation_steps=4)
@@ -153,6 +154,7 @@ def test_dropout_depends_on_seed_and_step_only():
     assert losses[0] != losses_without[0]
 
 
+@pytest.mark.slow
 def test_scanned_layers_train_like_unrolled_ones():
     _, unrolled, _ = run_steps()
     _, scanned, _ = run_steps(stacked=True)

@@ -78,7 +78,15 @@ BOTH = [("2:4 then int8", family, "sequence-classification") for family in KINDS
 
 
 @pytest.mark.parametrize(
-    ("name", "family", "task"), [(name, *case) for name in ("int8", "2:4") for case in RUN_CASES] + BOTH
+    ("name", "family", "task"),
+    [
+        *slow_unless(
+            lambda case: case[2] in ("fill-mask", "sequence-classification"),
+            [(name, *case) for name in ("int8", "2:4") for case in RUN_CASES],
+            several=True,
+        ),
+        *BOTH,
+    ],
 )
 def test_a_transformed_model_runs_like_its_dense_form(name, family, task):
     config = small_config(family, task)

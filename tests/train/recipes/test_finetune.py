@@ -109,6 +109,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(model, data, tmp_path):
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_before_the_last_step(model, data, tmp_path):
     run = build(
         model, data, tmp_path / "run", num_steps=30, learning_rate=0.0, evaluate_every=1, early_stopping_patience=2
@@ -118,6 +119,7 @@ def test_early_stopping_ends_before_the_last_step(model, data, tmp_path):
     assert len(result.history) == 3
 
 
+@pytest.mark.slow
 def test_batch_size_auto_keeps_the_global_batch(model, data, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "memory_budget_bytes", lambda device: 10**12)
     lines: list[str] = []

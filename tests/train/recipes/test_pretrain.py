@@ -34,6 +34,7 @@ from flaxbert.train.recipes.pretrain import pretrain
 from flaxbert.train.recipes.pretraining_networks import build_networks, new_model_config
 from flaxbert.train.recipes.tokenizer import extend_tokenizer_for_corpus, train_tokenizer_of_corpus
 from flaxbert.weights.tokenizer import tokenizer_alone
+from tests.helpers import slow_unless
 
 NOUNS, VERBS = ("cat", "dog", "hen", "fox"), ("sees", "likes", "follows", "fears")
 ORDER = ("First", "Then", "Later", "Soon", "Next", "Finally")
@@ -157,6 +158,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(corpus, tmp_path):
         pretrain(dataclasses.replace(changed, data=data))
 
 
+@pytest.mark.slow
 def test_a_run_knows_its_speed_its_time_and_its_norms(corpus, tmp_path):
     folder = tmp_path / "run"
     train = {"num_steps": 8, "log_every": 2, "checkpoint_every": 3, "profile": "3:4"}
@@ -186,6 +188,7 @@ def test_a_second_run_in_the_same_folder_is_refused(corpus, tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_trained_further(corpus, tmp_path):
     first = pretrain(config_of(corpus, tmp_path / "a", steps=60), say=quiet)
     source = PretrainModel(path=str(tmp_path / "a" / "model"), precision="float32")
@@ -193,6 +196,7 @@ def test_a_checkpoint_is_trained_further(corpus, tmp_path):
     assert second.before["loss"] == pytest.approx(first.after["loss"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_longer_vocabulary_goes_on_from_a_checkpoint(corpus, tmp_path):
     pretrain(config_of(corpus, tmp_path / "a", steps=2), say=quiet)
     tokenizer = tmp_path / "tokenizer"
@@ -210,6 +214,7 @@ def test_a_longer_vocabulary_goes_on_from_a_checkpoint(corpus, tmp_path):
     assert (again.config.vocab_size, len(again.tokenizer.get_vocab())) == (size, size)
 
 
+@pytest.mark.slow
 def test_phases_change_the_shape_of_batches_and_resume_between(corpus, tmp_path):
     phases = (PretrainPhase(share=2, row_length=32, batch_size=8), PretrainPhase(share=1, row_length=64, batch_size=16))
     options = {"steps": 9, "phases": phases, "train": {"num_steps": 9, "evaluate_every": 3, "log_every": 1}}
@@ -223,6 +228,7 @@ def test_phases_change_the_shape_of_batches_and_resume_between(corpus, tmp_path)
         pretrain(config_of(corpus, tmp_path / "auto", **{**options, "train": {"batch_size": "auto"}}), say=quiet)
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing(corpus, tmp_path):
     results = [
         pretrain(
@@ -268,10 +274,8 @@ def test_what_does_not_fit_is_refused(corpus, tmp_path):
     assert written["num_documents"] == 300
 
 
-@pytest.mark.parametrize(
-    "sharing",
-    ["tied", pytest.param("disentangled", marks=pytest.mark.slow), pytest.param("none", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["tied", "disentangled", "none"])
 def test_replaced_tokens_are_learned(sharing, corpus, tmp_path):
     sizes = {**TINY, "embedding_size": 32}
     model = PretrainModel(family="electra", size="tiny", architecture=sizes, precision="float32")
@@ -289,7 +293,7 @@ def test_replaced_tokens_are_learned(sharing, corpus, tmp_path):
     assert load(tmp_path / "model", task="sequence-classification", labels=("a", "b")).config.family == "electra"
 
 
-@pytest.mark.parametrize("sharing", ["tied", "disentangled", "none"])
+@pytest.mark.parametrize("sharing", slow_unless({"disentangled"}.__contains__, ["tied", "disentangled", "none"]))
 def test_replaced_tokens_go_on_from_checkpoints(sharing, corpus, tmp_path):
     model = PretrainModel(
         family="electra", size="tiny", architecture={**TINY, "embedding_size": 32}, precision="float32"
