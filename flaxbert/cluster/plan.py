@@ -61,7 +61,7 @@ class LaunchPlan:
     """A command, and what runs it.
 
     Attributes:
-      cluster: What of the cluster it takes.
+      cluster: What of the cluster it takes; its folder becomes absolute, since workers start in another one.
       words: The command with its options.
       options: The options as the command reads them.
     """
@@ -71,6 +71,8 @@ class LaunchPlan:
     options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        folder = Path(self.cluster.folder or ".").expanduser().absolute()
+        object.__setattr__(self, "cluster", dataclasses.replace(self.cluster, folder=str(folder)))
         command = self.words[0]
         if command in TRAINING:
             mesh = self.options["mesh"]
@@ -103,7 +105,7 @@ class LaunchPlan:
     @property
     def folder(self) -> Path:
         """Where relative paths of the command start from."""
-        return Path(self.cluster.folder or ".").expanduser().absolute()
+        return Path(self.cluster.folder)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -15,6 +15,9 @@ from flaxbert.planning.links import Interconnect, Transfer, instruction_transfer
 from flaxbert.planning.operations import FREE, Work, instruction_work
 
 _CALLS = frozenset({"call", "async-start", "custom-call"})
+_CARRIED, _ASYNC_END = "async_collective_fusion", "async-collective-done"
+"""How libtpu names fusions that compute while a collective is under way, and the end of that."""
+
 _COPIES = ("copy-start", "slice-start", "dynamic-slice-start")
 
 
@@ -98,11 +101,24 @@ class _Clock:
         self.now, self.copies, self.slack = 0.0, 0.0, 0.0
         self._links_free = 0.0
         self._under_way: dict[str, tuple[float, Transfer]] = {}
+        self._by_channel: dict[int, str] = {}
 
-    def start(self, name: str, moved: Transfer) -> None:
+    def start(self, name: str, moved: Transfer, channel: int = 0) -> None:
         end = max(self.now, self._links_free) + moved.seconds
         self._links_free = end
         self._under_way[name] = (end, moved)
+        if channel:
+            self._by_channel[channel] = name
+
+    def finish_channel(self, channel: int) -> tuple[float, Transfer] | None:
+        return self.finish(self._by_channel.get(channel, ""))
+
+    def finish_all(self) -> Iterable[tuple[float, Transfer]]:
+        """Ends what nothing in this computation waits for."""
+        for name in tuple(self._under_way):
+            ended = self.finish(name)
+            if ended is not None:
+                yield ended
 
     def finish(self, name: str) -> tuple[float, Transfer] | None:
         if name not in self._under_way:
@@ -144,6 +160,8 @@ class Roofline:
         computation = self._module.computations[name]
         for instruction in computation.instructions:
             self._instruction(instruction, computation, total, clock)
+        for ended in clock.finish_all():
+            self._record(ended, total)
         hidden = min(clock.copies, clock.slack)
         total.copy_seconds += clock.copies - hidden
         total.seconds = clock.now + clock.copies - hidden
@@ -166,7 +184,7 @@ class Roofline:
         elif opcode in _COPIES:
             self._copy(instruction, total, clock)
         elif self._holds_collective(instruction):
-            self._wrapped_collective(instruction, total, clock)
+            self._wrapped_collective(instruction, computation, total, clock)
         elif opcode in _CALLS and instruction.called:
             for name in instruction.called:
                 self._run(self._computation(name), 1, total, clock)
@@ -230,16 +248,28 @@ class Roofline:
             return False
         return any(self._inner_collective(name) for name in instruction.called)
 
-    def _wrapped_collective(self, instruction: Instruction, total: Estimate, clock: _Clock) -> None:
-        """A collective inside a fusion: TPU compilers put it together with the slice of its result, or with a start."""
+    def _wrapped_collective(
+        self, instruction: Instruction, computation: Computation, total: Estimate, clock: _Clock
+    ) -> None:
+        """A collective inside a fusion: TPU compilers put it together with the slice of its result, or with a start.
+
+        One that runs beside computations stands in all of their fusions again, under the channel of its start, and in its end.
+        """
         for name in instruction.called:
             found = self._inner_collective(name)
             if found is None:
                 continue
+            channel = found[0].integer("channel_id", 0)
+            if _CARRIED in name:
+                self._work(instruction_work(instruction, computation, self._module), total, clock)
+                return
+            if instruction.name.startswith(_ASYNC_END):
+                self._record(clock.finish_channel(channel), total)
+                return
             moved = instruction_transfer(*found, self._network)
             if moved.kind == "all-reduce" and _keeps_its_part(instruction, found[0], moved):
                 moved = dataclasses.replace(moved, kind="reduce-scatter", seconds=moved.seconds / 2)
-            clock.start(instruction.name, moved)
+            clock.start(instruction.name, moved, channel)
             if "start" not in instruction.name.split(".")[0]:
                 self._record(clock.finish(instruction.name), total)
             return

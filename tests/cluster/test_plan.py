@@ -1,5 +1,7 @@
 """What a launch would do, and what it refuses before a cluster is asked. Ray is not needed."""
 
+import pickle
+
 import pytest
 
 from flaxbert.cli.main import main
@@ -142,3 +144,10 @@ def test_without_ray_the_extra_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["launch", "--", "pretrain"]) == 1
     assert "pip install 'flaxbert[ray]'" in capsys.readouterr().err
+
+
+def test_the_folder_stays_where_the_launch_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = pickle.dumps(training(ClusterConfig()))
+    monkeypatch.chdir("/")
+    assert pickle.loads(plan).folder == tmp_path

@@ -163,4 +163,4 @@ def test_tpu_programs_gather_no_activations(name):
         plan = planner.plan(mesh, 64, find_largest=False)
         assert plan.gathered_activations == ()
         assert plan.estimate.total_flops * 8 == pytest.approx(plan.model_flops, rel=0.25)
-        assert 0.05 < plan.utilization < 1
+        assert 0.01 < plan.utilization < 1

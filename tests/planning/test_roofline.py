@@ -107,3 +107,29 @@ def test_an_all_gather_of_hidden_states_is_found_and_one_of_weights_is_not():
     assert activation_gathers(module, interconnect(), weights, 1000) == {"start": (32, SIZE)}
     assert activation_gathers(module, interconnect(), weights, 1 << 20) == {}
     assert activation_gathers(with_gather(True), interconnect(), weights, 1000) == {}
+
+
+def test_a_collective_that_is_carried_through_computations_counts_once_and_they_count_too():
+    shape, shard, groups = (
+        f"f32[{SIZE},{SIZE}]{{1,0}}",
+        f"f32[{SIZE // 16},{SIZE}]{{1,0}}",
+        "channel_id=7, replica_groups=[1,16]<=[16], dimensions={0}",
+    )
+    gather = f"  %g = {shape} all-gather(%p), {groups}\n"
+    dot = f"  ROOT %d = {shape} dot(%a, %a), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}\n"
+    text = (
+        "HloModule m\n\n"
+        f'%begin (p: f32[1]) -> {shape} {{\n  %p = {shard} parameter(0)\n{gather}  ROOT %c = {shape} custom-call(%g), custom_call_target="x"\n}}\n\n'
+        f"%async_collective_fusion.1 (p: f32[1], a: f32[1]) -> {shape} {{\n  %p = {shard} parameter(0)\n  %a = {shape} parameter(1)\n{gather}{dot}}}\n\n"
+        f'%finish (p: f32[1]) -> {shape} {{\n  %p = {shard} parameter(0)\n{gather}  ROOT %c = {shape} custom-call(%g), custom_call_target="x"\n}}\n\n'
+        f"ENTRY %main (x: f32[1], y: f32[1]) -> {shape} {{\n  %x = {shard} parameter(0)\n  %y = {shape} parameter(1)\n"
+        f"  %async-collective-start = {shape} fusion(%x), kind=kCustom, calls=%begin\n"
+        f"  %fusion.1 = {shape} fusion(%x, %y), kind=kOutput, calls=%async_collective_fusion.1\n"
+        f"  %fusion.2 = {shape} fusion(%x, %y), kind=kOutput, calls=%async_collective_fusion.1\n"
+        f"  ROOT %async-collective-done = {shape} fusion(%x), kind=kCustom, calls=%finish\n}}\n"
+    )
+    found = estimate_step(parse_module(text), interconnect())
+    (moved,) = found.collectives.values()
+    assert moved.count == 1
+    assert found.total_flops == 2 * 2 * SIZE**3
+    assert moved.exposed_seconds < moved.seconds

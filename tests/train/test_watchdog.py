@@ -144,7 +144,7 @@ def test_the_thread_writes_stacks_and_ends_the_process(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_run_that_hangs_ends_with_a_code_of_its_own_and_goes_on_when_started_again(tmp_path):
     data = tmp_path / "train.tsv"
-    data.write_text("text\tlabel\n" + "a fine film\tgood\nbad .\tbad\n" * 24, "utf-8")
+    data.write_text("text\tlabel\n" + "".join(f"a fine film {n}\tgood\nbad {n} .\tbad\n" for n in range(24)), "utf-8")
     arguments = [write_tiny(tmp_path / "start"), data, tmp_path / "run"]
     finished = subprocess.run(
         [sys.executable, "-c", HANGING_RUN, *map(str, arguments)],

@@ -41,7 +41,11 @@ class Runs:
     def settings(self, name: str, **train) -> dict:
         usual = {"batch_size": 16, "num_steps": STEPS, "learning_rate": 1e-3, "log_every": 1, "checkpoint_every": 4}
         return {
-            "model": {"path": str(self.model), "dropout_rate": self.dropout_rate},
+            "model": {
+                "path": str(self.model),
+                "dropout_rate": self.dropout_rate,
+                "attention_dropout_rate": self.dropout_rate,
+            },
             "data": {
                 "train": str(self.folder / "train.tsv"),
                 "max_length": 8,
