@@ -10,6 +10,7 @@ that ``flaxbert prepare`` wrote.
 """
 
 import argparse
+import functools
 import math
 import pathlib
 import statistics
@@ -132,21 +133,19 @@ def compare_words(arguments: argparse.Namespace, corpus: pathlib.Path, scratch: 
       scratch: Where runs write.
     """
     hidden = run_config(arguments, corpus, scratch / "hidden words", "electra")
-    replaced = run_config(
-        arguments, corpus, scratch / "replaced tokens", "electra", replaced_tokens=True, generator_rate=0.5
+    replaced = functools.partial(
+        run_config,
+        arguments,
+        corpus,
+        scratch / "replaced tokens",
+        "electra",
+        replaced_tokens=True,
+        generator_rate=0.5,
     )
-    share = flops_of_step(hidden, arguments.vocab_size) / flops_of_step(replaced, arguments.vocab_size)
+    share = flops_of_step(hidden, arguments.vocab_size) / flops_of_step(replaced(), arguments.vocab_size)
     runs = {
         "hidden words": hidden,
-        "replaced tokens": run_config(
-            arguments,
-            corpus,
-            scratch / "replaced tokens",
-            "electra",
-            replaced_tokens=True,
-            generator_rate=0.5,
-            steps=max(1, round(share * arguments.steps)),
-        ),
+        "replaced tokens": replaced(steps=max(1, round(share * arguments.steps))),
         "nothing": run_config(arguments, corpus, scratch / "nothing", "electra", steps=1),
     }
     rows = []
@@ -197,7 +196,8 @@ def measure_pairs(arguments: argparse.Namespace, corpus: pathlib.Path, scratch: 
         numbers = list(range(min(len(held), config.data.max_validation_rows)))
         labels = held.rows(numbers, -1)["pair_labels"]
         count = int((labels != IGNORED_LABEL).sum())
-        chance = max(1.0 - (share := float((labels == 1).sum()) / count), share)
+        share = float((labels == 1).sum()) / count
+        chance = max(share, 1.0 - share)
         metrics, seconds = pretrain_once(config)
         margin = (metrics["pair_accuracy"] - chance) / math.sqrt(chance * (1.0 - chance) / count)
         rows.append(

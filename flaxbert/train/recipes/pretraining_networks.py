@@ -180,7 +180,7 @@ def build_networks(
     else:
         config = generator_config(main.config, objective.generator_rate)
         generator = _new_model(source, config, "fill-mask", tokenizer, seed + 1)
-    return _two_networks(generator, main, objective, known=bool(source.path), generator_known=bool(objective.generator))
+    return _two_networks(generator, main, objective, known=bool(source.path))
 
 
 def new_networks(
@@ -270,12 +270,11 @@ def _two_networks(
     objective: ObjectiveConfig,
     *,
     known: bool = False,
-    generator_known: bool = False,
 ) -> Networks:
     """Joins two networks; of what they share, new weights give way to those of a checkpoint."""
     sharing = objective.sharing
     parts = {GENERATOR: generator.params, DISCRIMINATOR: discriminator.params}
-    if known and generator_known:
+    if known and objective.generator:
         if sharing == "tied" and not same_embeddings(parts[GENERATOR], parts[DISCRIMINATOR]):
             raise ConfigError(
                 f"The embeddings of the generator in {objective.generator} are not those of the model, so they can not be tied; set "

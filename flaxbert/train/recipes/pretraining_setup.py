@@ -186,10 +186,8 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
         documents: list[Any] = [None] * len(corpora)
         held: Any = None
     else:
-        held_corpus, held = (
-            corpora[0],
-            hold_out_documents(len(corpora[0]), config.data.validation_rate, config.train.seed),
-        )
+        held_corpus = corpora[0]
+        held = hold_out_documents(len(held_corpus), config.data.validation_rate, config.train.seed)
         if not held.any():
             raise ConfigError(
                 "No document is held out for evaluation; raise data.validation_rate, or name a corpus in data.validation."
