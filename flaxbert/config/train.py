@@ -39,7 +39,7 @@ class TrainConfig:
     Attributes:
       batch_size: Examples per optimizer step over all devices, or auto: the global batch is ``target_batch_size`` and the largest micro batch that fits is found.
       target_batch_size: Examples per optimizer step when batch_size is auto.
-      accumulation_steps: Micro batches whose gradients are added up before one optimizer step; batch_size must be divisible by it.
+      accumulation_steps: Micro batches whose gradients are added up before one optimizer step; batch_size must be divisible by it. auto: as few as memory allows.
       num_epochs: Passes over the training examples; may be fractional. Ignored when num_steps is set.
       num_steps: Optimizer steps; 0 derives them from num_epochs.
       learning_rate: Peak learning rate.
@@ -87,7 +87,7 @@ class TrainConfig:
 
     batch_size: int | Literal["auto"] = 32
     target_batch_size: int = 32
-    accumulation_steps: int = 1
+    accumulation_steps: int | Literal["auto"] = 1
     num_epochs: float = 3.0
     num_steps: int = 0
     learning_rate: float = 5e-5
@@ -135,14 +135,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size != "auto":
             require_at_least("train", "batch_size", self.batch_size, 1)
+        if self.accumulation_steps != "auto":
+            require_at_least("train", "accumulation_steps", self.accumulation_steps, 1)
             require(
-                self.batch_size % max(self.accumulation_steps, 1) == 0,
+                self.batch_size == "auto" or self.batch_size % self.accumulation_steps == 0,
                 f"train.batch_size {self.batch_size} is not divisible by train.accumulation_steps "
                 f"{self.accumulation_steps}; choose a batch size that is a multiple of it.",
             )
         for field in (
             "target_batch_size",
-            "accumulation_steps",
             "log_every",
             "keep_checkpoints",
         ):
@@ -174,6 +175,16 @@ class TrainConfig:
                 f"train.{field} is {value}, but a spike is above the median: choose more than 1, or 0 for no limit.",
             )
         self.profile_steps()
+
+    @property
+    def finds_micro_batch(self) -> bool:
+        """Whether the size of a micro batch follows from the memory that there is."""
+        return "auto" in (self.batch_size, self.accumulation_steps)
+
+    @property
+    def fixed_accumulation_steps(self) -> int:
+        """Micro batches per step as far as they are told; 1 where they are found."""
+        return 1 if self.batch_size == "auto" or self.accumulation_steps == "auto" else self.accumulation_steps
 
     def profile_steps(self) -> tuple[int, int] | None:
         """Returns the first and the last step that are traced, counted from 1, or None.

@@ -207,7 +207,7 @@ class DisentangledAttention(SelfAttention):
         query = jnp.where(is_real, query, jnp.zeros((), query.dtype))
         scale, scores = (config.head_dim * (1 + self.num_score_types())) ** -0.5, None
         if shared.rows is not None:
-            rows = dropout(shared.rows, fold(key, 1), config.hidden_dropout_rate)
+            rows = dropout(shared.rows, fold(key, 1), config.hidden_dropout_rate, by_example=False)
             places = ordered_rows(tokens.length, options.position_buckets, options.num_distances(config))[1]
             scores = relative_scores(query, keys, *self.project_rows(rows), shared.places, places)
             scores = jnp.where(is_real, scores * jnp.float32(scale), jnp.float32(0.0)).astype(query.dtype)

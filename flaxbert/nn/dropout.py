@@ -6,12 +6,15 @@ Modules therefore keep no random state, and a mask is the same under any shardin
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, UInt32
+
+from flaxbert.core.traced_mesh import rows_before
 
 _GOLDEN = 0x9E3779B9
 
@@ -140,24 +143,40 @@ def keep_mask(
     return (mixed ^ (mixed >> 16)) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dropout(inputs: jax.Array, words: jax.Array, rate: float, num_rows: int) -> jax.Array:
+def _rows_before(shape: tuple[int, ...], num_rows: int) -> Any:
+    """Returns how many rows of a mask come before those of the part of the batch that the code sees."""
+    examples, *inner = shape[:-1]
+    if inner and num_rows:
+        inner[-1] = num_rows
+    return rows_before(examples * math.prod(inner))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _dropout(inputs: jax.Array, words: jax.Array, rate: float, num_rows: int, by_example: bool) -> jax.Array:
     kept = inputs * jnp.asarray(1.0 / (1.0 - rate), inputs.dtype)
-    return jnp.where(keep_mask(words, rate, inputs.shape, num_rows=num_rows), kept, jnp.zeros((), inputs.dtype))
+    first_row = _rows_before(inputs.shape, num_rows) if by_example and inputs.ndim > 1 else 0
+    mask = keep_mask(words, rate, inputs.shape, first_row=first_row, num_rows=num_rows)
+    return jnp.where(mask, kept, jnp.zeros((), inputs.dtype))
 
 
-def _dropout_forward(inputs: jax.Array, words: jax.Array, rate: float, num_rows: int) -> tuple[jax.Array, jax.Array]:
-    return _dropout(inputs, words, rate, num_rows), words
+def _dropout_forward(
+    inputs: jax.Array, words: jax.Array, rate: float, num_rows: int, by_example: bool
+) -> tuple[jax.Array, jax.Array]:
+    return _dropout(inputs, words, rate, num_rows, by_example), words
 
 
-def _dropout_backward(rate: float, num_rows: int, words: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    return _dropout(cotangent, words, rate, num_rows), None
+def _dropout_backward(
+    rate: float, num_rows: int, by_example: bool, words: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, None]:
+    return _dropout(cotangent, words, rate, num_rows, by_example), None
 
 
 _dropout.defvjp(_dropout_forward, _dropout_backward)
 
 
-def dropout(inputs: Float[Array, "..."], key: Any, rate: float, num_rows: int = 0) -> Float[Array, "..."]:
+def dropout(
+    inputs: Float[Array, "..."], key: Any, rate: float, num_rows: int = 0, *, by_example: bool = True
+) -> Float[Array, "..."]:
     """Zeroes entries at random and scales the rest up (Srivastava et al., 2014).
 
     Args:
@@ -165,10 +184,11 @@ def dropout(inputs: Float[Array, "..."], key: Any, rate: float, num_rows: int = 
       key: A JAX key or words, or None to return the inputs as they are.
       rate: Share of dropped entries, in [0, 1).
       num_rows: As for ``keep_mask``.
+      by_example: Whether the first axis is that of the examples, and not of something that all examples share.
 
     Returns:
       The inputs with some entries zero and the rest scaled up.
     """
     if key is None or rate <= 0.0:
         return inputs
-    return _dropout(inputs, key_words(key), rate, num_rows)
+    return _dropout(inputs, key_words(key), rate, num_rows, by_example)

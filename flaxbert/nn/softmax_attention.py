@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from flaxbert.core.reductions import row_max, row_sum
+from flaxbert.core.traced_mesh import rows_before
 from flaxbert.nn.dropout import MaskPart
 
 LONG = 1024
@@ -80,7 +81,9 @@ def softmax_attention(
     """
     batch, heads, length, width = query.shape
     factor = width**-0.5 if scale is None else scale
-    whole = MaskPart(words) if words is not None and not isinstance(words, MaskPart) else words
+    whole = words
+    if words is not None and not isinstance(words, MaskPart):
+        whole = MaskPart(words, rows_before(batch * heads * length))
     bounds = [batch * part // num_parts for part in range(num_parts + 1)]
     parts = []
     for first, last in itertools.pairwise(bounds):

@@ -18,37 +18,34 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from flaxbert.core.sharding import DATA, FSDP, SEQUENCE, TENSOR
+from flaxbert.core.sharding import SEQUENCE, TENSOR
+from flaxbert.core.traced_mesh import ROWS, automatic, part_number, ways
 from flaxbert.nn.dropout import MaskPart
 
 Mix = Callable[..., jax.Array]
 """``mix(query, key, value, query_ids, key_ids, position_scores, part)``: attention of some queries over whole rows; ``part`` is the
 place of its dropout mask, or None."""
 
-_ROWS = (DATA, FSDP)
-
-
-def _ways(*names: str) -> int:
-    shape = jax.sharding.get_abstract_mesh().shape
-    ways = 1
-    for name in names:
-        ways *= shape.get(name, 1)
-    return ways
-
 
 def sequence_ways() -> int:
     """Returns over how many devices the tokens of a row are split in the program that is being traced; 1 without a mesh."""
-    return _ways(SEQUENCE)
+    return ways(SEQUENCE)
 
 
 def is_on_mesh() -> bool:
     """Returns whether the program that is being traced runs over several devices."""
-    return _ways(*_ROWS, SEQUENCE, TENSOR) > 1
+    return ways(*ROWS, SEQUENCE, TENSOR) > 1
 
 
 def _fitting(size: int, *names: str) -> tuple[str, ...] | None:
-    """Returns the mesh axes that split an axis of an array, or None where they do not divide its size."""
-    return None if size % _ways(*names) else names
+    """Returns the mesh axes that are left to split an axis of an array, or None where they do not divide its size."""
+    left = automatic(*names)
+    return None if size % ways(*left) else left
+
+
+def _all_axes() -> set[str]:
+    """Returns the mesh axes that a function of one device's part has to be written over."""
+    return set(automatic(*jax.sharding.get_abstract_mesh().axis_names))
 
 
 def _gather(array: jax.Array, axis: int) -> jax.Array:
@@ -57,10 +54,7 @@ def _gather(array: jax.Array, axis: int) -> jax.Array:
 
 def _start(axes: tuple[str, ...] | None, size: int) -> jax.Array:
     """Returns where this device's part of an axis begins, in entries of the whole axis."""
-    number = jnp.zeros((), jnp.uint32)
-    for name in axes or ():
-        number = number * jnp.uint32(_ways(name)) + lax.axis_index(name).astype(jnp.uint32)
-    return number * jnp.uint32(size)
+    return part_number(axes or ()) * jnp.uint32(size)
 
 
 def mix_over_devices(
@@ -87,7 +81,8 @@ def mix_over_devices(
       The mixed values.
     """
     batch, heads, length, _ = query.shape
-    rows, over_heads = _fitting(batch, *_ROWS), _fitting(heads, TENSOR)
+    before = tuple(name for name in ROWS if name not in automatic(*ROWS))  # split before this function sees anything
+    rows, over_heads = _fitting(batch, *ROWS), _fitting(heads, TENSOR)
     by_token = PartitionSpec(rows, over_heads, SEQUENCE, None)
     scored = None if position_scores is None or position_scores.shape[0] == 1 else rows
 
@@ -95,7 +90,7 @@ def mix_over_devices(
         part = None
         if words is not None:
             own_batch, own_heads, own_length, _ = query.shape
-            row = _start(rows, own_batch) * jnp.uint32(heads) + _start(over_heads, own_heads)
+            row = _start(before + (rows or ()), own_batch) * jnp.uint32(heads) + _start(over_heads, own_heads)
             first = row * jnp.uint32(length) + _start((SEQUENCE,), own_length)
             part = MaskPart(words, first, heads, length)
         return mix(query, _gather(key, 2), _gather(value, 2), ids, _gather(ids, 1), scores, part)
@@ -111,6 +106,7 @@ def mix_over_devices(
             PartitionSpec(),
         ),
         out_specs=by_token,
+        axis_names=_all_axes(),
         check_vma=False,
     )(query, key, value, segment_ids, position_scores, words)
 
@@ -147,7 +143,7 @@ def mix_near_over_devices(
     Returns:
       The mixed values.
     """
-    rows = _fitting(query.shape[0], *_ROWS)
+    rows = _fitting(query.shape[0], *ROWS)
     by_token = PartitionSpec(rows, _fitting(query.shape[1], TENSOR), SEQUENCE, None)
 
     def run(query: Any, key: Any, value: Any, ids: Any) -> jax.Array:
@@ -158,6 +154,7 @@ def mix_near_over_devices(
         run,
         in_specs=(by_token, by_token, by_token, PartitionSpec(rows, SEQUENCE)),
         out_specs=by_token,
+        axis_names=_all_axes(),
         check_vma=False,
     )(query, key, value, segment_ids)
 
@@ -173,7 +170,7 @@ def pick_tokens(
     """
     if sequence_ways() == 1:
         return jnp.take_along_axis(hidden, positions.astype(jnp.int32)[..., None], axis=1)
-    rows = _fitting(hidden.shape[0], *_ROWS)
+    rows = _fitting(hidden.shape[0], *ROWS)
     by_slot = _fitting(positions.shape[1], SEQUENCE)
 
     def run(hidden: jax.Array, positions: jax.Array) -> jax.Array:
@@ -190,7 +187,7 @@ def pick_tokens(
         run,
         in_specs=(PartitionSpec(rows, SEQUENCE, None), PartitionSpec(rows, None)),
         out_specs=PartitionSpec(rows, by_slot, None),
-        axis_names={*_ROWS, SEQUENCE},  # over tensor all have the same, and gradients must not be summed
+        axis_names=set(automatic(*ROWS, SEQUENCE)),  # over tensor all have the same, and gradients must not be summed
         check_vma=False,
     )(hidden, positions)
 

@@ -1,6 +1,7 @@
 """What ``flaxbert plan`` does: plans the meshes that were asked for, or searches; prints tables; writes JSON."""
 
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from flaxbert.planning.planner import MeshPlan, Planner
 from flaxbert.planning.report import header_text, plan_document, plan_text, ranking_text, run_text
 from flaxbert.planning.topology import Topology, parse_topology, prepare_process
 from flaxbert.planning.workloads import finetuning_workload, pretraining_workloads
+from flaxbert.train.memory import cut_alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,26 +66,30 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def make_plans(planner: Planner, request: PlanRequest, own_mesh: MeshConfig) -> list[MeshPlan]:
+def make_plans(planners: Sequence[Planner], request: PlanRequest, own_mesh: MeshConfig) -> list[list[MeshPlan]]:
     """Plans what was asked for.
 
     Args:
-      planner: The planner.
+      planners: One for each phase of the run.
       request: What is asked for.
       own_mesh: The mesh of the run.
 
     Returns:
-      The plans, ranked where a search was asked for.
+      The plans of each phase, ranked where a search was asked for.
 
     Raises:
       FlaxbertError: A mesh or batch does not suit devices or model.
     """
     if request.search:
-        return planner.search(request.batches_per_device or (8, 16, 32), request.max_compiles)
-    plans: list[MeshPlan] = []
-    for mesh in request.meshes or (own_mesh,):
-        sizes = [planner.batch_size(mesh, rows) for rows in request.batches_per_device] or [planner.workload.batch_size]
-        plans += [planner.plan(mesh, size, find_largest=request.largest) for size in sizes]
+        rows = request.batches_per_device or (8, 16, 32)
+        return [planner.search(rows, request.max_compiles) for planner in planners]
+    plans: list[list[MeshPlan]] = [[] for _ in planners]
+    for mesh, rows in itertools.product(request.meshes or (own_mesh,), request.batches_per_device or (0,)):
+        cuts = [planner.batch_plan(mesh, rows) for planner in planners]
+        if not rows and planners[0].workload.train.finds_micro_batch:
+            cuts = cut_alike(cuts)
+        for found, planner, cut in zip(plans, planners, cuts, strict=True):
+            found.append(planner.plan(mesh, cut, find_largest=request.largest))
     return plans
 
 
@@ -110,9 +116,8 @@ def run_plan(config: PretrainConfig | RunConfig, request: PlanRequest) -> list[M
     else:
         workloads = [finetuning_workload(config)]
     chip = find_chip(topology)
-    found = [
-        (workload, make_plans(Planner(workload, topology, chip, _tell), request, config.mesh)) for workload in workloads
-    ]
+    planners = [Planner(workload, topology, chip, _tell) for workload in workloads]
+    found = list(zip(workloads, make_plans(planners, request, config.mesh), strict=True))
     print(header_text(workloads, topology, chip))
     for workload, plans in found:
         if len(workloads) > 1:

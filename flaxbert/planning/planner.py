@@ -12,12 +12,12 @@ from jax.sharding import Mesh
 from flaxbert.config import MeshConfig
 from flaxbert.core.hlo import parse_module
 from flaxbert.core.sharding import FSDP, build_mesh, check_mesh_fits
-from flaxbert.errors import ConfigError, MeshError
+from flaxbert.errors import MemoryLimitError, MeshError
 from flaxbert.planning.chips import Chip
 from flaxbert.planning.roofline import Estimate, activation_gathers, estimate_step
 from flaxbert.planning.topology import Topology, find_devices, make_interconnect
 from flaxbert.planning.workloads import Workload
-from flaxbert.train.memory import StepMemory, estimate_step_memory
+from flaxbert.train.memory import BatchPlan, StepMemory, estimate_step_memory, find_batch_size
 from flaxbert.train.recipes.plan import StepJob, batch_shapes, lower_step, state_shapes
 from flaxbert.train.recipes.setup import batch_ways
 
@@ -154,20 +154,41 @@ class Planner:
         """
         return build_mesh(config, self._devices)
 
-    @property
-    def accumulation_steps(self) -> int:
-        """Micro batches per step of the run."""
-        train = self.workload.train
-        return 1 if train.batch_size == "auto" else train.accumulation_steps
-
-    def batch_size(self, config: MeshConfig, rows: int) -> int:
-        """Returns the batch of a step over all devices.
+    def batch_plan(self, config: MeshConfig, rows: int = 0) -> BatchPlan:
+        """Returns how the batch of a step is cut.
 
         Args:
           config: Sizes of the axes of the mesh.
-          rows: Examples of a micro batch on each group of devices that holds the same rows.
+          rows: Examples of a micro batch on each group of devices that holds the same rows; 0: what the run says, and where it leaves that
+            to the memory that there is, as many as fit. Otherwise the run's number of micro batches stays; where it is auto, the batch
+            stays as near as it can.
+
+        Where not even one example on each device fits, it is one.
+
+        Raises:
+          ConfigError: The batch can not be split over the devices.
         """
-        return rows * batch_ways(self.mesh(config)) * self.accumulation_steps
+        train, size = self.workload.train, self.workload.batch_size
+        mesh = self.mesh(config)
+        ways = batch_ways(mesh)
+        if rows:
+            steps = train.fixed_accumulation_steps
+            if train.accumulation_steps == "auto":
+                steps = max(1, round(size / (rows * ways)))
+            return BatchPlan(rows * ways * steps, rows * ways, ways)
+        if not train.finds_micro_batch:
+            return BatchPlan(size, size // train.fixed_accumulation_steps, ways)
+
+        def compile_for(micro_batch: int, accumulation_steps: int) -> StepMemory:
+            del accumulation_steps  # follows from the micro batch
+            found = self._compile(mesh, size, micro_batch)
+            needed = max(found.needed, self.chip.memory_bytes + 1)
+            return found.memory or StepMemory(argument=0, output=0, temporary=needed, total=needed)
+
+        try:
+            return find_batch_size(size, compile_for, self.chip.memory_bytes, batch_ways=ways)
+        except MemoryLimitError:
+            return BatchPlan(size, ways, ways)
 
     def _compile(self, mesh: Mesh, batch_size: int, micro_batch: int) -> _Compiled:
         key = (tuple(mesh.shape.items()), batch_size, micro_batch)
@@ -256,12 +277,12 @@ class Planner:
             guess = guess - 8 if guess > 16 and found.memory is not None else guess // 2
         return 0
 
-    def plan(self, config: MeshConfig, batch_size: int, *, find_largest: bool = True) -> MeshPlan:
+    def plan(self, config: MeshConfig, cut: BatchPlan, *, find_largest: bool = True) -> MeshPlan:
         """Plans one mesh and batch.
 
         Args:
           config: Sizes of the axes.
-          batch_size: Examples per optimizer step over all devices.
+          cut: The batch, and how it is cut.
           find_largest: Whether to look for the largest batch that fits, which compiles twice more.
 
         Returns:
@@ -272,12 +293,7 @@ class Planner:
           HloError: The compiled program can not be read.
         """
         mesh, workload = self.mesh(config), self.workload
-        accumulation = self.accumulation_steps
-        if batch_size % accumulation:
-            raise ConfigError(
-                f"A batch of {batch_size} can not be cut into train.accumulation_steps {accumulation} micro batches; use a multiple."
-            )
-        micro_batch = batch_size // accumulation
+        batch_size, micro_batch = cut.target_batch, cut.micro_batch
         check_mesh_fits(mesh, workload.model, micro_batch)
         compiled = self._compile(mesh, batch_size, micro_batch)
         slope = self._scratch_slope(mesh, batch_size, micro_batch) if find_largest else 0.0
@@ -295,7 +311,7 @@ class Planner:
         return MeshPlan(
             mesh=dict(mesh.shape),
             batch_size=batch_size,
-            accumulation_steps=accumulation,
+            accumulation_steps=cut.accumulation_steps,
             memory=self._memory(mesh, batch_size, micro_batch, slope),
             estimate=estimate,
             largest_batch=self.largest_batch(mesh, batch_size, micro_batch, slope) if find_largest else -1,
@@ -324,7 +340,7 @@ class Planner:
         if not pairs:
             raise MeshError(f"No mesh of {self.topology.num_devices} devices suits the model.")
         for config, rows in pairs[:max_compiles]:
-            plans.append(self.plan(config, self.batch_size(config, rows), find_largest=False))
+            plans.append(self.plan(config, self.batch_plan(config, rows), find_largest=False))
         if len(pairs) > max_compiles:
             self._say(f"{len(pairs) - max_compiles} more pairs of mesh and batch were left out; raise max_compiles.")
         return sorted(plans, key=lambda plan: (not plan.memory.fits, -plan.tokens_per_second_per_device))

@@ -5,7 +5,8 @@ process that exceeds its container's memory without any message; on CPU the chec
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -186,6 +187,33 @@ def find_batch_size(target_batch: int, compile_for: CompileFor, limit_bytes: int
         else:
             too_large = guess
     return plans[fits]
+
+
+def cut_alike(plans: Sequence[BatchPlan]) -> list[BatchPlan]:
+    """Returns the plans of one run's batches, all cut into as many micro batches as the one that needs most.
+
+    Args:
+      plans: One for each size of batch.
+
+    Raises:
+      ConfigError: No number of micro batches divides all batches.
+    """
+    needed = max(plan.accumulation_steps for plan in plans)
+    shares = [plan.target_batch // plan.batch_ways for plan in plans]
+    common = math.gcd(*shares)
+    steps = next((number for number in range(needed, common + 1) if common % number == 0), 0)
+    if not steps:
+        sizes = " and ".join(str(plan.target_batch) for plan in plans)
+        raise ConfigError(
+            f"Batches of {sizes} over {plans[0].batch_ways} devices can not be cut into the same number of micro batches, at least "
+            f"{needed}; choose sizes with a larger common divisor."
+        )
+    return [
+        plan
+        if plan.accumulation_steps == steps
+        else BatchPlan(plan.target_batch, plan.target_batch // steps, plan.batch_ways)
+        for plan in plans
+    ]
 
 
 def halve(plan: BatchPlan) -> BatchPlan:

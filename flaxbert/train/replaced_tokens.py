@@ -15,6 +15,7 @@ import numpy as np
 
 from flaxbert.config import IGNORED_LABEL
 from flaxbert.core.arrays import Params
+from flaxbert.core.traced_mesh import rows_before
 from flaxbert.errors import ConfigError
 from flaxbert.train.step import Forward
 
@@ -90,7 +91,7 @@ class ReplacedTokenForward:
         guessed = self.generator(generator, batch, dropout_key=dropout_key)
         key = jax.random.key(_EVALUATION_SEED) if dropout_key is None else dropout_key
         scores = jax.lax.stop_gradient(guessed.logits.astype(jnp.float32))
-        drawn = jax.random.categorical(jax.random.fold_in(key, _SAMPLING), scores).astype(batch["input_ids"].dtype)
+        drawn = _draw(jax.random.fold_in(key, _SAMPLING), scores).astype(batch["input_ids"].dtype)
         known = batch["labels"] != IGNORED_LABEL
         places = batch["masked_positions"]
         ids = batch["input_ids"]
@@ -101,6 +102,13 @@ class ReplacedTokenForward:
         inputs = {name: array for name, array in batch.items() if name != "masked_positions"}
         found = self.discriminator(discriminator, {**inputs, "input_ids": changed}, dropout_key=dropout_key)
         return ReplacedTokenOutput(guessed.logits, found.logits, (changed != original).astype(jnp.int32))
+
+
+def _draw(key: Any, scores: jax.Array) -> jax.Array:
+    """Returns a word for every place, by its scores and by the number of its row in the whole batch."""
+    numbers = jnp.asarray(rows_before(scores.shape[0]), jnp.uint32) + jnp.arange(scores.shape[0], dtype=jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+    return jax.vmap(jax.random.categorical)(keys, scores)
 
 
 def _shared_names(params: Params, sharing: EmbeddingSharing) -> tuple[str, ...]:

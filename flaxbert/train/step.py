@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from flaxbert.core.sharding import FSDP, replicated
+from flaxbert.core.sharding import DATA, FSDP, replicated
 from flaxbert.core.trees import unflatten_parts
 from flaxbert.errors import ShapeError
 from flaxbert.train.guard import APPLIED, OVERFLOW, StepGuard
@@ -102,10 +102,18 @@ def split_micro_batches(batch: Batch, accumulation_steps: int) -> dict[str, jax.
     return split
 
 
+def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Says how the compiler is to split an array, also where axes that do not split it are manual."""
+    traced = jax.sharding.get_abstract_mesh()
+    if traced.manual_axes:
+        sharding = NamedSharding(traced, sharding.spec)
+    return jax.lax.with_sharding_constraint(array, sharding)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(leaf: jax.Array, whole: NamedSharding, split: NamedSharding) -> jax.Array:
     del split
-    return jax.lax.with_sharding_constraint(leaf, whole)
+    return _place(leaf, whole)
 
 
 def _gather_forward(leaf: jax.Array, whole: NamedSharding, split: NamedSharding) -> tuple[jax.Array, None]:
@@ -118,7 +126,7 @@ def _gather_backward(
     del residuals
     # Summed over the batch first, then split: a look-up's gradient that is asked for in parts would be computed from the whole batch on
     # every device instead. A compiler can make one reduce-scatter of the two.
-    return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(gradient, whole), split),)
+    return (_place(_place(gradient, whole), split),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
@@ -147,6 +155,7 @@ class _Gradients:
     kinds: Mapping[str, str]
     accumulation_steps: int
     shardings: TrainState | None
+    mesh: Mesh | None
 
     def _scaled_loss(
         self, trainable: Leaves, frozen: Leaves, batch: Batch, key: Any, factor: jax.Array
@@ -161,7 +170,7 @@ class _Gradients:
     def _constrain(self, gradients: Leaves) -> Leaves:
         if self.shardings is None:
             return gradients
-        return {n: jax.lax.with_sharding_constraint(g, self.shardings.trainable[n]) for n, g in gradients.items()}
+        return {name: _place(gradient, self.shardings.trainable[name]) for name, gradient in gradients.items()}
 
     def _micro(self, state: TrainState, batch: Batch, key: Any, index: Any, factor: jax.Array) -> Any:
         micro_key = None if key is None else jax.random.fold_in(key, index)
@@ -173,7 +182,25 @@ class _Gradients:
         """Returns gradients of ``factor * loss_sum``, the loss sum and the weight."""
         if self.accumulation_steps == 1:
             return self._micro(state, batch, key, jnp.zeros((), jnp.int32), factor)
+        if self.mesh is None or self.mesh.shape[DATA] == 1:
+            return self._accumulate(state, batch, key, factor)
 
+        # Every micro batch adds to the sums of its own device, and the devices' sums are added up once, after the last one. Left to the
+        # compiler, every micro batch would wait for an all-reduce of all gradients.
+        def accumulate(state: TrainState, batch: Batch, key: Any, factor: jax.Array) -> Any:
+            return jax.lax.psum(self._accumulate(state, batch, key, factor), DATA)
+
+        whole = PartitionSpec()
+        return jax.shard_map(
+            accumulate,
+            mesh=self.mesh,
+            in_specs=(whole, PartitionSpec(DATA), whole, whole),
+            out_specs=whole,
+            axis_names={DATA},
+            check_vma=False,
+        )(state, dict(batch), key, factor)
+
+    def _accumulate(self, state: TrainState, batch: Batch, key: Any, factor: jax.Array) -> Any:
         def body(carry: Any, inputs: Any) -> tuple[Any, None]:
             added = self._micro(state, inputs[1], key, inputs[0], factor)
             return jax.tree.map(jnp.add, carry, added), None
@@ -298,7 +325,7 @@ def make_train_step(
       A jitted ``step(state, batch, dropout_key) -> (state, StepMetrics)`` that donates (overwrites) its state. The key of
       a step is ``fold_in(dropout_key, state.step)``; None switches dropout off.
     """
-    gradients_of = _Gradients(forward, loss, kinds, accumulation_steps, shardings)
+    gradients_of = _Gradients(forward, loss, kinds, accumulation_steps, shardings, mesh)
     sharded = mesh is not None and mesh.size > 1
     step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps, guard)
     out_shardings = None if shardings is None or mesh is None else (shardings, replicated(mesh))

@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jax.sharding import PartitionSpec
 
+from flaxbert.config import MeshConfig
+from flaxbert.core.sharding import DATA, build_mesh
 from flaxbert.nn.dropout import dropout, fold, keep_mask, key_words
+from flaxbert.nn.softmax_attention import softmax_attention
 
 SMALLEST_P = 1e-4
 """Below this a deviation counts as real; with fixed keys a passing test passes for ever."""
@@ -152,3 +156,44 @@ def test_the_mask_of_a_part_is_that_part_of_the_mask(shape):
     np.testing.assert_array_equal(keep_mask(key, 0.3, (shape[0] - 1, *shape[1:]), first_row=rows), whole[1:])
     swapped = keep_mask(key, 0.3, (shape[0] - 1, *shape[1:-2], shape[-1], shape[-2]), transposed=True, first_row=rows)
     np.testing.assert_array_equal(swapped, np.swapaxes(whole[1:], -1, -2))
+
+
+def on_parts_of_the_batch(function, *arrays):
+    """Runs a function on each device's rows, where the code sees no others."""
+    mesh, spec = build_mesh(MeshConfig(data=4, fsdp=2)), PartitionSpec(DATA)
+    return jax.jit(
+        jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={DATA}, check_vma=False)
+    )(*arrays)
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (8, 3, 6), (8, 2, 3, 6)], ids=str)
+def test_a_part_of_the_batch_has_its_part_of_the_masks(shape):
+    key, ones = jax.random.key(7), jnp.ones(shape, jnp.float32)
+
+    def drop(inputs):
+        value, pull = jax.vjp(lambda array: dropout(array, key, 0.4, num_rows=5 if inputs.ndim > 2 else 0), inputs)
+        return value, *pull(inputs)
+
+    for part, whole in zip(on_parts_of_the_batch(drop, ones), drop(ones), strict=True):
+        np.testing.assert_array_equal(np.asarray(part), np.asarray(whole))
+
+
+def test_what_all_examples_share_has_one_mask():
+    key, table = jax.random.key(7), jnp.ones((6, 5), jnp.float32)
+    whole = dropout(table, key, 0.4, by_example=False)
+    parts = on_parts_of_the_batch(
+        lambda rows: rows + dropout(table, key, 0.4, by_example=False)[None], np.zeros((4, 6, 5), np.float32)
+    )
+    np.testing.assert_array_equal(np.asarray(parts), np.broadcast_to(whole, (4, 6, 5)))
+
+
+def test_a_part_of_the_batch_drops_its_part_of_the_attention_weights():
+    random = np.random.default_rng(0)
+    arrays = [random.normal(size=(8, 2, 6, 4)).astype(np.float32) for _ in range(3)]
+    bias, words = np.zeros((8, 1, 1, 6), np.float32), key_words(jax.random.key(7))
+
+    def mix(query, key, value, bias):
+        return softmax_attention(query, key, value, bias, words, 0.3)
+
+    parts, whole = on_parts_of_the_batch(mix, *arrays, bias), jax.jit(mix)(*arrays, bias)
+    np.testing.assert_allclose(np.asarray(parts), np.asarray(whole), rtol=1e-6, atol=1e-6)

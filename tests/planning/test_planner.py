@@ -15,6 +15,7 @@ from flaxbert.planning.planner import Planner
 from flaxbert.planning.report import plan_document, plan_text, ranking_text, run_text
 from flaxbert.planning.topology import parse_topology
 from flaxbert.planning.workloads import pretraining_workloads
+from flaxbert.train.memory import BatchPlan
 from tests.train.tiny_training import QUICK
 
 ARCHITECTURE = {
@@ -46,7 +47,7 @@ def planner():
 
 @pytest.fixture(scope="module")
 def plans(planner):
-    return [planner.plan(mesh, 32, find_largest=False) for mesh in MESHES]
+    return [planner.plan(mesh, BatchPlan(32, 32), find_largest=False) for mesh in MESHES]
 
 
 def test_no_mesh_gathers_activations_that_the_design_did_not_ask_for(plans):
@@ -78,25 +79,50 @@ def test_bytes_of_parameters_and_optimizer_are_split_as_the_mesh_says(plans):
 
 @pytest.mark.slow
 def test_the_largest_batch_fits_and_a_larger_one_does_not(planner):
-    memory = planner.plan(MESHES[0], 32, find_largest=False).memory
+    memory = planner.plan(MESHES[0], BatchPlan(32, 32), find_largest=False).memory
     chip = dataclasses.replace(CHIPS["h200"], memory_bytes=memory.total + memory.total // 2)
     small = make_planner(chip)
     small._known = planner._known
-    plan = small.plan(MESHES[0], 32)
+    plan = small.plan(MESHES[0], BatchPlan(32, 32))
     assert plan.memory.activations > 0
     assert plan.memory.activations + plan.memory.temporaries == memory.temporaries + memory.activations
     assert plan.largest_batch > 4
-    over = small.plan(MESHES[0], 8 * 3 * plan.largest_batch, find_largest=False)
+    size = 8 * 3 * plan.largest_batch
+    over = small.plan(MESHES[0], BatchPlan(size, size), find_largest=False)
     assert not over.memory.fits
+    train = TrainConfig(batch_size=size, accumulation_steps="auto")
+    cutting = make_planner(chip, dataclasses.replace(CONFIG, train=train))
+    cut = cutting.batch_plan(MESHES[0])
+    assert cut.target_batch == size
+    assert cut.accumulation_steps > 1
+    assert cutting.plan(MESHES[0], cut, find_largest=False).memory.fits
+    nothing = make_planner(dataclasses.replace(chip, memory_bytes=1000), dataclasses.replace(CONFIG, train=train))
+    assert nothing.batch_plan(MESHES[0]) == BatchPlan(size, 8, 8)
+
+
+def test_rows_of_a_micro_batch_leave_the_number_of_micro_batches_or_the_batch():
+    for accumulation_steps, expected in ((1, 24), (2, 48), ("auto", 72)):
+        train = TrainConfig(batch_size=64, accumulation_steps=accumulation_steps)
+        cut = make_planner(config=dataclasses.replace(CONFIG, train=train)).batch_plan(MESHES[0], rows=3)
+        assert (cut.target_batch, cut.micro_batch) == (expected, 24)
+
+
+def test_micro_batches_add_up_gradients_once():
+    train = TrainConfig(batch_size=128, accumulation_steps=4)
+    planner = make_planner(config=dataclasses.replace(CONFIG, train=train))
+    plan = planner.plan(MESHES[0], planner.batch_plan(MESHES[0]), find_largest=False)
+    moved = plan.estimate.collectives["all-reduce", "ici"].size_bytes
+    assert plan.memory.parameters <= moved < 1.1 * plan.memory.parameters
+    assert plan.accumulation_steps == 4
 
 
 def test_bad_meshes_and_batches_are_refused(planner):
     with pytest.raises(MeshError, match="8 devices"):
-        planner.plan(MeshConfig(data=3), 32)
+        planner.plan(MeshConfig(data=3), BatchPlan(32, 32))
     with pytest.raises(MeshError, match="can not be split"):
-        planner.plan(MeshConfig(), 30)
+        planner.plan(MeshConfig(), BatchPlan(30, 30))
     with pytest.raises(MeshError, match="num_attention_heads"):
-        planner.plan(MeshConfig(tensor=8), 32)
+        planner.plan(MeshConfig(tensor=8), BatchPlan(32, 32))
     with pytest.raises(ConfigError, match="batches_per_device"):
         PlanRequest("cpu:8", batches_per_device=(0,))
     with pytest.raises(ConfigError, match="search"):
@@ -105,7 +131,7 @@ def test_bad_meshes_and_batches_are_refused(planner):
 
 def test_plans_are_shown_and_written(planner, plans):
     request = PlanRequest("h200:8", meshes=MESHES[:2], batches_per_device=(4,), largest=False)
-    found = make_plans(planner, request, MeshConfig())
+    (found,) = make_plans([planner], request, MeshConfig())
     assert [plan.batch_size for plan in found] == [32, 32]
     text = plan_text(plans[2])
     assert "data 2 x fsdp 2 x tensor 2" in text
@@ -160,7 +186,7 @@ def test_tpu_programs_gather_no_activations(name):
     )
     planner = Planner(pretraining_workloads(small)[0], topology, CHIPS[topology.kind], lambda line: None)
     for mesh in MESHES:
-        plan = planner.plan(mesh, 64, find_largest=False)
+        plan = planner.plan(mesh, BatchPlan(64, 64), find_largest=False)
         assert plan.gathered_activations == ()
         assert plan.estimate.total_flops * 8 == pytest.approx(plan.model_flops, rel=0.25)
         assert 0.01 < plan.utilization < 1

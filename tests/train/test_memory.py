@@ -12,6 +12,7 @@ from flaxbert.train.memory import (
     BatchPlan,
     StepMemory,
     check_memory,
+    cut_alike,
     estimate_step_memory,
     find_batch_size,
     halve,
@@ -77,6 +78,15 @@ def test_micro_batch_sizes_divide_the_batch_and_cover_the_devices(target, ways, 
 def test_a_batch_that_devices_can_not_share_is_an_error():
     with pytest.raises(ConfigError, match="batch of 10 can not be split over data x fsdp = 4"):
         micro_batch_sizes(10, 4)
+
+
+def test_all_shapes_of_a_run_are_cut_into_as_many_micro_batches():
+    short, long = BatchPlan(96, 48, 2, Compiler()(48, 2)), BatchPlan(64, 4, 2, Compiler()(4, 16))
+    assert cut_alike([short, short]) == [short, short]
+    assert cut_alike([short, long]) == [BatchPlan(96, 6, 2), long]
+    assert cut_alike([BatchPlan(96, 32, 2), BatchPlan(64, 64, 2)]) == [BatchPlan(96, 24, 2), BatchPlan(64, 16, 2)]
+    with pytest.raises(ConfigError, match="96 and 10 over 2 devices"):
+        cut_alike([BatchPlan(96, 48, 2), BatchPlan(10, 10, 2)])
 
 
 def test_halving_keeps_the_global_batch():

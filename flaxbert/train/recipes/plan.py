@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from flaxbert.train.memory import (
     BatchPlan,
     StepMemory,
     check_memory,
+    cut_alike,
     estimate_step_memory,
     find_batch_size,
     memory_budget_bytes,
@@ -267,27 +268,30 @@ def _compile_for(job: StepJob) -> Callable[[int, int], StepMemory]:
     return compile_for
 
 
-def plan_batches(job: StepJob, say: Say) -> BatchPlan:
+def plan_batches(jobs: Sequence[StepJob], say: Say) -> BatchPlan:
     """Decides how the global batch is cut, from the memory that the compiled step needs for the longest inputs.
 
     Args:
-      job: What the step is made from.
+      jobs: What the step is made from, for every shape of batch that the run has; all are cut into as many micro batches.
       say: Where lines for the user go.
 
     Returns:
-      The plan.
+      The plan of the first shape.
 
     Raises:
-      MemoryLimitError: The step needs more memory than there is; names the batch and a smaller one that fits.
+      MemoryLimitError: A step needs more memory than there is; names the batch and a smaller one that fits.
     """
-    train, ways = job.train, batch_ways(job.mesh)
-    size, compile_for = job.batch_size, _compile_for(job)
-    limit_bytes = memory_budget_bytes(job.mesh.local_devices[0])
-    if train.batch_size == "auto":
-        plan = find_batch_size(size, compile_for, limit_bytes, batch_ways=ways)
+    train, ways = jobs[0].train, batch_ways(jobs[0].mesh)
+    limit_bytes = memory_budget_bytes(jobs[0].mesh.local_devices[0])
+    if train.finds_micro_batch:
+        found = [find_batch_size(job.batch_size, _compile_for(job), limit_bytes, batch_ways=ways) for job in jobs]
+        plan = cut_alike(found)[0]
         say(f"Batch size auto: {plan.describe()}, of {format_bytes(limit_bytes)} that are free.")
         return plan
-    micro_batch = size // train.accumulation_steps
-    plan = BatchPlan(size, micro_batch, ways, compile_for(micro_batch, train.accumulation_steps))
-    check_memory(plan, limit_bytes, compile_for)
-    return plan
+    plans = []
+    for job in jobs:
+        compile_for, micro_batch = _compile_for(job), job.batch_size // train.fixed_accumulation_steps
+        memory = compile_for(micro_batch, train.fixed_accumulation_steps)
+        plans.append(BatchPlan(job.batch_size, micro_batch, ways, memory))
+        check_memory(plans[-1], limit_bytes, compile_for)
+    return plans[0]

@@ -208,7 +208,7 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
     phases = [
         Phase(mixtures[phase.row_length], phase.batch_size, count) for phase, count in zip(planned, counts, strict=True)
     ]
-    accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
+    accumulation = config.train.fixed_accumulation_steps
     for phase, length in zip(phases, (phase.row_length for phase in planned), strict=True):
         check_mesh_fits(mesh, networks.main.config, phase.batch_size // accumulation, (length,))
     batches = PretrainingBatches(phases, *batch_share(mesh))
@@ -234,10 +234,10 @@ def phases_of(config: PretrainConfig) -> list[PretrainPhase]:
         for phase in data.phases or (PretrainPhase(),)
     ]
     for phase in found:
-        if train.batch_size != "auto" and phase.batch_size % train.accumulation_steps:
+        accumulation = train.fixed_accumulation_steps
+        if phase.batch_size % accumulation:
             raise ConfigError(
-                f"data.phases has batch_size {phase.batch_size}, which is not divisible by train.accumulation_steps "
-                f"{train.accumulation_steps}."
+                f"data.phases has batch_size {phase.batch_size}, which is not divisible by train.accumulation_steps {accumulation}."
             )
     return found
 

@@ -141,7 +141,7 @@ class TrainingRun:
         return run_loop(self._parts(compiled, plan, before), state, progress), compiled
 
     def train(self, newest: Any, before: Mapping[str, float]) -> tuple[LoopResult, CompiledRun]:
-        """Trains to the end; where ``train.batch_size`` is auto and memory runs out, again with smaller micro batches.
+        """Trains to the end; where micro batches are found out and memory runs out, again with smaller ones.
 
         Args:
           newest: The version that the run goes on from, or None.
@@ -151,15 +151,13 @@ class TrainingRun:
           How the loop ended, and the compiled step.
         """
         with self.callbacks.ledger.measure(COMPILE):
-            plan = plan_batches(self.job, self.say)
-            for job in self.other_shapes:
-                plan_batches(job, self.say)
+            plan = plan_batches((self.job, *self.other_shapes), self.say)
         start = self.pipeline.get_state()
         while True:
             try:
                 return self._train(plan, newest, before)
             except (MemoryError, jax.errors.JaxRuntimeError) as error:
-                if self.job.train.batch_size != "auto" or not is_out_of_memory(error):
+                if not self.job.train.finds_micro_batch or not is_out_of_memory(error):
                     raise
                 plan = halve(plan)
                 self.pipeline.set_state(start)

@@ -184,8 +184,8 @@ def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
     if model.account is not None:
         say(model.account.summary())
     batch_size = global_batch_size(config.train)
-    accumulation = config.train.accumulation_steps if config.train.batch_size != "auto" else 1
-    check_mesh_fits(mesh, model.config, batch_size // accumulation, data.length_buckets)
+    micro_batch = batch_size // config.train.fixed_accumulation_steps
+    check_mesh_fits(mesh, model.config, micro_batch, data.length_buckets)
     pipeline = _make_pipeline(config, data, batch_share(mesh))
     family = get_family(model.config.family)
     return Prepared(

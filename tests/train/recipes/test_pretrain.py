@@ -29,6 +29,7 @@ from flaxbert.train.callbacks import CallbackBase, read_metrics
 from flaxbert.train.folder_lock import FolderLock
 from flaxbert.train.goodput import KINDS
 from flaxbert.train.profile_window import trace_files
+from flaxbert.train.recipes import plan
 from flaxbert.train.recipes.prepare import prepare_corpus
 from flaxbert.train.recipes.pretrain import pretrain
 from flaxbert.train.recipes.pretraining_networks import build_networks, new_model_config
@@ -245,6 +246,30 @@ def test_accumulation_changes_nothing(corpus, tmp_path):
     ]
     assert results[0].after["loss"] == pytest.approx(results[1].after["loss"], abs=5e-3)
     assert results[0].after["pair_loss"] == pytest.approx(results[1].after["pair_loss"], abs=5e-3)
+
+
+@pytest.mark.slow
+def test_micro_batches_are_found_from_memory_for_all_phases(corpus, tmp_path, monkeypatch):
+    phases = (
+        PretrainPhase(share=1, row_length=32, batch_size=32),
+        PretrainPhase(share=1, row_length=64, batch_size=16),
+    )
+    options = {"steps": 4, "phases": phases, "train": {"accumulation_steps": "auto", "batch_size": 32}}
+    whole = pretrain(config_of(corpus, tmp_path / "whole", **options), say=quiet)
+    needed, lines = [], []
+    real = plan.estimate_step_memory
+
+    def remember(compiled):
+        needed.append(real(compiled))
+        return needed[-1]
+
+    monkeypatch.setattr(plan, "estimate_step_memory", remember)
+    pretrain(config_of(corpus, tmp_path / "seen", **options), say=quiet)
+    monkeypatch.setattr(plan, "memory_budget_bytes", lambda device: max(found.total for found in needed) - 1)
+    cut = pretrain(config_of(corpus, tmp_path / "cut", **options), say=lines.append)
+    (found,) = [line for line in lines if line.startswith("Batch size auto: 32 examples per step as ")]
+    assert " as 1 micro batch " not in found
+    assert cut.after["loss"] == pytest.approx(whole.after["loss"], abs=5e-3)
 
 
 def test_what_does_not_fit_is_refused(corpus, tmp_path):
