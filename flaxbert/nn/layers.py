@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from flaxbert.core.contraction import contract, take
+from flaxbert.core.contraction import contract
 from flaxbert.core.reductions import column_sum, compute_once, row_sum
+from flaxbert.nn.split_length import look_up
 
 
 def truncated_normal(key: Any, shape: tuple[int, ...], deviation: float) -> jax.Array:
@@ -110,7 +111,7 @@ class Embed(nnx.Module):
 
     def __call__(self, indices: Int[Array, "*batch"]) -> Float[Array, "*batch embed"]:
         """Returns the rows in float32."""
-        return take(self.embedding.get_value(), indices)
+        return look_up(self.embedding.get_value(), indices)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from flaxbert.core.contraction import take
 from flaxbert.core.sharding import SEQUENCE, TENSOR
 from flaxbert.core.traced_mesh import ROWS, automatic, part_number, ways
 from flaxbert.nn.dropout import MaskPart
@@ -157,6 +158,26 @@ def mix_near_over_devices(
         axis_names=_all_axes(),
         check_vma=False,
     )(query, key, value, segment_ids)
+
+
+def look_up(table: Any, indices: Int[Array, "*batch"]) -> Float[Array, "*batch embed"]:
+    """Returns rows of a table for tokens; each device looks up its own, and the gradients of the table are summed over them.
+
+    Left to the compiler, the gradients of all tokens may be gathered on every device instead.
+
+    Args:
+      table: Array or typed leaf ``[rows, embed]``.
+      indices: Row numbers, of one row of tokens for each example, or of one alike for all.
+    """
+    if sequence_ways() == 1 or indices.ndim != 2 or indices.shape[1] % sequence_ways():
+        return take(table, indices)
+    return jax.shard_map(
+        take,
+        in_specs=(PartitionSpec(), PartitionSpec(None, SEQUENCE)),
+        out_specs=PartitionSpec(None, SEQUENCE, None),
+        axis_names={SEQUENCE},
+        check_vma=False,
+    )(table, indices)
 
 
 def pick_tokens(

@@ -1,8 +1,7 @@
 """One training step as a pure function: gradients over micro batches, clipping, update, and what to do when they overflow."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from flaxbert.core.sharding import DATA, FSDP, replicated
+from flaxbert.core.sharding import DATA, FSDP, batch_shardings, replicated
+from flaxbert.core.traced_mesh import ROWS
 from flaxbert.core.trees import unflatten_parts
 from flaxbert.errors import ShapeError
 from flaxbert.train.guard import APPLIED, OVERFLOW, StepGuard
@@ -102,53 +102,42 @@ def split_micro_batches(batch: Batch, accumulation_steps: int) -> dict[str, jax.
     return split
 
 
+def _own_spec(spec: PartitionSpec, names: Collection[str]) -> PartitionSpec:
+    """Returns of a spec what it says about some axes of the mesh."""
+    parts: list[Any] = []
+    for entry in spec:
+        kept = tuple(name for name in (entry if isinstance(entry, tuple) else (entry,)) if name in names)
+        parts.append(kept or None)
+    return PartitionSpec(*parts)
+
+
 def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """Says how the compiler is to split an array, also where axes that do not split it are manual."""
+    """Says how the compiler is to split an array over the axes that are left to it."""
     traced = jax.sharding.get_abstract_mesh()
-    if traced.manual_axes:
-        sharding = NamedSharding(traced, sharding.spec)
-    return jax.lax.with_sharding_constraint(array, sharding)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(leaf: jax.Array, whole: NamedSharding, split: NamedSharding) -> jax.Array:
-    del split
-    return _place(leaf, whole)
-
-
-def _gather_forward(leaf: jax.Array, whole: NamedSharding, split: NamedSharding) -> tuple[jax.Array, None]:
-    return _gather(leaf, whole, split), None
-
-
-def _gather_backward(
-    whole: NamedSharding, split: NamedSharding, residuals: None, gradient: jax.Array
-) -> tuple[jax.Array]:
-    del residuals
-    # Summed over the batch first, then split: a look-up's gradient that is asked for in parts would be computed from the whole batch on
-    # every device instead. A compiler can make one reduce-scatter of the two.
-    return (_place(_place(gradient, whole), split),)
-
-
-_gather.defvjp(_gather_forward, _gather_backward)
+    mesh = sharding.mesh if traced.empty else traced
+    spec = _own_spec(sharding.spec, set(mesh.axis_names) - set(mesh.manual_axes))
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
 
 def _gather_over_fsdp(leaves: Leaves, shardings: Mapping[str, NamedSharding]) -> Leaves:
-    """Puts parameters together that are split over fsdp, for the time of their use.
-
-    Without this, the compiler keeps the parameters split and puts the batch together instead, so that every device computes
-    all examples.
-    """
-    gathered: Leaves = {}
+    """Puts parameters together that are split over fsdp, for the time of their use; their gradients are summed and split again."""
+    whole: Leaves = {}
     for name, leaf in leaves.items():
-        split = shardings[name]
-        spec = PartitionSpec(*(None if axis == FSDP else axis for axis in split.spec))
-        gathered[name] = leaf if spec == split.spec else _gather(leaf, NamedSharding(split.mesh, spec), split)
-    return gathered
+        spec = shardings[name].spec
+        axis = spec.index(FSDP) if FSDP in spec else -1
+        whole[name] = leaf if axis < 0 else jax.lax.all_gather(leaf, FSDP, axis=axis, tiled=True)
+    return whole
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Gradients:
-    """Computes the gradient of the summed loss, micro batch by micro batch."""
+    """Computes the gradient of the summed loss, micro batch by micro batch.
+
+    Over the rows of a batch the work is split by hand (``jax.shard_map`` over data and fsdp; other axes are the compiler's): every
+    device adds up the gradients of its own rows, and after the last micro batch they are summed over data once. Left to the compiler,
+    every micro batch would wait for a sum of all gradients, one that is split over fsdp would be summed whole first, and a tied table
+    would be summed once for every use.
+    """
 
     forward: Forward
     loss: LossFunction
@@ -157,10 +146,14 @@ class _Gradients:
     shardings: TrainState | None
     mesh: Mesh | None
 
+    @property
+    def _split(self) -> bool:
+        return self.mesh is not None and self.mesh.shape[DATA] * self.mesh.shape[FSDP] > 1
+
     def _scaled_loss(
         self, trainable: Leaves, frozen: Leaves, batch: Batch, key: Any, factor: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        if self.shardings is not None:
+        if self.shardings is not None and self._split:
             trainable = _gather_over_fsdp(trainable, self.shardings.trainable)
             frozen = _gather_over_fsdp(frozen, self.shardings.frozen)
         params = unflatten_parts({**trainable, **frozen}, self.kinds)
@@ -168,48 +161,59 @@ class _Gradients:
         return total * factor, (total, weight)
 
     def _constrain(self, gradients: Leaves) -> Leaves:
-        if self.shardings is None:
+        if self.shardings is None or self.mesh is None or self.mesh.size == 1:
             return gradients
         return {name: _place(gradient, self.shardings.trainable[name]) for name, gradient in gradients.items()}
 
-    def _micro(self, state: TrainState, batch: Batch, key: Any, index: Any, factor: jax.Array) -> Any:
+    def _micro(self, trainable: Leaves, frozen: Leaves, batch: Batch, key: Any, index: Any, factor: jax.Array) -> Any:
+        if self.mesh is not None and self._split:
+            shardings = batch_shardings(batch, self.mesh)
+            batch = {name: _place(array, shardings[name]) for name, array in batch.items()}
         micro_key = None if key is None else jax.random.fold_in(key, index)
         gradient = jax.grad(self._scaled_loss, has_aux=True)
-        gradients, (total, weight) = gradient(state.trainable, state.frozen, batch, micro_key, factor)
+        gradients, (total, weight) = gradient(trainable, frozen, batch, micro_key, factor)
         return self._constrain(gradients), total, weight
+
+    def _accumulate(self, trainable: Leaves, frozen: Leaves, batch: Batch, key: Any, factor: jax.Array) -> Any:
+        if self.accumulation_steps == 1:
+            return self._micro(trainable, frozen, batch, key, jnp.zeros((), jnp.int32), factor)
+
+        def body(carry: Any, inputs: Any) -> tuple[Any, None]:
+            added = self._micro(trainable, frozen, inputs[1], key, inputs[0], factor)
+            return jax.tree.map(jnp.add, carry, added), None
+
+        zeros = self._constrain({name: jnp.zeros_like(leaf) for name, leaf in trainable.items()})
+        start = (zeros, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+        indices = jnp.arange(self.accumulation_steps, dtype=jnp.int32)
+        carry, _ = jax.lax.scan(body, start, (indices, split_micro_batches(batch, self.accumulation_steps)))
+        return carry
 
     def __call__(self, state: TrainState, batch: Batch, key: Any, factor: jax.Array) -> Any:
         """Returns gradients of ``factor * loss_sum``, the loss sum and the weight."""
-        if self.accumulation_steps == 1:
-            return self._micro(state, batch, key, jnp.zeros((), jnp.int32), factor)
-        if self.mesh is None or self.mesh.shape[DATA] == 1:
-            return self._accumulate(state, batch, key, factor)
+        inputs = (state.trainable, state.frozen, dict(batch), key, factor)
+        if self.shardings is None or not self._split:
+            return self._accumulate(*inputs)
+        trainable, frozen = (
+            {name: _own_spec(sharding.spec, ROWS) for name, sharding in group.items()}
+            for group in (self.shardings.trainable, self.shardings.frozen)
+        )
 
-        # Every micro batch adds to the sums of its own device, and the devices' sums are added up once, after the last one. Left to the
-        # compiler, every micro batch would wait for an all-reduce of all gradients.
-        def accumulate(state: TrainState, batch: Batch, key: Any, factor: jax.Array) -> Any:
-            return jax.lax.psum(self._accumulate(state, batch, key, factor), DATA)
+        def accumulate(*parts: Any) -> Any:
+            gradients, total, weight = self._accumulate(*parts)
+            for name, gradient in gradients.items():
+                # What is split over fsdp was summed over it when it was split.
+                gradients[name] = jax.lax.psum(gradient, DATA if any(trainable[name]) else ROWS)
+            return gradients, jax.lax.psum(total, ROWS), jax.lax.psum(weight, ROWS)
 
         whole = PartitionSpec()
         return jax.shard_map(
             accumulate,
             mesh=self.mesh,
-            in_specs=(whole, PartitionSpec(DATA), whole, whole),
-            out_specs=whole,
-            axis_names={DATA},
+            in_specs=(trainable, frozen, PartitionSpec(ROWS), whole, whole),
+            out_specs=(trainable, whole, whole),
+            axis_names=set(ROWS),
             check_vma=False,
-        )(state, dict(batch), key, factor)
-
-    def _accumulate(self, state: TrainState, batch: Batch, key: Any, factor: jax.Array) -> Any:
-        def body(carry: Any, inputs: Any) -> tuple[Any, None]:
-            added = self._micro(state, inputs[1], key, inputs[0], factor)
-            return jax.tree.map(jnp.add, carry, added), None
-
-        zeros = self._constrain({name: jnp.zeros_like(leaf) for name, leaf in state.trainable.items()})
-        start = (zeros, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
-        indices = jnp.arange(self.accumulation_steps, dtype=jnp.int32)
-        carry, _ = jax.lax.scan(body, start, (indices, split_micro_batches(batch, self.accumulation_steps)))
-        return carry
+        )(*inputs)
 
 
 def _next_loss_scale(
