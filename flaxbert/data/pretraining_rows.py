@@ -19,6 +19,12 @@ PairObjective = Literal["none", "next_sentence", "sentence_order"]
 _PACKING_WINDOW = 1 << 16
 """Pieces that are packed together; a window keeps the memory of packing bounded."""
 
+_MOST_DRAWS = 8
+"""Documents that are drawn to find another one."""
+
+_LENGTH_TOLERANCE = 2
+"""Tokens that a text in another one's place may be shorter than the longest that fits."""
+
 _WINDOW_STREAM, _ROW_STREAM, _ORDER_STREAM, _HELD_OUT_STREAM = range(4)
 
 
@@ -67,6 +73,51 @@ def cut_documents(lengths: Int[np.ndarray, "documents"], room: int, min_tokens: 
     if not kept.any():
         raise DataError(f"No document has {min_tokens} tokens or more, so there is nothing to learn from.")
     return Pieces(documents[kept], starts[kept], sizes[kept].astype(np.int64))
+
+
+def cut_after_sentences(
+    corpus: PreparedCorpus, lengths: Int[np.ndarray, "documents"], room: int, min_tokens: int = 1
+) -> Pieces:
+    """Cuts documents into pieces of as many whole sentences as there is room for; a sentence that is longer is cut where the room ends.
+
+    Pairs of texts need this: where a text begins or ends within a sentence, that alone would tell whether it stands where it belongs.
+
+    Args:
+      corpus: The documents.
+      lengths: Tokens of each document; 0 leaves it out.
+      room: Most tokens of a piece.
+      min_tokens: Shorter pieces are left out.
+
+    Returns:
+      The pieces, document by document.
+
+    Raises:
+      DataError: Nothing is left, or no piece has two sentences.
+    """
+    documents: list[int] = []
+    starts: list[int] = []
+    sizes: list[int] = []
+    has_pairs = False
+    for number in np.flatnonzero(lengths).tolist():
+        ends = corpus.document(number).sentence_ends
+        start, length, before = 0, int(lengths[number]), 0
+        while start < length:
+            last = int(np.searchsorted(ends, start + room, side="right"))
+            end = int(ends[last - 1]) if last > before else min(start + room, length)
+            if end - start >= min_tokens:
+                documents.append(number)
+                starts.append(start)
+                sizes.append(end - start)
+                has_pairs = has_pairs or last - before > 1
+            start, before = end, last
+    if not sizes:
+        raise DataError(f"No document has {min_tokens} tokens or more, so there is nothing to learn from.")
+    if not has_pairs:
+        raise DataError(
+            f"No two sentences of a document fit into {room} tokens, so there are no pairs to learn from; choose a larger data.row_length, "
+            "or prepare the text with corpus.document file or blank_line, so that a document has several sentences."
+        )
+    return Pieces(np.array(documents), np.array(starts, np.int64), np.array(sizes, np.int64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +182,11 @@ class RowSource:
                 f"Rows of {row_length} tokens have no room for {self._num_special} special tokens and {min_tokens} others."
             )
         lengths = corpus.lengths if documents is None else np.where(documents, corpus.lengths, 0)
-        self.pieces = cut_documents(lengths, row_length - self._num_special, min_tokens)
+        room = row_length - self._num_special
+        if pairs == "none":
+            self.pieces = cut_documents(lengths, room, min_tokens)
+        else:
+            self.pieces = cut_after_sentences(corpus, lengths, room, min_tokens)
         self.packing = _pack_in_windows(self.pieces.lengths + self._num_special, row_length, packing, max_pieces, seed)
         self.max_pieces = int(np.diff(self.packing.offsets).max())
 
@@ -146,6 +201,8 @@ class RowSource:
             "masking": dataclasses.asdict(masker.config),
             "seed": seed,
         }
+        if pairs != "none":
+            self.identity["cut"] = "sentences"
 
     def __len__(self) -> int:
         return len(self.packing)
@@ -187,7 +244,7 @@ class RowSource:
             if self.pairs == "none":
                 row.add([self._text(document, start, end)], IGNORED_LABEL)
             else:
-                row.add(*self._pair(document, start, end, random))
+                row.add(*self._pair(document, piece, random))
         masked = self.masker(row.input_ids[None], random, row.word_starts[None])
         found = {
             "input_ids": masked.input_ids[0],
@@ -209,25 +266,36 @@ class RowSource:
         words = document.word_starts
         return _Text(ids, self.masker.table.word_starts(ids) if words is None else words[start:end])
 
-    def _pair(
-        self, document: TokenizedDocument, start: int, end: int, random: StableRandom
-    ) -> tuple[list["_Text"], int]:
-        """Returns two texts and whether the second one follows (0) or not (1)."""
+    def _pair(self, document: TokenizedDocument, piece: int, random: StableRandom) -> tuple[list["_Text"], int]:
+        """Returns two texts and whether the second one follows (0) or not (1), or one text where there is one sentence."""
+        start = int(self.pieces.starts[piece])
+        end = start + int(self.pieces.lengths[piece])
         inside = document.sentence_ends[(document.sentence_ends > start) & (document.sentence_ends < end)]
-        border = int(inside[random.integers(len(inside), 1)[0]]) if len(inside) else (start + end) // 2
+        if not len(inside):
+            return [self._text(document, start, end)], IGNORED_LABEL
+        border = int(inside[random.integers(len(inside), 1)[0]])
         first, second = self._text(document, start, border), self._text(document, border, end)
         if random.uniform(1)[0] < 0.5:
             return [first, second], 0
         if self.pairs == "sentence_order":
             return [second, first], 1
-        return [first, self._other_text(len(second.ids), random)], 1
+        return [first, self._other_text(len(second.ids), int(self.pieces.documents[piece]), random)], 1
 
-    def _other_text(self, size: int, random: StableRandom) -> "_Text":
-        """Returns the beginning of a piece of another place, at most ``size`` tokens."""
-        piece = int(random.integers(len(self.pieces), 1)[0])
-        other = self.corpus.document(int(self.pieces.documents[piece]))
-        start = int(self.pieces.starts[piece])
-        return self._text(other, start, start + min(size, int(self.pieces.lengths[piece])))
+    def _other_text(self, size: int, own: int, random: StableRandom) -> "_Text":
+        """Returns whole sentences of another document (of the same where there is no other), ``size`` tokens or a few less."""
+        drawn = self.pieces.documents[random.integers(len(self.pieces), _MOST_DRAWS)]
+        others = drawn[drawn != own]
+        document = self.corpus.document(int(others[0] if len(others) else drawn[0]))
+        borders = np.concatenate([[0], document.sentence_ends]).astype(np.int64)
+        last = borders[np.searchsorted(borders, borders + size, side="right") - 1]
+        sizes = last - borders
+        # Of the runs of sentences, those that are as long as the text in whose place they stand: length must not tell.
+        fitting = np.flatnonzero(sizes >= max(1, int(sizes.max()) - _LENGTH_TOLERANCE))
+        if len(fitting):
+            chosen = int(fitting[random.integers(len(fitting), 1)[0]])
+            return self._text(document, int(borders[chosen]), int(last[chosen]))
+        start = int(borders[random.integers(len(borders) - 1, 1)[0]])
+        return self._text(document, start, start + size)
 
 
 @dataclasses.dataclass(frozen=True)

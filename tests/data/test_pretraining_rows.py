@@ -6,7 +6,7 @@ import pytest
 from flaxbert.config import MaskingConfig
 from flaxbert.data.masking import Masker
 from flaxbert.data.prepared import PreparedCorpus, ShardWriter, TokenizedDocument, id_dtype, write_corpus_file
-from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, cut_documents
+from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, cut_after_sentences, cut_documents
 from flaxbert.data.words import WordTable
 from flaxbert.errors import ConfigError, DataError
 
@@ -17,6 +17,7 @@ SPECIAL = SpecialTokens(CLS, SEP, PAD, MASK)
 def write_corpus(folder, lengths, sentence=5):
     """Documents whose tokens are all different: token ``100 + i`` is the i-th of the whole corpus."""
     size = 100 + int(sum(lengths))
+    folder.mkdir(exist_ok=True)
     writer = ShardWriter(folder, 0, 1, id_dtype(size))
     position = 100
     for length in lengths:
@@ -114,8 +115,49 @@ def test_pairs(pairs, tmp_path):
             assert follows == (label == 0)
             if label == 1 and pairs == "sentence_order":
                 assert first[0] == second[-1] + 1
-            if label == 0:
-                assert (second[0] - 100) % 60 % 5 == 0, "texts are cut between sentences"
+            # Sentences are 5 tokens long: all texts are whole ones, so that their ends tell nothing.
+            assert (first[0] - 100) % 5 == (second[0] - 100) % 5 == 0
+            assert (first[-1] - 99) % 5 == (second[-1] - 99) % 5 == 0
+            if label == 1 and pairs == "next_sentence":
+                assert (first[0] - 100) // 60 != (second[0] - 100) // 60, "the other text is another document's"
+                assert len(first) + len(second) == 60
+
+
+def test_pieces_of_pairs_end_after_sentences(tmp_path):
+    corpus = write_corpus(tmp_path, [23, 9, 4], sentence=5)
+    pieces = cut_after_sentences(corpus, corpus.lengths, 12)
+    assert list(zip(pieces.documents.tolist(), pieces.starts.tolist(), pieces.lengths.tolist(), strict=True)) == [
+        (0, 0, 10),
+        (0, 10, 10),
+        (0, 20, 3),
+        (1, 0, 9),
+        (2, 0, 4),
+    ]
+    assert cut_after_sentences(corpus, corpus.lengths, 12, min_tokens=9).lengths.tolist() == [10, 10, 9]
+    assert cut_after_sentences(corpus, np.array([23, 0, 0]), 12).documents.tolist() == [0, 0, 0]
+    with pytest.raises(DataError, match="No two sentences of a document fit into 7 tokens"):
+        cut_after_sentences(corpus, corpus.lengths, 7)
+    with pytest.raises(DataError, match="No document has 11 tokens"):
+        cut_after_sentences(corpus, corpus.lengths, 12, min_tokens=11)
+
+
+def test_long_sentences_are_cut_and_stand_alone(tmp_path):
+    corpus = write_corpus(tmp_path, [50, 50], sentence=20)
+    assert cut_after_sentences(corpus, np.array([50, 0]), 30).lengths.tolist() == [20, 30]
+    long = write_corpus(tmp_path / "long", [50, 12], sentence=50)
+    mixed = write_corpus(tmp_path / "mixed", [102, 12], sentence=6)
+    with pytest.raises(DataError, match="No two sentences"):
+        cut_after_sentences(long, long.lengths, 30)
+    source = RowSource(
+        mixed, SPECIAL, masker(mixed), row_length=32, pairs="sentence_order", min_tokens=4, packing="none"
+    )
+    rows = source.rows(range(len(source)), 0)
+    ids, labels = original(rows), rows["pair_labels"][:, 0]
+    separators = (ids == SEP).sum(axis=1)
+    assert separators[labels < 0].tolist() == [1] * int((labels < 0).sum())
+    assert (separators[labels >= 0] == 2).all()
+    assert (labels < 0).any()
+    assert (labels >= 0).any()
 
 
 def test_pairs_without_types_have_two_separators(tmp_path):
