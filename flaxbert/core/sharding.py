@@ -53,7 +53,10 @@ LOGICAL_TO_PHYSICAL: dict[str, str | None] = {
 REPLICATE_IF_UNEVEN = frozenset({axes.VOCAB})
 """Axes that stay whole where their size is not divisible; vocabularies have odd sizes that a user can not choose."""
 
-BATCH_SPEC = PartitionSpec((DATA, FSDP))
+ROWS = (DATA, FSDP)
+"""The axes that the rows of a batch are split over, the slower one first."""
+
+BATCH_SPEC = PartitionSpec(ROWS)
 """Spec of every array whose first axis is the batch."""
 
 

@@ -8,10 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxbert.core.sharding import DATA, FSDP
-
-ROWS = (DATA, FSDP)
-"""The axes that the rows of a batch are split over, the slower one first."""
+from flaxbert.core.sharding import ROWS
 
 
 def ways(*names: str) -> int:
@@ -49,12 +46,17 @@ def part_number(names: tuple[str, ...]) -> jax.Array:
     return number
 
 
+def split_rows() -> tuple[str, ...]:
+    """Returns the axes over which the batch was split before the code at hand sees its rows; none where it sees all."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(name for name in ROWS if name in manual)
+
+
 def rows_before(rows: int) -> jax.Array | int:
     """Returns how many rows of the whole batch come before those that the code sees; 0 where it sees all.
 
     Args:
       rows: Rows that the code sees.
     """
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    names = tuple(name for name in ROWS if name in manual)
+    names = split_rows()
     return part_number(names) * jnp.uint32(rows) if names else 0

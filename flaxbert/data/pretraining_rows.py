@@ -244,7 +244,7 @@ class RowSource:
             if self.pairs == "none":
                 row.add([self._text(document, start, end)], IGNORED_LABEL)
             else:
-                row.add(*self._pair(document, piece, random))
+                row.add(*self._pair(document, start, end, int(self.pieces.documents[piece]), random))
         masked = self.masker(row.input_ids[None], random, row.word_starts[None])
         found = {
             "input_ids": masked.input_ids[0],
@@ -266,10 +266,10 @@ class RowSource:
         words = document.word_starts
         return _Text(ids, self.masker.table.word_starts(ids) if words is None else words[start:end])
 
-    def _pair(self, document: TokenizedDocument, piece: int, random: StableRandom) -> tuple[list["_Text"], int]:
+    def _pair(
+        self, document: TokenizedDocument, start: int, end: int, number: int, random: StableRandom
+    ) -> tuple[list["_Text"], int]:
         """Returns two texts and whether the second one follows (0) or not (1), or one text where there is one sentence."""
-        start = int(self.pieces.starts[piece])
-        end = start + int(self.pieces.lengths[piece])
         inside = document.sentence_ends[(document.sentence_ends > start) & (document.sentence_ends < end)]
         if not len(inside):
             return [self._text(document, start, end)], IGNORED_LABEL
@@ -279,7 +279,7 @@ class RowSource:
             return [first, second], 0
         if self.pairs == "sentence_order":
             return [second, first], 1
-        return [first, self._other_text(len(second.ids), int(self.pieces.documents[piece]), random)], 1
+        return [first, self._other_text(len(second.ids), number, random)], 1
 
     def _other_text(self, size: int, own: int, random: StableRandom) -> "_Text":
         """Returns whole sentences of another document (of the same where there is no other), ``size`` tokens or a few less."""

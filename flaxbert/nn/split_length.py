@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from flaxbert.core.contraction import take
-from flaxbert.core.sharding import SEQUENCE, TENSOR
-from flaxbert.core.traced_mesh import ROWS, automatic, part_number, ways
+from flaxbert.core.sharding import ROWS, SEQUENCE, TENSOR
+from flaxbert.core.traced_mesh import automatic, part_number, split_rows, ways
 from flaxbert.nn.dropout import MaskPart
 
 Mix = Callable[..., jax.Array]
@@ -82,7 +82,7 @@ def mix_over_devices(
       The mixed values.
     """
     batch, heads, length, _ = query.shape
-    before = tuple(name for name in ROWS if name not in automatic(*ROWS))  # split before this function sees anything
+    before = split_rows()
     rows, over_heads = _fitting(batch, *ROWS), _fitting(heads, TENSOR)
     by_token = PartitionSpec(rows, over_heads, SEQUENCE, None)
     scored = None if position_scores is None or position_scores.shape[0] == 1 else rows

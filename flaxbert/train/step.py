@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from flaxbert.core.sharding import DATA, FSDP, batch_shardings, replicated
-from flaxbert.core.traced_mesh import ROWS
+from flaxbert.core.sharding import BATCH_SPEC, DATA, FSDP, ROWS, batch_shardings, replicated
 from flaxbert.core.trees import unflatten_parts
 from flaxbert.errors import ShapeError
 from flaxbert.train.guard import APPLIED, OVERFLOW, StepGuard
@@ -209,7 +208,7 @@ class _Gradients:
         return jax.shard_map(
             accumulate,
             mesh=self.mesh,
-            in_specs=(trainable, frozen, PartitionSpec(ROWS), whole, whole),
+            in_specs=(trainable, frozen, BATCH_SPEC, whole, whole),
             out_specs=(trainable, whole, whole),
             axis_names=set(ROWS),
             check_vma=False,

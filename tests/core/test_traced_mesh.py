@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from flaxbert.config import MeshConfig
-from flaxbert.core.sharding import DATA, FSDP, TENSOR, build_mesh
-from flaxbert.core.traced_mesh import ROWS, automatic, part_number, rows_before, ways
+from flaxbert.core.sharding import DATA, FSDP, ROWS, TENSOR, build_mesh
+from flaxbert.core.traced_mesh import automatic, part_number, rows_before, ways
 
 
 def over(axes, function, *arrays, mesh=None):
