@@ -37,6 +37,7 @@ test-slow: $(VENV)/.installed-test $(VENV)/.installed-ray $(VENV)/.installed-min
 
 parity: $(VENV)/.installed-test $(VENV)/.installed-minilm ## every comparison with torch, the slow ones too; writes docs/parity.md
 	results=$$(mktemp -d) && FLAXBERT_PARITY_RESULTS=$$results FLAXBERT_CHECK_TYPES=0 FLAXBERT_PIN_WORKERS=1 \
+	  FLAXBERT_QUICK_COMPILATION=0 \
 	  $(PYTEST) -m "parity and not excerpt" $(PARITY_ARGS) && $(BIN)/python docs/parity.py $$results
 
 check: $(VENV)/.installed-dev ## what CI runs before the tests

@@ -4,12 +4,14 @@
     python -m benchmarks.objectives pairs --size tiny --steps 3000
 
 *words*: an ELECTRA encoder from new weights learns to fill in hidden words, or to find replaced tokens beside a generator, for as many
-floating point operations; then each is fine-tuned on SST-2, and so is one that learned nothing. *pairs*: BERT learns next sentences and
-ALBERT the order of sentences beside hidden words. The corpus is the novels in ``FLAXBERT_TEST_DATA`` unless ``--corpus`` names a folder
-that ``flaxbert prepare`` wrote.
+floating point operations; then each is fine-tuned on the first examples of SST-2, and so is one that learned nothing. Every rate of
+``--finetune-learning-rates`` is tried, and the best one of each encoder counts. *pairs*: BERT learns next sentences and ALBERT the order of
+sentences beside hidden words. The corpus is the novels in ``FLAXBERT_TEST_DATA`` unless ``--corpus`` names a folder that ``flaxbert prepare``
+wrote. With ``--scratch`` the runs of pre-training stay there, and the same command again only fine-tunes.
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 import pathlib
@@ -59,7 +61,7 @@ def run_config(
             family=family, size=arguments.size, architecture=architecture, precision=arguments.precision
         ),
         data=PretrainData(
-            corpora=(str(corpus),), row_length=arguments.length, validation_rate=0.05, max_validation_rows=2048
+            corpora=(str(corpus),), row_length=arguments.length, validation_rate=0.05, max_validation_rows=4096
         ),
         masking=MaskingConfig(rate=0.15),
         objective=ObjectiveConfig(**more),
@@ -103,25 +105,54 @@ def pretrain_once(config: Any) -> tuple[dict[str, float], float]:
     return dict(result.after), time.perf_counter() - start
 
 
-def finetune_sst2(model: str, arguments: argparse.Namespace, scratch: pathlib.Path, seed: int) -> float:
+def finetune_sst2(
+    model: str, arguments: argparse.Namespace, folder: pathlib.Path, *, examples: int, learning_rate: float, seed: int
+) -> float:
     """Returns the accuracy on SST-2's dev split after fine-tuning.
 
     Args:
       model: Folder of the model.
-      arguments: Passes, learning rate, precision.
-      scratch: Where the run writes.
+      arguments: Passes, precision.
+      folder: Where the run writes.
+      examples: So many of the first examples are learned; 0 for all.
+      learning_rate: Peak of the schedule.
       seed: Seed of head and order.
     """
     from flaxbert.train.recipes.finetune import finetune
 
     options = argparse.Namespace(
-        model=model,
-        epochs=arguments.finetune_epochs,
-        learning_rate=arguments.finetune_learning_rate,
-        precision=arguments.precision,
+        model=model, epochs=arguments.finetune_epochs, learning_rate=learning_rate, precision=arguments.precision
     )
-    result = finetune(read_run("sst2", options, scratch, seed), say=lambda line: None)
-    return float(result.after["accuracy"])
+    run = read_run("sst2", options, folder, seed)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, max_train_examples=examples))
+    return float(finetune(run, say=lambda line: None).after["accuracy"])
+
+
+def finetune_all(model: str, arguments: argparse.Namespace) -> dict[int, dict[float, list[float]]]:
+    """Returns the accuracies on SST-2 by number of examples and by rate, one for each seed.
+
+    Args:
+      model: Folder of the model.
+      arguments: Examples, rates, seeds and passes.
+    """
+    found: dict[int, dict[float, list[float]]] = {}
+    for examples in arguments.examples:
+        found[examples] = {}
+        for rate in arguments.finetune_learning_rates:
+            with tempfile.TemporaryDirectory(prefix="flaxbert-sst2-") as folder:
+                found[examples][rate] = [
+                    finetune_sst2(
+                        model,
+                        arguments,
+                        pathlib.Path(folder) / str(seed),
+                        examples=examples,
+                        learning_rate=rate,
+                        seed=seed,
+                    )
+                    for seed in arguments.seeds
+                ]
+            print(f"  {_finetuned(examples, rate, found[examples][rate])}", flush=True)
+    return found
 
 
 def compare_words(arguments: argparse.Namespace, corpus: pathlib.Path, scratch: pathlib.Path) -> dict[str, Any]:
@@ -151,29 +182,32 @@ def compare_words(arguments: argparse.Namespace, corpus: pathlib.Path, scratch: 
     rows = []
     for name, config in runs.items():
         metrics, seconds = pretrain_once(config)
-        steps = config.train.num_steps
-        folder = pathlib.Path(config.output.folder) / "model"
-        scores = [
-            finetune_sst2(str(folder), arguments, scratch / f"{name}-sst2-{seed}", seed) for seed in arguments.seeds
-        ]
-        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        total = flops_of_step(config, arguments.vocab_size) * steps
+        total = flops_of_step(config, arguments.vocab_size) * config.train.num_steps
+        print(f"{name}: {config.train.num_steps} steps, {total / 1e12:.2f} T operations, {seconds:.0f} s", flush=True)
         rows.append(
             {
                 "objective": name,
-                "steps": steps,
+                "steps": config.train.num_steps,
                 "flops": total,
                 "seconds": seconds,
                 "metrics": metrics,
-                "accuracies": scores,
+                "accuracies": finetune_all(str(pathlib.Path(config.output.folder) / "model"), arguments),
             }
         )
-        print(
-            f"{name}: {steps} steps, {total / 1e12:.2f} T operations, {seconds:.0f} s; SST-2 accuracy "
-            f"{statistics.mean(scores):.4f} ± {spread:.4f} over {len(scores)} seeds",
-            flush=True,
-        )
+    for examples in arguments.examples:
+        print(f"Best rate of each, SST-2, {examples or 'all'} examples:")
+        for row in rows:
+            rate, scores = max(row["accuracies"][examples].items(), key=lambda found: statistics.mean(found[1]))
+            print(f"  {row['objective']}: {_finetuned(examples, rate, scores)}", flush=True)
     return {"words": rows}
+
+
+def _finetuned(examples: int, rate: float, scores: Sequence[float]) -> str:
+    spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+    return (
+        f"{examples or 'all'} examples at {rate:g}: accuracy {statistics.mean(scores):.4f} ± {spread:.4f} over "
+        f"{len(scores)} seeds"
+    )
 
 
 def measure_pairs(arguments: argparse.Namespace, corpus: pathlib.Path, scratch: pathlib.Path) -> dict[str, Any]:
@@ -216,7 +250,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["words", "pairs"])
     parser.add_argument("--corpus", default="", help="prepared corpus; default the novels")
-    parser.add_argument("--scratch", default="", help="folder that keeps the prepared novels; default a temporary one")
+    parser.add_argument("--scratch", default="", help="folder that keeps novels and runs; default a temporary one")
     parser.add_argument("--vocab-size", type=int, default=8192, help="of the tokenizer of the novels")
     parser.add_argument("--size", default="tiny", help="size of the model")
     parser.add_argument(
@@ -231,7 +265,8 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--pretraining-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of fine-tuning")
     parser.add_argument("--finetune-epochs", type=float, default=1.0)
-    parser.add_argument("--finetune-learning-rate", type=float, default=5e-4)
+    parser.add_argument("--finetune-learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
+    parser.add_argument("--examples", type=int, nargs="+", default=[2000, 0], help="of SST-2; 0 for all")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--json", default="results/objectives.json", help="file of the results")
     arguments = parser.parse_args(options)
@@ -241,9 +276,7 @@ def main(options: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="flaxbert-bench-") as temporary:
         scratch = pathlib.Path(arguments.scratch or temporary)
         corpus = pathlib.Path(arguments.corpus or prepare_novels(scratch, arguments.vocab_size))
-        found = (compare_words if arguments.what == "words" else measure_pairs)(
-            arguments, corpus, pathlib.Path(temporary)
-        )
+        found = (compare_words if arguments.what == "words" else measure_pairs)(arguments, corpus, scratch)
     write_json(arguments.json, {"machine": machine(), "options": vars(arguments), **found})
 
 

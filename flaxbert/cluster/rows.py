@@ -129,7 +129,7 @@ def spread(
         yield int(row["number"]), unpack_arrays(row["content"])
 
 
-def _bind(worker: type[RowWorker], arguments: tuple[Any, ...]) -> type[RowWorker]:
+def _bind(worker: type[RowWorker], arguments: tuple[Any, ...]) -> Any:
     """Returns a class that is made without arguments: those that Ray keeps in its store may be lost when a worker is started again."""
 
     class Bound(worker):

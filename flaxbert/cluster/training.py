@@ -141,7 +141,7 @@ def _agree_on_coordinator(plan: LaunchPlan, number: int) -> str:
     if plan.joined_by_trainer or plan.cluster.num_workers == 1:
         return ""
     host = ray.util.get_node_ip_address()
-    return broadcast_from_rank_zero(f"{host}:{_free_port(host)}" if number == 0 else None)
+    return broadcast_from_rank_zero(f"{host}:{_free_port(host)}" if number == 0 else None) or ""
 
 
 def _free_port(host: str) -> int:

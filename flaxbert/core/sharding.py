@@ -60,6 +60,15 @@ BATCH_SPEC = PartitionSpec(ROWS)
 """Spec of every array whose first axis is the batch."""
 
 
+def batch_ways(mesh: Mesh) -> int:
+    """Returns over how many devices a batch is split.
+
+    Args:
+      mesh: The mesh.
+    """
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arranges the devices as a (data, fsdp, sequence, tensor) mesh.
 

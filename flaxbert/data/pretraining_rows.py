@@ -71,7 +71,7 @@ def cut_documents(lengths: Int[np.ndarray, "documents"], room: int, min_tokens: 
     sizes = np.minimum(room, lengths[documents] - starts)
     kept = sizes >= min_tokens
     if not kept.any():
-        raise DataError(f"No document has {min_tokens} tokens or more, so there is nothing to learn from.")
+        raise _nothing_to_learn(min_tokens)
     return Pieces(documents[kept], starts[kept], sizes[kept].astype(np.int64))
 
 
@@ -111,13 +111,17 @@ def cut_after_sentences(
                 has_pairs = has_pairs or last - before > 1
             start, before = end, last
     if not sizes:
-        raise DataError(f"No document has {min_tokens} tokens or more, so there is nothing to learn from.")
+        raise _nothing_to_learn(min_tokens)
     if not has_pairs:
         raise DataError(
             f"No two sentences of a document fit into {room} tokens, so there are no pairs to learn from; choose a larger data.row_length, "
             "or prepare the text with corpus.document file or blank_line, so that a document has several sentences."
         )
     return Pieces(np.array(documents), np.array(starts, np.int64), np.array(sizes, np.int64))
+
+
+def _nothing_to_learn(min_tokens: int) -> DataError:
+    return DataError(f"No document has {min_tokens} tokens or more, so there is nothing to learn from.")
 
 
 @dataclasses.dataclass(frozen=True)

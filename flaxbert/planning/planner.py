@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from flaxbert.config import MeshConfig
 from flaxbert.core.hlo import parse_module
-from flaxbert.core.sharding import FSDP, build_mesh, check_mesh_fits
+from flaxbert.core.sharding import FSDP, batch_ways, build_mesh, check_mesh_fits
 from flaxbert.errors import MemoryLimitError, MeshError
 from flaxbert.planning.chips import Chip
 from flaxbert.planning.roofline import Estimate, activation_gathers, estimate_step
@@ -19,7 +19,6 @@ from flaxbert.planning.topology import Topology, find_devices, make_interconnect
 from flaxbert.planning.workloads import Workload
 from flaxbert.train.memory import BatchPlan, StepMemory, estimate_step_memory, find_batch_size
 from flaxbert.train.recipes.plan import StepJob, batch_shapes, lower_step, state_shapes
-from flaxbert.train.recipes.setup import batch_ways
 
 Say = Callable[[str], None]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from flaxbert.core.sharding import BATCH_SPEC, DATA, FSDP, ROWS, batch_shardings, replicated
+from flaxbert.core.sharding import BATCH_SPEC, DATA, FSDP, ROWS, batch_shardings, batch_ways, replicated
 from flaxbert.core.trees import unflatten_parts
 from flaxbert.errors import ShapeError
 from flaxbert.train.guard import APPLIED, OVERFLOW, StepGuard
@@ -147,7 +147,7 @@ class _Gradients:
 
     @property
     def _split(self) -> bool:
-        return self.mesh is not None and self.mesh.shape[DATA] * self.mesh.shape[FSDP] > 1
+        return self.mesh is not None and batch_ways(self.mesh) > 1
 
     def _scaled_loss(
         self, trainable: Leaves, frozen: Leaves, batch: Batch, key: Any, factor: jax.Array

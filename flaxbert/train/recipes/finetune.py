@@ -8,7 +8,7 @@ from typing import Any
 
 from flaxbert.config import RunConfig
 from flaxbert.core.arrays import Params
-from flaxbert.core.sharding import batch_share
+from flaxbert.core.sharding import batch_share, batch_ways
 from flaxbert.data.batches import evaluation_batches
 from flaxbert.evaluation.evaluate import collect_logits, evaluation_program
 from flaxbert.families.graph import finishes_first_token_alone
@@ -27,7 +27,7 @@ from flaxbert.train.recipes.outcome import (
 )
 from flaxbert.train.recipes.plan import finetuning_job
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
-from flaxbert.train.recipes.setup import Prepared, Say, batch_ways, describe, prepare, say_on_first
+from flaxbert.train.recipes.setup import Prepared, Say, describe, prepare, say_on_first
 from flaxbert.train.throughput import MeasuredCallbacks
 
 EVALUATION_BATCH_SIZE = 32

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from flaxbert.config import TrainConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.precision import Precision
-from flaxbert.core.sharding import batch_shardings, bytes_per_device
+from flaxbert.core.sharding import batch_shardings, batch_ways, bytes_per_device
 from flaxbert.core.trees import leaf_kinds
 from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import collate
@@ -30,7 +30,7 @@ from flaxbert.train.memory import (
     memory_budget_bytes,
 )
 from flaxbert.train.optimizers import make_optimizer
-from flaxbert.train.recipes.setup import Prepared, Say, batch_ways, global_batch_size
+from flaxbert.train.recipes.setup import Prepared, Say, global_batch_size
 from flaxbert.train.state import TrainState, create_state, state_shardings
 from flaxbert.train.step import Forward, make_norms, make_train_step
 

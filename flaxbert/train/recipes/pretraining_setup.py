@@ -14,7 +14,7 @@ from flaxbert.architecture import ModelConfig
 from flaxbert.config import PretrainConfig, PretrainPhase, TrainConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.runtime import initialize_distributed
-from flaxbert.core.sharding import batch_share, build_mesh, check_mesh_fits, place_batch, replicated
+from flaxbert.core.sharding import batch_share, batch_ways, build_mesh, check_mesh_fits, place_batch, replicated
 from flaxbert.data.masking import Masker
 from flaxbert.data.prepared import TOKENIZER_FOLDER, PreparedCorpus
 from flaxbert.data.pretraining_batches import EvaluationRows, Phase, PretrainingBatches, RowMixture, split_steps
@@ -24,7 +24,7 @@ from flaxbert.errors import ConfigError, DataError
 from flaxbert.train.objectives import pretraining_counts
 from flaxbert.train.recipes.plan import StepJob
 from flaxbert.train.recipes.pretraining_networks import Networks, build_networks
-from flaxbert.train.recipes.setup import Say, batch_ways, global_batch_size, say_on_first
+from flaxbert.train.recipes.setup import Say, global_batch_size, say_on_first
 from flaxbert.weights.tokenizer import tokenizer_alone
 
 EVALUATION_BATCH_SIZE = 32

@@ -13,7 +13,7 @@ from flaxbert.architecture import Execution
 from flaxbert.config import RunConfig, TrainConfig
 from flaxbert.core.precision import Precision
 from flaxbert.core.runtime import device_memory_limit_bytes, initialize_distributed
-from flaxbert.core.sharding import DATA, FSDP, batch_share, build_mesh, check_mesh_fits
+from flaxbert.core.sharding import batch_share, build_mesh, check_mesh_fits
 from flaxbert.core.trees import leaf_names
 from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import BatchPipeline
@@ -81,15 +81,6 @@ def global_batch_size(train: TrainConfig) -> int:
       train: Training options.
     """
     return train.target_batch_size if train.batch_size == "auto" else train.batch_size
-
-
-def batch_ways(mesh: Mesh) -> int:
-    """Returns over how many devices a batch is split.
-
-    Args:
-      mesh: The mesh.
-    """
-    return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 def load_model(config: RunConfig, data: TrainingData, task: str, folder: str) -> Model:
