@@ -183,7 +183,6 @@ def compare_words(arguments: argparse.Namespace, corpus: pathlib.Path, scratch: 
     for name, config in runs.items():
         metrics, seconds = pretrain_once(config)
         total = flops_of_step(config, arguments.vocab_size) * config.train.num_steps
-        print(f"{name}: {config.train.num_steps} steps, {total / 1e12:.2f} T operations, {seconds:.0f} s", flush=True)
         rows.append(
             {
                 "objective": name,
@@ -191,9 +190,13 @@ def compare_words(arguments: argparse.Namespace, corpus: pathlib.Path, scratch: 
                 "flops": total,
                 "seconds": seconds,
                 "metrics": metrics,
-                "accuracies": finetune_all(str(pathlib.Path(config.output.folder) / "model"), arguments),
             }
         )
+        print(f"{name}: {config.train.num_steps} steps, {total / 1e12:.2f} T operations, {seconds:.0f} s", flush=True)
+    for row in rows:
+        print(f"{row['objective']}, SST-2:", flush=True)
+        model = pathlib.Path(runs[row["objective"]].output.folder) / "model"
+        row["accuracies"] = finetune_all(str(model), arguments)
     for examples in arguments.examples:
         print(f"Best rate of each, SST-2, {examples or 'all'} examples:")
         for row in rows:
@@ -264,9 +267,9 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=list(PAIRS))
     parser.add_argument("--pretraining-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of fine-tuning")
-    parser.add_argument("--finetune-epochs", type=float, default=1.0)
-    parser.add_argument("--finetune-learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
-    parser.add_argument("--examples", type=int, nargs="+", default=[2000, 0], help="of SST-2; 0 for all")
+    parser.add_argument("--finetune-epochs", type=float, default=4.0)
+    parser.add_argument("--finetune-learning-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--examples", type=int, nargs="+", default=[4000], help="of SST-2; 0 for all")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--json", default="results/objectives.json", help="file of the results")
     arguments = parser.parse_args(options)

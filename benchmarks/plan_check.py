@@ -40,7 +40,6 @@ from flaxbert.planning.roofline import estimate_step  # noqa: E402
 from flaxbert.planning.topology import make_interconnect, parse_topology  # noqa: E402
 from flaxbert.planning.workloads import pretraining_workloads  # noqa: E402
 from flaxbert.train.memory import estimate_step_memory  # noqa: E402
-from flaxbert.train.optimizers import make_optimizer  # noqa: E402
 from flaxbert.train.recipes.plan import lower_step  # noqa: E402
 from flaxbert.train.state import create_state  # noqa: E402
 
@@ -139,7 +138,7 @@ def run_case(case: Case) -> dict[str, Any]:
     network = make_interconnect(topology, list(mesh.devices.flat), chip)
     estimate, memory = estimate_step(parse_module(program.as_text()), network), estimate_step_memory(program)
     params = initialize_params(workload.model, "fill-mask", 0)
-    optimizer = make_optimizer(job.train, job.total_steps)
+    optimizer = job.optimizer
     state, _ = create_state(params, (), optimizer, leaf_axes=job.leaf_axes, mesh=mesh)
     del params
     batch = place_batch(_batch(job, workload.model.vocab_size), mesh)

@@ -1,6 +1,5 @@
 """Raw text: what is read and left out, how it is prepared, and what a tokenizer learns from it."""
 
-import codecs
 import dataclasses
 import re
 from typing import Literal
@@ -49,9 +48,9 @@ class CorpusConfig:
                     f"corpus.{name} {getattr(self, name)!r} is no regular expression: {error}."
                 ) from error
         try:
-            codecs.lookup(self.encoding)
+            "".encode(self.encoding)  # refuses also what is known, but is no encoding of text, such as hex
         except LookupError as error:
-            raise ConfigError(f"corpus.encoding is {self.encoding!r}, which Python does not know.") from error
+            raise ConfigError(f"corpus.encoding is {self.encoding!r}, which is no text encoding of Python.") from error
 
 
 @dataclasses.dataclass(frozen=True)

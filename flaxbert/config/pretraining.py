@@ -200,6 +200,11 @@ class PretrainConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
 
+    def __post_init__(self) -> None:
+        unused = [name for name in ("label_smoothing_rate", "class_weights") if getattr(self.train, name)]
+        if unused:
+            raise ConfigError(f"Pre-training does not use train.{' and train.'.join(unused)}; leave it out.")
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the whole config as nested dictionaries, fit for YAML and JSON."""
         return dataclasses.asdict(self)

@@ -55,7 +55,7 @@ class TrainConfig:
       adam_beta1: Decay of the first moment.
       adam_beta2: Decay of the second moment.
       adam_epsilon: Added to the root of the second moment.
-      momentum: Momentum of sgd.
+      momentum: Momentum of sgd and of muon.
       max_grad_norm: Gradients are scaled down to this global norm; 0 switches clipping off.
       label_smoothing_rate: Share of the target mass spread over all labels, in [0, 1).
       class_weights: Loss weight per label in label order; empty weighs all alike; balanced derives them from the training labels.
@@ -66,7 +66,7 @@ class TrainConfig:
       checkpoint_every: Optimizer steps between checkpoints; 0 saves at each evaluation.
       keep_checkpoints: Newest checkpoints that are kept beside the best one.
       log_every: Optimizer steps between lines of metrics.
-      metric: Metric that chooses the best checkpoint; empty takes the task's first (accuracy, f1_micro, spearman, f1…).
+      metric: Metric that chooses the best checkpoint; empty takes the task's first (accuracy, f1_micro, spearman, f1…), or the loss of the whole objective of pre-training.
       early_stopping_patience: Evaluations without improvement after which training stops; 0 never stops early.
       early_stopping_threshold: Least change of the metric that counts as an improvement.
       plateau_patience: Evaluations without improvement after which the learning rate is multiplied by plateau_factor; 0 switches it off.

@@ -217,6 +217,10 @@ def _numbered_parts(path: Path, config: CorpusConfig) -> Iterator[tuple[int, str
                         f"{path}, in or after line {number}: the byte 0x{error.object[error.start]:02x} is not {config.encoding}. Save "
                         "the file as UTF-8, or name its encoding, for example corpus.encoding: latin-1."
                     ) from error
+                except UnicodeError as error:
+                    raise DataError(
+                        f"{path}: the text is not {config.encoding} ({error}); without a byte order mark, name utf-16-le or utf-16-be."
+                    ) from error
                 if "\0" in text:
                     raise DataError(
                         f"{path}, in or after line {number}: the file holds zero bytes, so it is no text but a binary file, or text in "
@@ -259,7 +263,7 @@ def _row_texts(source: str, file_format: str, config: CorpusConfig) -> Iterator[
 
 
 def _json_texts(path: Path, config: CorpusConfig) -> Iterator[tuple[str, Any]]:
-    for number, line in numbered_lines(path, config.encoding):
+    for number, line in numbered_lines(path, config.encoding, "corpus.encoding"):
         if line.strip():
             record = parse_record(path, number, line)
             if config.text_column not in record:
@@ -272,7 +276,8 @@ def _parquet_texts(path: Path, config: CorpusConfig) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        packed = path.suffix.lower() == ".gz"
+        with pyarrow.parquet.ParquetFile(_unpacked(path) if packed else path) as file:
             names = file.schema_arrow.names
             if config.text_column not in names:
                 raise DataError(_no_column(str(path), config, names))
@@ -280,6 +285,17 @@ def _parquet_texts(path: Path, config: CorpusConfig) -> Iterator[Any]:
                 yield from batch.column(0).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: the file is no readable Parquet ({error}).") from error
+
+
+def _unpacked(path: Path) -> Any:
+    """Returns the content of a gzip file: Parquet is read from its end, which a packed file has not at hand."""
+    import pyarrow
+
+    try:
+        with gzip.open(path) as file:
+            return pyarrow.BufferReader(file.read())
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: the gzip file is damaged or cut off ({error}); copy or pack it again.") from error
 
 
 def _hub_texts(source: str, config: CorpusConfig) -> Iterator[Any]:

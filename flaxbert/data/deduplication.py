@@ -116,6 +116,8 @@ def compare_fingerprints(found: Iterable[Fingerprint], config: DedupConfig) -> D
         seen.add(fingerprint.digest)
         if index is not None and fingerprint.signature is not None and index.is_near(number, fingerprint.signature):
             near.add(number)
+    if config.near and not config.exact:  # a copy is as near as can be
+        near |= exact
     return Duplicates(frozenset(exact) if config.exact else frozenset(), frozenset(near), number + 1)
 
 

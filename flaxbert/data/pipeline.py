@@ -11,6 +11,9 @@ PREFETCHED_BATCHES = 4
 
 Batch = dict[str, np.ndarray]
 
+_YOUNG = frozenset({"tokenizer"})
+"""Parts of an identity that older versions did not save."""
+
 
 class StepPipeline(Iterator[Batch]):
     """Iterates over the batches of a source. Going on at a position reads nothing of what went before.
@@ -53,6 +56,32 @@ class StepPipeline(Iterator[Batch]):
         """Returns the position: the number of the next step, and what the order depends on; fit for JSON."""
         return {"step": self.step, **self._source.identity}
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raises what ``set_state`` would raise, without going anywhere.
+
+        Args:
+          state: What ``get_state`` returned.
+
+        Raises:
+          DataError: The position belongs to other examples, another seed or another batch size.
+        """
+        saved = _flatten({name: value for name, value in state.items() if name != "step"})
+        now = _flatten(
+            {name: value for name, value in self._source.identity.items() if name in state or name not in _YOUNG}
+        )
+        differing = [
+            f"{name} was {saved.get(name)!r} and is {value!r}"
+            for name, value in now.items()
+            if saved.get(name) != value
+        ]
+        step = state.get("step")
+        if differing or not isinstance(step, int) or not 0 <= step <= len(self._source):
+            reason = "; ".join(differing) or f"step is {step!r} of {len(self._source)}"
+            raise DataError(
+                f"The saved data position does not belong to this run's batches: {reason}. Resume with the data, seed and "
+                "batch size of the saved run, or start a new run in another output folder."
+            )
+
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues at a position, also one that was saved with another number of processes.
 
@@ -62,20 +91,24 @@ class StepPipeline(Iterator[Batch]):
         Raises:
           DataError: The position belongs to other examples, another seed or another batch size.
         """
-        differing = [
-            f"{name} was {state.get(name)!r} and is {value!r}"
-            for name, value in self._source.identity.items()
-            if state.get(name) != value
-        ]
-        step = state.get("step")
-        if differing or not isinstance(step, int) or not 0 <= step <= len(self._source):
-            reason = "; ".join(differing) or f"step is {step!r} of {len(self._source)}"
-            raise DataError(
-                f"The saved data position does not belong to this run's batches: {reason}. Resume with the data, seed and "
-                "batch size of the saved run, or start a new run in another output folder."
-            )
-        self._iterator.set_state({"next_index": step})
+        self.check_state(state)
+        self._iterator.set_state({"next_index": state["step"]})
 
     def close(self) -> None:
         """Stops reading ahead; the pipeline can not be used afterwards."""
         self._iterator.close()
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested mappings and lists by dotted names."""
+    if isinstance(value, Mapping):
+        entries = value.items()
+    elif isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
+        entries = enumerate(value)
+    else:
+        return {prefix: list(value) if isinstance(value, tuple) else value}
+    return {
+        name: leaf
+        for key, entry in entries
+        for name, leaf in _flatten(entry, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

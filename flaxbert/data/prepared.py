@@ -231,7 +231,7 @@ class PreparedCorpus:
                 self.skipped.append(shard.file)
             else:
                 raise DataError(
-                    f"{problem} Prepare the corpus again, or leave such files out with corpus.skip_damaged: true."
+                    f"{problem} Prepare the corpus again, or leave such files out with data.skip_damaged: true."
                 )
         if not shards:
             raise DataError(f"{self.folder}: no file of the corpus can be read.")

@@ -95,14 +95,16 @@ class PretrainingBatches:
     """The training batches of one process by the number of the step.
 
     Attributes:
-      phases: What the run consists of, in order.
+      phases: What the run consists of, in order. Those that share a mixture show its rows one after the other, as one long phase would.
       process_index: Number of this process.
       process_count: Number of processes.
+      tokenizer: What tells the tokenizer from others; empty where nobody asks.
     """
 
     phases: Sequence[Phase]
     process_index: int = 0
     process_count: int = 1
+    tokenizer: str = ""
 
     def __len__(self) -> int:
         return sum(phase.num_steps for phase in self.phases)
@@ -115,7 +117,7 @@ class PretrainingBatches:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What order and content of the batches depend on; fit for JSON. How long the last phase is does not matter to the others."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"tokenizer": self.tokenizer} if self.tokenizer else {}
         for number, (first, phase) in enumerate(zip(self._firsts, self.phases, strict=True)):
             found |= {
                 f"phases.{number}.first_step": first,
@@ -123,11 +125,25 @@ class PretrainingBatches:
                 f"phases.{number}.sources": [source.identity for source in phase.mixture.sources],
                 f"phases.{number}.counts": phase.mixture.counts,
             }
+            if self._first_rows[number]:
+                found[f"phases.{number}.first_row"] = self._first_rows[number]
         return found
 
     @functools.cached_property
     def _firsts(self) -> list[int]:
         return [sum(phase.num_steps for phase in self.phases[:number]) for number in range(len(self.phases))]
+
+    @functools.cached_property
+    def _first_rows(self) -> list[int]:
+        """Where each phase begins in its mixture: after the rows that earlier phases have shown of the same one."""
+        return [
+            sum(
+                before.batch_size * before.num_steps
+                for before in self.phases[:number]
+                if before.mixture is phase.mixture
+            )
+            for number, phase in enumerate(self.phases)
+        ]
 
     @functools.cached_property
     def _order(self) -> Any:
@@ -143,6 +159,7 @@ class PretrainingBatches:
         phase = self.phases[number]
         share = phase.batch_size // self.process_count
         first = (int(index) - self._firsts[number]) * phase.batch_size + self.process_index * share
+        first += self._first_rows[number]
         rows = []
         for place_number in range(first, first + share):
             which, epoch, place = phase.mixture.place(place_number)

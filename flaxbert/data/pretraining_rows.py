@@ -206,7 +206,7 @@ class RowSource:
             "seed": seed,
         }
         if pairs != "none":
-            self.identity["cut"] = "sentences"
+            self.identity["cut"] = "sentences of one length"
 
     def __len__(self) -> int:
         return len(self.packing)
@@ -279,27 +279,28 @@ class RowSource:
             return [self._text(document, start, end)], IGNORED_LABEL
         border = int(inside[random.integers(len(inside), 1)[0]])
         first, second = self._text(document, start, border), self._text(document, border, end)
-        if random.uniform(1)[0] < 0.5:
-            return [first, second], 0
+        follows = random.uniform(1)[0] < 0.5
         if self.pairs == "sentence_order":
-            return [second, first], 1
-        return [first, self._other_text(len(second.ids), number, random)], 1
+            return ([first, second], 0) if follows else ([second, first], 1)
+        # Drawn for texts that follow too: where no other text is as long, neither kind is shown, so that lengths do not tell.
+        other = self._other_text(len(second.ids), number, random)
+        if other is None:
+            return [self._text(document, start, end)], IGNORED_LABEL
+        return ([first, second], 0) if follows else ([first, other], 1)
 
-    def _other_text(self, size: int, own: int, random: StableRandom) -> "_Text":
-        """Returns whole sentences of another document (of the same where there is no other), ``size`` tokens or a few less."""
+    def _other_text(self, size: int, own: int, random: StableRandom) -> "_Text | None":
+        """Returns whole sentences of another document (of the same where there is no other), ``size`` tokens or a few less, if one has them."""
         drawn = self.pieces.documents[random.integers(len(self.pieces), _MOST_DRAWS)]
         others = drawn[drawn != own]
-        document = self.corpus.document(int(others[0] if len(others) else drawn[0]))
-        borders = np.concatenate([[0], document.sentence_ends]).astype(np.int64)
-        last = borders[np.searchsorted(borders, borders + size, side="right") - 1]
-        sizes = last - borders
-        # Of the runs of sentences, those that are as long as the text in whose place they stand: length must not tell.
-        fitting = np.flatnonzero(sizes >= max(1, int(sizes.max()) - _LENGTH_TOLERANCE))
-        if len(fitting):
-            chosen = int(fitting[random.integers(len(fitting), 1)[0]])
-            return self._text(document, int(borders[chosen]), int(last[chosen]))
-        start = int(borders[random.integers(len(borders) - 1, 1)[0]])
-        return self._text(document, start, start + size)
+        for number in dict.fromkeys((others if len(others) else drawn[:1]).tolist()):
+            document = self.corpus.document(number)
+            borders = np.concatenate([[0], document.sentence_ends]).astype(np.int64)
+            last = borders[np.searchsorted(borders, borders + size, side="right") - 1]
+            fitting = np.flatnonzero(last - borders >= max(1, size - _LENGTH_TOLERANCE))
+            if len(fitting):
+                chosen = int(fitting[random.integers(len(fitting), 1)[0]])
+                return self._text(document, int(borders[chosen]), int(last[chosen]))
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

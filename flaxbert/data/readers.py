@@ -59,7 +59,7 @@ def _read_records(
         csv.field_size_limit(usual_limit)
 
 
-def numbered_lines(path: Path, encoding: str = "utf-8") -> Generator[Line, None, None]:
+def numbered_lines(path: Path, encoding: str = "utf-8", option: str = "data.encoding") -> Generator[Line, None, None]:
     """Yields the lines of a text file with their numbers from 1, without line ends; a byte order mark is dropped.
 
     Only a line feed ends a line, so that other separators of Unicode can stand inside a text.
@@ -67,6 +67,7 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Generator[Line, None,
     Args:
       path: The file; gzip where its name ends in ``.gz``.
       encoding: Its text encoding.
+      option: The option that names the encoding, for errors.
 
     Raises:
       ConfigError: The encoding is not known.
@@ -76,22 +77,20 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Generator[Line, None,
         codec = codecs.lookup(encoding).name
     except LookupError as error:
         known = ("utf-8", "latin-1", "utf-16", "cp1252", "gb18030", "big5", "shift_jis", "euc_kr")
-        raise ConfigError(
-            f"data.encoding is {encoding!r}, which Python does not know.{nearest(encoding, known)}"
-        ) from error
+        raise ConfigError(f"{option} is {encoding!r}, which Python does not know.{nearest(encoding, known)}") from error
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             if codec.startswith(("utf-16", "utf-32")):
-                yield from _wide_lines(path, file, codec)
+                yield from _wide_lines(path, file, codec, option)
             else:
-                yield from _byte_lines(path, file, codec)
+                yield from _byte_lines(path, file, codec, option)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: the gzip file is damaged or cut off ({error}); copy or pack it again.") from error
     except OSError as error:
         raise DataError(f"{path}: the file can not be read ({error.strerror or error}).") from error
 
 
-def _byte_lines(path: Path, file: Iterable[bytes], codec: str) -> Iterator[Line]:
+def _byte_lines(path: Path, file: Iterable[bytes], codec: str, option: str) -> Iterator[Line]:
     number = 0
     try:
         for number, raw in enumerate(file, start=1):
@@ -100,11 +99,11 @@ def _byte_lines(path: Path, file: Iterable[bytes], codec: str) -> Iterator[Line]
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}, line {number}: the byte 0x{error.object[error.start]:02x} at byte {error.start + 1} of the line is "
-            f"not {codec}. Save the file as UTF-8, or name its encoding, for example data.encoding: latin-1."
+            f"not {codec}. Save the file as UTF-8, or name its encoding, for example {option}: latin-1."
         ) from error
 
 
-def _wide_lines(path: Path, file: Any, codec: str) -> Iterator[Line]:
+def _wide_lines(path: Path, file: Any, codec: str, option: str) -> Iterator[Line]:
     number = 0
     wrapper = io.TextIOWrapper(file, encoding=codec, newline="\n")
     try:
@@ -112,7 +111,7 @@ def _wide_lines(path: Path, file: Any, codec: str) -> Iterator[Line]:
             yield number, line.removesuffix("\n").removesuffix("\r")
     except UnicodeError as error:
         raise DataError(
-            f"{path}, after line {number}: the text is not {codec} ({error}). Save the file as UTF-8, or set data.encoding."
+            f"{path}, after line {number}: the text is not {codec} ({error}). Save the file as UTF-8, or set {option}."
         ) from error
     finally:
         wrapper.detach()

@@ -21,7 +21,7 @@ from flaxbert.model import Model
 from flaxbert.train.flops import NetworkWork
 from flaxbert.train.losses import loss_for
 from flaxbert.train.recipes.plan import StepJob, model_forward
-from flaxbert.train.recipes.pretraining_networks import Networks, new_model_config, new_networks
+from flaxbert.train.recipes.pretraining_networks import Networks, check_positions, new_model_config, new_networks
 from flaxbert.train.recipes.pretraining_setup import phases_of, train_of
 from flaxbert.train.recipes.setup import global_batch_size
 from flaxbert.weights.folder import read_config
@@ -117,10 +117,7 @@ def _pretraining_model(config: PretrainConfig, vocab_size: int, length: int) -> 
     source = config.model
     if source.path:
         model = _stored_config(source.path, "model.path (or model.family and model.size for a new model)")
-        if model.max_length < length:
-            raise ConfigError(
-                f"data.row_length is {length}, but the model at {source.path} has positions for {model.max_length} tokens; lower it."
-            )
+        check_positions(model, source.path, length)
         return model
     size = vocab_size or VOCABULARY_SIZES.get(source.family, VOCABULARY_SIZES["bert"])
     return new_model_config(source, size, length, 0)

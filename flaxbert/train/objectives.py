@@ -90,7 +90,7 @@ def pretraining_counts(output: Any, batch: Mapping[str, Any]) -> dict[str, jax.A
 
     Args:
       output: A ``ModelOutput``.
-      batch: Its batch.
+      batch: Its batch; rows whose ``example_weight`` is 0 fill it up and have no labels.
     """
     found: dict[str, jax.Array] = {}
     parts = {"masked_lm": (output.logits, batch["labels"])}
@@ -101,7 +101,7 @@ def pretraining_counts(output: Any, batch: Mapping[str, Any]) -> dict[str, jax.A
         right = (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels).astype(jnp.float32) * known
         found |= {f"{name}_loss": jnp.sum(losses), f"{name}_right": jnp.sum(right), f"{name}_count": jnp.sum(known)}
     if getattr(output, "replaced_logits", None) is not None:
-        real = (batch["segment_ids"] > 0).astype(jnp.float32)
+        real = (batch["segment_ids"] > 0).astype(jnp.float32) * batch["example_weight"][:, None]
         said = (output.replaced_logits > 0).astype(output.replaced.dtype)
         found |= {
             "replaced_loss": jnp.sum(_replaced_losses(output) * real),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -104,19 +104,59 @@ RULES: dict[str, Callable[[TrainConfig, Any], optax.GradientTransformation]] = {
 """Builders ``(options, which parameters decay) -> direction of a step``, before the learning rate."""
 
 
+def _for_each_layer(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns the rule for arrays that are stacks of layers, as if each layer had arrays of its own."""
+    return optax.GradientTransformation(jax.vmap(rule.init), jax.vmap(rule.update))
+
+
+def _by_group(
+    groups: Mapping[int, Sequence[str]], rules: Mapping[int, optax.GradientTransformation]
+) -> optax.GradientTransformation:
+    """Returns one rule for all parameters, whose state has a part for each group."""
+
+    def pick(arrays: Mapping[str, Any], number: int) -> dict[str, Any]:
+        return {name: arrays[name] for name in groups[number]}
+
+    def init(params: Any) -> Any:
+        return {f"layers_{number}": rule.init(pick(params, number)) for number, rule in rules.items()}
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        changes: dict[str, Any] = {}
+        after: dict[str, Any] = {}
+        for number, rule in rules.items():
+            part = f"layers_{number}"
+            found, after[part] = rule.update(pick(updates, number), state[part], pick(params, number))
+            changes |= cast("dict[str, Any]", found)
+        return changes, after
+
+    return optax.GradientTransformation(init, update)
+
+
 @dataclasses.dataclass(frozen=True)
 class OptaxOptimizer(Optimizer):
     """An update rule of optax with our schedule, clipping and decay.
 
+    What a rule takes from whole arrays (LAMB's ratio of norms, the root mean squares of Adafactor and StableAdamW, Muon's matrices) it takes from
+    each layer, also where layers are stacked.
+
     Attributes:
       config: Options of the rule.
+      stacked: Names of the parameters that hold a stack of layers along their first axis.
     """
 
     config: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    stacked: frozenset[str] = frozenset()
 
     def _rule(self, trainable: Mapping[str, Any]) -> optax.GradientTransformation:
         decay = {name: value > 0 for name, value in self.decays(trainable).items()}
-        return RULES[self.name](self.config, decay)
+        groups: dict[int, list[str]] = {}
+        for name, leaf in trainable.items():
+            groups.setdefault(leaf.shape[0] if name in self.stacked else 0, []).append(name)
+        rules = {}
+        for num_layers, names in groups.items():
+            rule = RULES[self.name](self.config, {name: decay[name] for name in names})
+            rules[num_layers] = _for_each_layer(rule) if num_layers else rule
+        return rules[0] if list(groups) == [0] else _by_group(groups, rules)
 
     def init(self, trainable: Mapping[str, Any]) -> OptimizerState:
         """See ``Optimizer.init``."""

@@ -1,19 +1,24 @@
 """The optimizer of a run by its name: our own fused rules, and those of optax."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flaxbert.config import TrainConfig
+from flaxbert.core.axes import LAYERS
 from flaxbert.train.optax_rules import OptaxOptimizer
 from flaxbert.train.optimizer import Optimizer
 from flaxbert.train.schedules import make_schedule
 
 
-def make_optimizer(config: TrainConfig, num_steps: int) -> Optimizer:
+def make_optimizer(
+    config: TrainConfig, num_steps: int, leaf_axes: Mapping[str, Sequence[str]] | None = None
+) -> Optimizer:
     """Builds the optimizer of a run.
 
     Args:
       config: Update rule, learning rate, decay and clipping.
       num_steps: Optimizer steps of the whole run, for the schedule.
+      leaf_axes: Axis names by leaf name, which say what stacked layers are; None where no layers are stacked.
 
     Returns:
       The optimizer.
@@ -33,4 +38,5 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> Optimizer:
     }
     if config.optimizer in ("adamw", "adam", "sgd"):
         return Optimizer(**options)
-    return OptaxOptimizer(**options, config=config)
+    stacked = frozenset(name for name, axes in (leaf_axes or {}).items() if axes and axes[0] == LAYERS)
+    return OptaxOptimizer(**options, config=config, stacked=stacked)

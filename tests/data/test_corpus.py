@@ -74,9 +74,11 @@ def test_rows_are_documents(tmp_path):
     rows = [{"text": "A cat. A dog.\nA cow."}, {"text": ""}, {"text": "A hen."}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet")
+    (tmp_path / "c.parquet.gz").write_bytes(gzip.compress((tmp_path / "b.parquet").read_bytes()))
     expected = [["A cat.", "A dog.", "A cow."], ["A hen."]]
-    assert documents(tmp_path / "a.jsonl") == documents(tmp_path / "b.parquet") == expected
-    assert documents(tmp_path) == expected * 2
+    for name in ("a.jsonl", "b.parquet", "c.parquet.gz"):
+        assert documents(tmp_path / name) == expected
+    assert documents(tmp_path) == expected * 3
     for name in ("a.jsonl", "b.parquet"):
         with pytest.raises(DataError, match=r"no column 'txt' but text.*corpus\.text_column"):
             documents(tmp_path / name, text_column="txt")
@@ -116,6 +118,19 @@ def test_bad_files_are_named(tmp_path):
     damaged.write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match=r"d\.parquet: the file is no readable Parquet"):
         documents(damaged)
+    packed = tmp_path / "e.parquet.gz"
+    packed.write_bytes(gzip.compress(b"PAR1 no" * 100)[:20])
+    with pytest.raises(DataError, match=r"e\.parquet\.gz: the gzip file is damaged"):
+        documents(packed)
+    wide = tmp_path / "u.txt"
+    wide.write_bytes("naïve".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"u\.txt: the text is not utf-16 .*name utf-16-le"):
+        documents(wide, encoding="utf-16")
+    assert documents(wide, encoding="utf-16-le") == [["naïve"]]
+    records = tmp_path / "r.jsonl"
+    records.write_bytes('{"text": "naïve"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"r\.jsonl, line 1: .*corpus\.encoding: latin-1"):
+        documents(records)
     number = tmp_path / "n.jsonl"
     number.write_text('{"text": 3}\n')
     with pytest.raises(DataError, match=r"n\.jsonl, line 1: 'text' holds 3"):
@@ -146,6 +161,7 @@ def test_inputs_that_are_not_there(tmp_path):
     ("options", "message"),
     [
         ({"encoding": "utf-9"}, "corpus.encoding is 'utf-9'"),
+        ({"encoding": "hex"}, "corpus.encoding is 'hex', which is no text encoding"),
         ({"start_pattern": "("}, "corpus.start_pattern"),
         ({"max_document_characters": 3}, "at least 1000"),
     ],

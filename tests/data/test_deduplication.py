@@ -35,6 +35,8 @@ def test_near_copies_are_found_and_others_stay():
     half = [*first[:100], *second[:100]]
     texts = documents(first, second, changed, half, *(text(seed) for seed in range(2, 60)))
     assert find_duplicates(texts, DedupConfig(near=True)).all == {2}
+    copied = find_duplicates([*texts, *documents(first)], DedupConfig(near=True))
+    assert (copied.near, copied.exact) == ({2, len(texts)}, set())
     assert find_duplicates(texts, DedupConfig(exact=True)).all == set()
     assert find_duplicates(texts, DedupConfig()).all == set()
 

@@ -64,10 +64,27 @@ def test_a_run_goes_on_where_it_stood(sources):
     assert len(rest) == 19
     assert all(np.array_equal(a, b) for a, b in zip(rest, expected[11:], strict=True))
     other = StepPipeline(PretrainingBatches([Phase(mixture, 8, 30)]))
-    with pytest.raises(DataError, match=r"phases\.0\.batch_size was 4 and is 8"):
+    with pytest.raises(DataError, match=r"batches: phases\.0\.batch_size was 4 and is 8\. Resume"):
         other.set_state(state)
     for pipe in (pipeline, again, other):
         pipe.close()
+
+
+def test_another_tokenizer_or_other_masks_are_told_by_name(sources):
+    def pipeline(tokenizer, source=sources[0]):
+        return StepPipeline(PretrainingBatches([Phase(RowMixture([source]), 4, 30)], tokenizer=tokenizer))
+
+    state = pipeline("one").get_state()
+    pipeline("one").check_state(state)
+    with pytest.raises(DataError, match=r"batches: tokenizer was 'one' and is 'other'\. Resume"):
+        pipeline("other").check_state(state)
+    pipeline("one").check_state({name: value for name, value in state.items() if name != "tokenizer"})
+    corpus = sources[0].corpus
+    changed = RowSource(corpus, SPECIAL, masker(corpus, rate=0.5), row_length=16)
+    with pytest.raises(
+        DataError, match=r"batches: phases\.0\.sources\.0\.masking\.rate was 0\.15 and is 0\.5\. Resume"
+    ):
+        pipeline("one", changed).check_state(state)
 
 
 def test_every_row_of_an_epoch_comes_once(sources):
@@ -123,6 +140,22 @@ def test_phases_follow_each_other_with_shapes_of_their_own(tmp_path, sources):
     assert moved.identity != batches.identity, "where a phase begins decides what a step holds"
     longer_run = PretrainingBatches([phases[0], Phase(longer, 2, 9)])
     assert longer_run.identity == batches.identity
+
+
+def test_a_batch_that_grows_goes_on_with_the_rows_that_were_not_shown(sources):
+    mixture = RowMixture(sources)
+    grown = PretrainingBatches([Phase(mixture, 2, 4), Phase(mixture, 4, 3)])
+    alike = PretrainingBatches([Phase(mixture, 2, 10)])
+
+    def rows(batches):
+        return np.concatenate([batches[step]["input_ids"] for step in range(len(batches))])
+
+    np.testing.assert_array_equal(rows(grown), rows(alike))
+    for process in range(2):
+        share = PretrainingBatches([Phase(mixture, 2, 4), Phase(mixture, 4, 3)], process, 2)
+        np.testing.assert_array_equal(share[5]["input_ids"], grown[5]["input_ids"][2 * process : 2 * process + 2])
+    assert "phases.1.first_row" in grown.identity
+    assert not any(name.endswith("first_row") for name in alike.identity)
 
 
 def test_steps_are_split_by_shares():

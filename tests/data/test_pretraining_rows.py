@@ -91,6 +91,22 @@ def test_epochs_and_seeds_differ_in_order_and_masks(corpus):
     assert not np.array_equal(source.order(0), source.order(1))
 
 
+def test_lengths_do_not_tell_whether_a_text_follows(tmp_path):
+    """Where most documents are short, an other text that is long enough is rare; pairs without one are left out, whatever their answer."""
+    corpus = write_corpus(tmp_path, [15, 15, 15, 120] * 40)
+    source = RowSource(corpus, SPECIAL, masker(corpus), row_length=64, pairs="next_sentence", packing="none")
+    lengths = {0: [], 1: []}
+    for epoch in range(16):
+        rows = source.rows(range(len(source)), epoch)
+        seconds = (rows["token_type_ids"] == 1).sum(1) - 1
+        for label, sizes in lengths.items():
+            sizes += seconds[rows["pair_labels"][:, 0] == label].tolist()
+    assert min(map(len, lengths.values())) > 1200
+    assert max(lengths[1]) > 30
+    counts = {label: np.bincount(sizes, minlength=64) / len(sizes) for label, sizes in lengths.items()}
+    np.testing.assert_allclose(counts[0], counts[1], atol=0.05)
+
+
 @pytest.mark.parametrize("pairs", ["next_sentence", "sentence_order"])
 def test_pairs(pairs, tmp_path):
     corpus = write_corpus(tmp_path, [60] * 80)

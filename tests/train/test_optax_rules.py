@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from flaxbert.config import TrainConfig
+from flaxbert.core.axes import LAYERS
 from flaxbert.train.optax_rules import OTHER, RULES
 from flaxbert.train.optimizers import make_optimizer
 from tests.helpers import slow_unless
@@ -57,6 +58,37 @@ def test_a_parabola_is_descended(name):
         leaves, state = step(optimizer, leaves, state, dict(leaves))
     assert sum(float(jnp.sum(leaf**2)) for leaf in leaves.values()) < 0.97 * start
     assert int(state.count) == 40
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_stacked_layers_are_updated_like_layers_apart(name):
+    """Scales and gradients differ by layer, so that a ratio or a mean over the whole stack would show."""
+    scales, num_layers = jnp.array([0.1, 1.0, 10.0]), 3
+    kernels = jax.random.normal(jax.random.key(0), (num_layers, 6, 4)) * scales[:, None, None]
+    gradients = jax.random.normal(jax.random.key(1), (4, num_layers, 6, 4)) * scales[::-1, None, None] ** 2
+    word = jax.random.normal(jax.random.key(2), (130, 140))
+
+    def named(stack):
+        return {f"encoder.layers.{number}.up.kernel": stack[number] for number in range(num_layers)}
+
+    name_of_stack = "encoder.layers.up.kernel"
+    options = TrainConfig(optimizer=name, learning_rate=LEARNING_RATE, schedule="constant", warmup_rate=0.0)
+    axes = {name_of_stack: (LAYERS, "embed", "mlp"), "embeddings.word.embedding": ("vocab", "embed")}
+    apart, together = make_optimizer(options, 100), make_optimizer(options, 100, axes)
+    one = {**named(kernels), "embeddings.word.embedding": word}
+    other = {name_of_stack: kernels, "embeddings.word.embedding": word}
+    one_state, other_state = apart.init(one), together.init(other)
+    for gradient in gradients:
+        changed = {"embeddings.word.embedding": word}
+        one, one_state = step(apart, one, one_state, {**named(gradient), **changed})
+        other, other_state = step(together, other, other_state, {name_of_stack: gradient, **changed})
+    for number in range(num_layers):
+        np.testing.assert_allclose(
+            other[name_of_stack][number], one[f"encoder.layers.{number}.up.kernel"], rtol=1e-6, atol=1e-7
+        )
+    np.testing.assert_allclose(
+        other["embeddings.word.embedding"], one["embeddings.word.embedding"], rtol=1e-6, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("name", slow_unless({"lamb", "muon"}.__contains__, RULES))

@@ -9,6 +9,7 @@ import pytest
 
 from flaxbert.config import IGNORED_LABEL
 from flaxbert.errors import ConfigError
+from flaxbert.train.objectives import pretraining_counts
 from flaxbert.train.replaced_tokens import ReplacedTokenForward, join, same_embeddings, take_embeddings
 
 VOCAB, MASK, NEVER_DRAWN = 7, 6, -1e9
@@ -97,6 +98,22 @@ def test_where_the_gradient_of_the_discriminator_goes(sharing):
     assert not moves(judged, "generator")
     assert moves(guessed, "discriminator") == (sharing == "tied")
     assert moves(guessed, "generator") == (sharing != "tied")
+
+
+def test_rows_that_fill_up_a_batch_count_for_nothing():
+    forward = ReplacedTokenForward(_guess, _judge, "none")
+    params = join(always(3), numbered(), "none")
+    one = {"segment_ids": jnp.ones_like(BATCH["input_ids"]), "example_weight": jnp.ones(2)}
+    counts = pretraining_counts(forward(params, BATCH), {**BATCH, **one})
+    assert (counts["replaced_count"], counts["replaced_changed"]) == (8, 2)
+    filled = {name: jnp.concatenate([array, array[:1], array[:1]]) for name, array in {**BATCH, **one}.items()}
+    filled["labels"] = filled["labels"].at[2:].set(IGNORED_LABEL)
+    filled["example_weight"] = filled["example_weight"].at[2:].set(0.0)
+    inputs = {name: filled[name] for name in BATCH}
+    again = pretraining_counts(forward(params, inputs), filled)
+    assert counts.keys() == again.keys()
+    for name, value in counts.items():
+        np.testing.assert_allclose(again[name], value, rtol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("sharing", ["none", "tied", "disentangled"])

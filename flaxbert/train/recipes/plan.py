@@ -29,6 +29,7 @@ from flaxbert.train.memory import (
     find_batch_size,
     memory_budget_bytes,
 )
+from flaxbert.train.optimizer import Optimizer
 from flaxbert.train.optimizers import make_optimizer
 from flaxbert.train.recipes.setup import Prepared, Say, global_batch_size
 from flaxbert.train.state import TrainState, create_state, state_shardings
@@ -84,6 +85,11 @@ class StepJob:
     def batch_size(self) -> int:
         """Examples per optimizer step over all devices."""
         return global_batch_size(self.train)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The update rule."""
+        return make_optimizer(self.train, self.total_steps, self.leaf_axes)
 
 
 def finetuning_job(prepared: Prepared) -> StepJob:
@@ -154,7 +160,7 @@ def _build_step(job: StepJob, plan: BatchPlan, state: TrainState, kinds: Mapping
     return make_train_step(
         job.forward,
         job.loss,
-        make_optimizer(job.train, job.total_steps),
+        job.optimizer,
         kinds,
         plan.accumulation_steps,
         shardings=state_shardings(state, job.leaf_axes, job.mesh, kinds),
@@ -169,7 +175,7 @@ def _create_state(job: StepJob) -> tuple[TrainState, dict[str, str]]:
     return create_state(
         job.params,
         job.train.freeze,
-        make_optimizer(job.train, job.total_steps),
+        job.optimizer,
         leaf_axes=job.leaf_axes,
         mesh=job.mesh,
         loss_scale=job.train.initial_loss_scale if scaled else 1.0,
@@ -177,8 +183,9 @@ def _create_state(job: StepJob) -> tuple[TrainState, dict[str, str]]:
 
 
 def _create_state_of_shapes(job: StepJob) -> TrainState:
-    optimizer = make_optimizer(job.train, job.total_steps)
-    return jax.eval_shape(lambda params: create_state(params, job.train.freeze, optimizer, copy=False)[0], job.params)
+    return jax.eval_shape(
+        lambda params: create_state(params, job.train.freeze, job.optimizer, copy=False)[0], job.params
+    )
 
 
 def describe_state(state: TrainState) -> str:
@@ -219,7 +226,7 @@ def compile_run(job: StepJob, plan: BatchPlan, say: Say) -> CompiledRun:
     def initial_state() -> TrainState:
         return holder.pop() if holder else _create_state(job)[0]
 
-    norms = make_norms(make_optimizer(job.train, job.total_steps), sharded=job.mesh.size > 1)
+    norms = make_norms(job.optimizer, sharded=job.mesh.size > 1)
     return CompiledRun(_build_step(job, plan, like, kinds), norms, kinds, like, initial_state)
 
 

@@ -29,6 +29,9 @@ from flaxbert.train.recipes.setup import Say, say_on_first
 from flaxbert.weights.hub import resolve
 from flaxbert.weights.tokenizer import tokenizer_alone
 
+_STAGE = ".new"
+"""Folder inside of a corpus that a new one is written in, so that the old one stays until the new one is whole."""
+
 _OWN_FILES = ("documents-*.array_record", "lengths-*.npy", ".*.partial", CORPUS_FILE)
 
 
@@ -128,9 +131,16 @@ def prepare_corpus(
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)
     try:
-        _clear(folder, config.overwrite)
-        tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
-        note = _write(inputs, tokenizer, (config, corpus, dedup), engine or LocalEngine(config.num_workers), say)
+        _check_replaceable(folder, config.overwrite)
+        stage = folder / _STAGE
+        shutil.rmtree(stage, ignore_errors=True)
+        try:
+            tokenizer.save_pretrained(str(stage / TOKENIZER_FOLDER))
+            engine = engine or LocalEngine(config.num_workers)
+            note = _write(stage, inputs, tokenizer, (config, corpus, dedup), engine, say)
+            _replace(folder, stage)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
     finally:
         lock.release()
     found = PreparedCorpus(folder)
@@ -142,6 +152,7 @@ def prepare_corpus(
 
 
 def _write(
+    folder: Path,
     inputs: tuple[tuple[str, str], ...],
     tokenizer: Any,
     configs: tuple[PrepareConfig, CorpusConfig, DedupConfig],
@@ -150,7 +161,6 @@ def _write(
 ) -> str:
     """Writes shards and description; returns what is said of copies that were left out."""
     config, corpus, dedup = configs
-    folder = Path(config.folder)
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     jobs = [
         ShardJob(
@@ -185,8 +195,8 @@ def _write(
     return note
 
 
-def _clear(folder: Path, overwrite: bool) -> None:
-    present = sorted(path.name for path in folder.iterdir() if path.name != LOCK_NAME)
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    present = sorted(path.name for path in folder.iterdir() if path.name not in {LOCK_NAME, _STAGE})
     own = {path.name for pattern in _OWN_FILES for path in folder.glob(pattern)} | {TOKENIZER_FOLDER}
     foreign = [name for name in present if name not in own]
     if foreign:
@@ -197,10 +207,17 @@ def _clear(folder: Path, overwrite: bool) -> None:
         raise ConfigError(
             f"{folder} holds a corpus; choose another prepare.folder, or replace it with prepare.overwrite: true."
         )
+
+
+def _replace(folder: Path, stage: Path) -> None:
+    """Puts a corpus that is written in the place of what the folder holds, which was not touched until now."""
     (folder / CORPUS_FILE).unlink(missing_ok=True)  # first: without it the rest is no corpus
     shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
-    for name in present:
-        (folder / name).unlink(missing_ok=True) if name != TOKENIZER_FOLDER else None
+    for pattern in _OWN_FILES:
+        for path in folder.glob(pattern):
+            path.unlink()
+    for path in sorted(stage.iterdir(), key=lambda path: path.name == CORPUS_FILE):
+        path.replace(folder / path.name)
 
 
 def _drop_copies(jobs: list[ShardJob], dedup: DedupConfig, engine: Engine) -> tuple[list[ShardJob], str]:

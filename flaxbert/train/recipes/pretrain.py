@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from flaxbert.config import PretrainConfig
+from flaxbert.config import MaskingConfig, PretrainConfig
 from flaxbert.core.trees import count_parameters
 from flaxbert.data.pipeline import StepPipeline
 from flaxbert.model import Model
@@ -22,13 +22,17 @@ from flaxbert.train.recipes.setup import Say, say_on_first
 
 _MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("model", ("path", "family", "size", "architecture", "scan_layers", "precision")),
-    ("data", ("corpora", "weights", "validation_rate", "row_length", "phases", "packing")),
+    (
+        "data",
+        ("corpora", "weights", "validation_rate", "row_length", "phases", "packing", "min_tokens", "max_pieces"),
+    ),
+    ("masking", tuple(field.name for field in dataclasses.fields(MaskingConfig))),
     (
         "objective",
         ("pairs", "pair_weight", "replaced_tokens", "replaced_weight", "generator", "generator_rate", "sharing"),
     ),
     ("train", ("optimizer", "batch_size", "target_batch_size", "num_steps", "num_epochs", "schedule", "learning_rate")),
-    ("train", ("freeze", "seed")),
+    ("train", ("freeze", "seed", "metric")),
 )
 
 
@@ -74,16 +78,18 @@ def pretrain(
     ledger = TimeLedger()
     prepared = prepare_pretraining(config, say)
     folder = pathlib.Path(config.output.folder)
-    with CheckpointStore(folder / "checkpoints", keep=config.train.keep_checkpoints, higher_is_better=False) as store:
+    with CheckpointStore(
+        folder / "checkpoints", keep=config.train.keep_checkpoints, higher_is_better=prepared.metric[1]
+    ) as store:
         newest = find_checkpoint(store, config.train, config.to_dict(), _MUST_AGREE, say)
-        callbacks = build_callbacks(config.output, "loss", folder, extra_callbacks, ledger)
+        callbacks = build_callbacks(config.output, prepared.metric[0], folder, extra_callbacks, ledger)
         run = TrainingRun(
             job=prepared.jobs[0],
             other_shapes=prepared.jobs[1:],
             pipeline=StepPipeline(prepared.batches),
             steps_per_epoch=prepared.batches.steps_per_epoch,
             evaluate=prepared.evaluate,
-            metric=("loss", False),
+            metric=prepared.metric,
             config=config.to_dict(),
             info=functools.partial(_run_info, prepared),
             store=store,

@@ -127,6 +127,23 @@ def new_model_config(source: PretrainModel, vocab_size: int, row_length: int, pa
     return config
 
 
+def check_positions(config: ModelConfig, path: str, row_length: int) -> None:
+    """Refuses rows that are longer than a checkpoint's positions: their embeddings would be not-a-number.
+
+    Args:
+      config: Its architecture.
+      path: Where it is.
+      row_length: Tokens of the longest row.
+
+    Raises:
+      ConfigError: The rows are too long.
+    """
+    if config.max_length < row_length:
+        raise ConfigError(
+            f"data.row_length is {row_length}, but the model at {path} has positions for {config.max_length} tokens; lower it."
+        )
+
+
 def generator_config(config: ModelConfig, rate: float) -> ModelConfig:
     """Returns the architecture of the generator beside a discriminator: narrower where the family projects its embeddings, else less deep.
 
@@ -169,6 +186,7 @@ def build_networks(
     """
     if source.path:
         main = _loaded(source.path, source, _task(objective), tokenizer, seed)
+        check_positions(main.config, source.path, row_length)
     else:
         size = max(tokenizer.get_vocab().values()) + 1
         config = new_model_config(source, size, row_length, int(tokenizer.pad_token_id or 0))
@@ -177,6 +195,7 @@ def build_networks(
         return _one_network(main, objective)
     if objective.generator:
         generator = _loaded(objective.generator, source, "fill-mask", tokenizer, seed)
+        check_positions(generator.config, objective.generator, row_length)
     else:
         config = generator_config(main.config, objective.generator_rate)
         generator = _new_model(source, config, "fill-mask", tokenizer, seed + 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flaxbert.architecture import ModelConfig
-from flaxbert.config import PretrainConfig, PretrainPhase, TrainConfig
+from flaxbert.config import ObjectiveConfig, PretrainConfig, PretrainPhase, TrainConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.runtime import initialize_distributed
 from flaxbert.core.sharding import batch_share, batch_ways, build_mesh, check_mesh_fits, place_batch, replicated
@@ -28,6 +29,11 @@ from flaxbert.train.recipes.setup import Say, global_batch_size, say_on_first
 from flaxbert.weights.tokenizer import tokenizer_alone
 
 EVALUATION_BATCH_SIZE = 32
+
+TOTAL_LOSS = "total_loss"
+"""Metric: the losses of an objective of several parts, weighted as in training."""
+
+_SUMS = ("loss", "right", "count", "changed", "found")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +105,26 @@ class Pretraining:
             for batch in rows:
                 for name, value in self._counts(params, place_batch(batch, self.mesh)).items():
                     sums[name] = sums.get(name, 0.0) + float(value)
-        return _metrics(sums)
+        return _metrics(sums, self.config.objective)
+
+    @property
+    def metric(self) -> tuple[str, bool]:
+        """The metric that chooses the best step, and whether higher is better: ``train.metric``, else the loss of the whole objective.
+
+        Raises:
+          ConfigError: There is no such metric.
+        """
+        objective = self.config.objective
+        counted = {"masked_lm", *(["replaced"] if objective.replaced_tokens else [])}
+        counted |= set() if objective.pairs == "none" else {"pair"}
+        names = list(_metrics({f"{part}_{sum_}": 1.0 for part in counted for sum_ in _SUMS}, objective))
+        name = self.config.train.metric or ("loss" if len(counted) == 1 else TOTAL_LOSS)
+        if name not in names:
+            raise ConfigError(f"train.metric is {name!r}, but pre-training with this objective has {', '.join(names)}.")
+        return name, not name.endswith(("loss", "perplexity"))
 
 
-def _metrics(sums: Mapping[str, float]) -> dict[str, float]:
+def _metrics(sums: Mapping[str, float], objective: ObjectiveConfig) -> dict[str, float]:
     loss = sums["masked_lm_loss"] / max(sums["masked_lm_count"], 1.0)
     found = {
         "loss": loss,
@@ -117,7 +139,9 @@ def _metrics(sums: Mapping[str, float]) -> dict[str, float]:
         changed = sums["replaced_changed"]
         found["replaced_rate"] = changed / max(sums["replaced_count"], 1.0)
         found["replaced_recall"] = sums["replaced_found"] / max(changed, 1.0)
-    return found
+    weights = {"pair": objective.pair_weight, "replaced": objective.replaced_weight}
+    others = [weight * found[f"{part}_loss"] for part, weight in weights.items() if f"{part}_loss" in found]
+    return found | ({TOTAL_LOSS: loss + sum(others)} if others else {})
 
 
 def _load_corpora(config: PretrainConfig) -> tuple[list[PreparedCorpus], Any]:
@@ -178,21 +202,13 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
     initialize_distributed(config.mesh)
     mesh = build_mesh(config.mesh)
     corpora, tokenizer = _load_corpora(config)
+    for corpus in corpora:
+        if corpus.skipped:
+            say(f"{corpus.folder}: left out {', '.join(corpus.skipped)}, which are missing or damaged.")
     planned = phases_of(config)
     longest = max(phase.row_length for phase in planned)
     networks = build_networks(config.model, config.objective, tokenizer, longest, config.train.seed)
-    if config.data.validation:
-        *corpora, held_corpus = corpora
-        documents: list[Any] = [None] * len(corpora)
-        held: Any = None
-    else:
-        held_corpus = corpora[0]
-        held = hold_out_documents(len(held_corpus), config.data.validation_rate, config.train.seed)
-        if not held.any():
-            raise ConfigError(
-                "No document is held out for evaluation; raise data.validation_rate, or name a corpus in data.validation."
-            )
-        documents = [~held, *[None] * (len(corpora) - 1)]
+    corpora, documents, held_corpus, held = _hold_out(config, corpora)
     make = functools.partial(_make_rows, config, tokenizer, networks.main.config)
     mixtures: dict[int, RowMixture] = {}
     for length in dict.fromkeys(phase.row_length for phase in planned):
@@ -211,9 +227,34 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
     accumulation = config.train.fixed_accumulation_steps
     for phase, length in zip(phases, (phase.row_length for phase in planned), strict=True):
         check_mesh_fits(mesh, networks.main.config, phase.batch_size // accumulation, (length,))
-    batches = PretrainingBatches(phases, *batch_share(mesh))
-    validation = make(held_corpus, held, longest)
+    batches = PretrainingBatches(phases, *batch_share(mesh), tokenizer=_digest(tokenizer))
+    try:
+        validation = make(held_corpus, held, longest)
+    except DataError as error:
+        raise DataError(f"The documents held out for evaluation in {held_corpus.folder}: {error}") from error
     return Pretraining(config, networks, mesh, batches, validation, total_steps)
+
+
+def _hold_out(
+    config: PretrainConfig, corpora: list[PreparedCorpus]
+) -> tuple[list[PreparedCorpus], list[Any], PreparedCorpus, Any]:
+    """Returns the corpora of training with the documents that are read of each, and the same for evaluation; None reads all."""
+    if config.data.validation:
+        *corpora, held_corpus = corpora
+        return corpora, [None] * len(corpora), held_corpus, None
+    held_corpus = corpora[0]
+    held = hold_out_documents(len(held_corpus), config.data.validation_rate, config.train.seed)
+    if not held.any():
+        mend = "raise data.validation_rate, or name" if len(held_corpus) > 1 else "it is one document; name"
+        raise ConfigError(
+            f"No document of {held_corpus.folder} is held out for evaluation; {mend} a corpus in data.validation."
+        )
+    return corpora, [~held, *[None] * (len(corpora) - 1)], held_corpus, held
+
+
+def _digest(tokenizer: Any) -> str:
+    entries = "\n".join(f"{number} {token}" for token, number in sorted(tokenizer.get_vocab().items()))
+    return hashlib.blake2b(entries.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def phases_of(config: PretrainConfig) -> list[PretrainPhase]:

@@ -173,6 +173,8 @@ class TrainingRun:
         Returns:
           Metrics before training, how the loop ended, and step and parameters of the state that is kept.
         """
+        if newest is not None:  # before anything is compiled
+            self.pipeline.check_state(self.store.read_host(newest)["data"])
         before = self.before(newest)
         result, compiled = self.train(newest, before)
         state, step = self.chosen(result, compiled)

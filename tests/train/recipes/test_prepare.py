@@ -96,6 +96,13 @@ def test_folders_are_protected(tmp_path, model, texts):
     again, _ = run(tmp_path, model, texts, num_workers=1, num_shards=2, overwrite=True)
     assert len(again) == 60
     assert len(list((tmp_path / "corpus").glob("documents-*"))) == 2
+    (texts / "broken.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="broken"):
+        run(tmp_path, model, texts, num_workers=1, overwrite=True)
+    (texts / "broken.txt").unlink()
+    kept = PreparedCorpus(tmp_path / "corpus")
+    assert contents(kept) == contents(again), "what can not be replaced stays"
+    assert not (tmp_path / "corpus" / ".new").exists()
     (tmp_path / "corpus" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds thesis\.txt"):
         run(tmp_path, model, texts, num_workers=1, overwrite=True)

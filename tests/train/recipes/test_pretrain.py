@@ -33,6 +33,7 @@ from flaxbert.train.recipes import plan
 from flaxbert.train.recipes.prepare import prepare_corpus
 from flaxbert.train.recipes.pretrain import pretrain
 from flaxbert.train.recipes.pretraining_networks import build_networks, new_model_config
+from flaxbert.train.recipes.pretraining_setup import prepare_pretraining
 from flaxbert.train.recipes.tokenizer import extend_tokenizer_for_corpus, train_tokenizer_of_corpus
 from flaxbert.weights.tokenizer import tokenizer_alone
 
@@ -363,6 +364,34 @@ def test_a_checkpoint_s_embeddings_win_over_new_ones_and_two_that_differ_are_not
     build(electra, ObjectiveConfig(), seed=3).main.save(tmp_path / "third")
     with pytest.raises(ConfigError, match="can not be tied"):
         build(stored, dataclasses.replace(other, generator=str(tmp_path / "third")), seed=2)
+
+
+def test_the_whole_objective_chooses_the_best_step_unless_a_metric_is_named(corpus, tmp_path):
+    def metric(objective=None, **train):
+        config = dataclasses.replace(config_of(corpus, tmp_path, train=train), objective=objective or ObjectiveConfig())
+        return prepare_pretraining(config, quiet).metric
+
+    assert metric() == ("loss", False)
+    assert metric(metric="masked_accuracy") == ("masked_accuracy", True)
+    assert metric(ObjectiveConfig(pairs="next_sentence")) == ("total_loss", False)
+    assert metric(ObjectiveConfig(pairs="next_sentence"), metric="pair_accuracy") == ("pair_accuracy", True)
+    with pytest.raises(ConfigError, match=r"train\.metric is 'f1'.* has loss, perplexity, masked_accuracy\."):
+        metric(metric="f1")
+
+
+def test_rows_longer_than_the_positions_of_a_checkpoint_are_refused(corpus, tmp_path):
+    tokenizer = tokenizer_alone(corpus / "tokenizer")
+    short = PretrainModel(size="tiny", architecture={**TINY, "max_position_embeddings": 32}, precision="float32")
+    build_networks(short, ObjectiveConfig(), tokenizer, 32, 0).main.save(tmp_path / "short")
+    stored = PretrainModel(path=str(tmp_path / "short"), precision="float32")
+    with pytest.raises(ConfigError, match=r"data\.row_length is 64, but the model at .*short has positions for 32"):
+        build_networks(stored, ObjectiveConfig(), tokenizer, 64, 0)
+
+
+def test_settings_that_pretraining_does_not_use_are_refused():
+    for options in ({"label_smoothing_rate": 0.1}, {"class_weights": "balanced"}):
+        with pytest.raises(ConfigError, match="does not use train"):
+            PretrainConfig(train=TrainConfig(**options))
 
 
 def test_contradicting_objectives_are_refused():
