@@ -120,6 +120,7 @@ class PretrainData:
       min_tokens: Pieces with fewer tokens are left out.
       max_pieces: Most pieces of a row; 0 for any number.
       skip_damaged: Leave out files of a corpus that are missing or cut off, instead of refusing it.
+      num_workers: Processes that make batches ahead, for devices that learn faster than one thread makes rows; each holds the numbers of all pieces. 0: a thread. The batches are the same.
     """
 
     corpora: tuple[str, ...] = ()
@@ -133,10 +134,12 @@ class PretrainData:
     min_tokens: int = 8
     max_pieces: int = 0
     skip_damaged: bool = False
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
         require_rate("data", "validation_rate", self.validation_rate, upper_open=True)
-        for name, least in (("max_validation_rows", 0), ("row_length", 8), ("min_tokens", 1), ("max_pieces", 0)):
+        limits = {"max_validation_rows": 0, "row_length": 8, "min_tokens": 1, "max_pieces": 0, "num_workers": 0}
+        for name, least in limits.items():
             require_at_least("data", name, getattr(self, name), least)
 
 

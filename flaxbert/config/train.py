@@ -82,6 +82,7 @@ class TrainConfig:
       profile: Steps that are traced for xprof, first:last, for example 100:105; the trace goes to profile/ in the folder of the run. Empty traces nothing.
       hang_factor: A run that makes no step within this many times its median step, and within hang_seconds, writes the stacks of its threads and ends with exit code 75; 0 never ends it.
       hang_seconds: Least time without a step that counts as a hang, in seconds. Compilation, evaluation and checkpoints do not count.
+      hang_pause_seconds: Longest that one compilation, evaluation or checkpoint may take before it counts as a hang too, in seconds; 0 lets it take any time.
       resume: auto continues from the newest good checkpoint of the output folder, never starts anew (an existing run is an error), must refuses to start without one.
     """
 
@@ -130,6 +131,7 @@ class TrainConfig:
     profile: str = ""
     hang_factor: float = 10.0
     hang_seconds: float = 300.0
+    hang_pause_seconds: float = 7200.0
     resume: Literal["auto", "never", "must"] = "auto"
 
     def __post_init__(self) -> None:
@@ -152,7 +154,7 @@ class TrainConfig:
             "num_epochs", "num_steps", "learning_rate", "warmup_steps", "end_learning_rate", "decay_steps",
             "weight_decay", "max_grad_norm", "evaluate_every", "evaluation_batch_size", "checkpoint_every",
             "early_stopping_patience", "early_stopping_threshold", "plateau_patience", "spike_loss_factor",
-            "spike_grad_norm_factor", "max_skipped_in_row", "max_skipped", "hang_factor", "hang_seconds",
+            "spike_grad_norm_factor", "max_skipped_in_row", "max_skipped", "hang_factor", "hang_seconds", "hang_pause_seconds",
         ):  # fmt: skip
             require_at_least("train", field, getattr(self, field), 0)
         for field in (

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from flaxbert.data.workers import WorkerBatches
 from flaxbert.errors import DataError
 
 PREFETCHED_BATCHES = 4
@@ -22,20 +23,31 @@ class StepPipeline(Iterator[Batch]):
       source: Random access to the batches of one process by the number of the step (``len`` and ``source[step]``), with
         ``steps_per_epoch`` and with ``identity``, which says what order and content depend on and is fit for JSON.
       prefetch: Batches that a thread prepares ahead.
+      num_workers: Processes that make batches ahead; 0 leaves it to the thread.
     """
 
-    def __init__(self, source: Any, prefetch: int = PREFETCHED_BATCHES) -> None:
+    def __init__(self, source: Any, prefetch: int = PREFETCHED_BATCHES, num_workers: int = 0) -> None:
+        self._source, self._prefetch, self._num_workers = source, prefetch, num_workers
+        self._step = 0
+        self._iterator: Any = None
+
+    def _start(self) -> Any:
+        if self._num_workers:
+            return WorkerBatches(self._source, self._num_workers, self._step)
         import grain
 
-        self._source = source
-        options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
-        self._iterator: Any = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        options = grain.ReadOptions(num_threads=1 if self._prefetch else 0, prefetch_buffer_size=self._prefetch)
+        return iter(grain.MapDataset.source(self._source)[self._step :].to_iter_dataset(options))
 
     def __iter__(self) -> "StepPipeline":
         return self
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -45,7 +57,7 @@ class StepPipeline(Iterator[Batch]):
     @property
     def step(self) -> int:
         """Number of batches handed out so far, over all epochs."""
-        return int(self._iterator.get_state()["next_index"])
+        return self._step
 
     @property
     def epoch(self) -> int:
@@ -92,11 +104,17 @@ class StepPipeline(Iterator[Batch]):
           DataError: The position belongs to other examples, another seed or another batch size.
         """
         self.check_state(state)
-        self._iterator.set_state({"next_index": state["step"]})
+        self._stop()
+        self._step = state["step"]
 
     def close(self) -> None:
-        """Stops reading ahead; the pipeline can not be used afterwards."""
-        self._iterator.close()
+        """Stops reading ahead; what was read ahead is read again where the pipeline goes on."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

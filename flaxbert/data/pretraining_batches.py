@@ -106,6 +106,10 @@ class PretrainingBatches:
     process_count: int = 1
     tokenizer: str = ""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a process that makes batches needs: the fields, not what was worked out from them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     def __len__(self) -> int:
         return sum(phase.num_steps for phase in self.phases)
 

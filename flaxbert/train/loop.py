@@ -145,7 +145,13 @@ class _Run:
         self.saved_step = self.step if progress.history or self.step else -1
         self.steps = StepLog(parts.networks, jax.process_count())
         self.ledger = parts.callbacks.ledger
-        self.watchdog = HangWatchdog(parts.folder, config.hang_factor, config.hang_seconds, jax.process_index())
+        self.watchdog = HangWatchdog(
+            parts.folder,
+            config.hang_factor,
+            config.hang_seconds,
+            jax.process_index(),
+            pause_seconds=config.hang_pause_seconds,
+        )
         self.profile = ProfileWindow(parts.folder, config.profile_steps(), parts.total_steps, self.step)
         self.started = time.perf_counter()
         self.key = jax.random.key(config.seed)

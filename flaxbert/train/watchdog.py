@@ -25,8 +25,8 @@ class HangWatchdog:
     """A thread that ends the process when no step was completed for too long.
 
     A step counts when its result is there, not when it was handed to the device: the thread asks the arrays, which waits for
-    nothing. Time inside ``paused`` (compilation, evaluation, checkpoints) does not count, and neither does time in which the whole
-    process was stopped. A thread can only look while the interpreter runs: code that never gives it free is not noticed.
+    nothing. Time inside ``paused`` (compilation, evaluation, checkpoints) does not count as time without a step, but has a limit of its own.
+    Time in which the whole process was stopped does not count at all. A thread can only look while the interpreter runs: code that never gives it free is not noticed.
 
     Args:
       folder: Where the stacks are written.
@@ -35,6 +35,7 @@ class HangWatchdog:
       process: Number of this process, for the name of the file.
       clock: Returns seconds; only its differences matter.
       end: Ends the process with an exit code.
+      pause_seconds: Longest that one ``paused`` may take; 0 lets it take any time.
 
     Example:
       >>> with HangWatchdog(pathlib.Path("runs/sst2"), factor=10.0, least_seconds=300.0) as watchdog:
@@ -49,7 +50,9 @@ class HangWatchdog:
         process: int = 0,
         clock: Callable[[], float] = time.monotonic,
         end: Callable[[int], Any] = os._exit,
+        pause_seconds: float = 0.0,
     ) -> None:
+        self._pause_seconds = pause_seconds
         self._folder, self._factor, self._least_seconds, self._process = folder, factor, least_seconds, process
         self._clock, self._end = clock, end
         self._lock = threading.Lock()
@@ -87,16 +90,19 @@ class HangWatchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Returns a context whose time does not count."""
+        """Returns a context whose time does not count as time without a step."""
         self.look()
         with self._lock:
+            if not self._pauses:
+                self._since = self._last_look = self._clock()
             self._pauses += 1
         try:
             yield
         finally:
             with self._lock:
                 self._pauses -= 1
-                self._since = self._last_look = self._clock()
+                if not self._pauses:
+                    self._since = self._last_look = self._clock()
 
     def look(self) -> bool:
         """Takes in which steps are done.
@@ -110,12 +116,11 @@ class HangWatchdog:
             while self._pending and self._pending[0][1].is_ready():
                 self._step = self._pending.popleft()[0]
                 done += 1
-            if self._pauses:
-                self._since = self._last_look = now
-                return False
             if now - self._last_look > _STOPPED_FACTOR * max(_LONGEST_PAUSE, self._pause()):
                 self._since += now - self._last_look  # this thread did not run either: the process was stopped
             self._last_look = now
+            if self._pauses:
+                return 0 < self._pause_seconds < now - self._since
             if done:
                 self._durations.extend([(now - self._since) / done] * done)
                 self._since = now
@@ -134,9 +139,15 @@ class HangWatchdog:
     def _give_up(self) -> None:
         waited = self._clock() - self._since
         path = self._folder / f"hang_process{self._process}_step{self._step}.txt"
+        reason = (
+            f"A compilation, evaluation or checkpoint after step {self._step} took {waited:.0f} s (limit {self._pause_seconds:.0f} s, "
+            "train.hang_pause_seconds)"
+            if self._pauses
+            else f"No step was completed for {waited:.0f} s after step {self._step} (limit {self.limit_seconds:.0f} s, of "
+            f"{self._factor:g} times the median step and train.hang_seconds)"
+        )
         said = (
-            f"No step was completed for {waited:.0f} s after step {self._step} (limit {self.limit_seconds:.0f} s, of "
-            f"{self._factor:g} times the median step and train.hang_seconds). The stacks of all threads are in {path}; "
+            f"{reason}. The stacks of all threads are in {path}; "
             f"the process ends with code {EXIT_HANG}, and the same command goes on from the newest checkpoint."
         )
         try:

@@ -116,6 +116,24 @@ def test_pauses_and_times_in_which_the_process_was_stopped_do_not_count(clock):
     assert pass_seconds(clock, watchdog, 6.0)
 
 
+def test_a_pause_has_a_limit_of_its_own(clock, tmp_path, capsys):
+    ended = []
+    watchdog = HangWatchdog(tmp_path, 10.0, 5.0, clock=clock, end=ended.append, pause_seconds=100.0)
+    with watchdog.paused():
+        assert not pass_seconds(clock, watchdog, 90.0)
+        with watchdog.paused():
+            pass
+        clock.now += 1000.0  # the whole process was stopped
+        assert not watchdog.look()
+        assert not pass_seconds(clock, watchdog, 10.0)
+        assert pass_seconds(clock, watchdog, 1.0)
+        watchdog._give_up()
+    assert ended == [EXIT_HANG]
+    assert "took 101 s (limit 100 s, train.hang_pause_seconds)" in capsys.readouterr().err
+    with watchdog.paused():
+        assert not pass_seconds(clock, watchdog, 90.0), "the next pause has the whole time again"
+
+
 def test_without_a_factor_nothing_watches(clock):
     with make(clock, factor=0.0) as watchdog:
         assert watchdog._thread is None

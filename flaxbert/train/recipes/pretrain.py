@@ -86,7 +86,7 @@ def pretrain(
         run = TrainingRun(
             job=prepared.jobs[0],
             other_shapes=prepared.jobs[1:],
-            pipeline=StepPipeline(prepared.batches),
+            pipeline=StepPipeline(prepared.batches, num_workers=config.data.num_workers),
             steps_per_epoch=prepared.batches.steps_per_epoch,
             evaluate=prepared.evaluate,
             metric=prepared.metric,
