@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from flaxbert.architecture import resolve_task
 from flaxbert.config import IGNORED_LABEL
+from flaxbert.core.sharding import TENSOR
+from flaxbert.core.traced_mesh import ways
 from flaxbert.errors import ConfigError, ShapeError, nearest
 
 HIDDEN_SCORE = -1e30
@@ -36,8 +38,16 @@ def negative_log_likelihood(
       labels: Labels in range.
     """
     log_partition = jax.scipy.special.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return log_partition - picked, log_partition
+    return log_partition - _pick(logits, labels), log_partition
+
+
+def _pick(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the score of each label."""
+    if ways(TENSOR) == 1:
+        return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    # Scores over ``tensor`` are summed instead of gathered: XLA's partitioner (jaxlib 0.10.2) ends the process on such a gather inside of manual axes.
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    return jnp.sum(jnp.where(classes == labels[..., None], logits, jnp.float32(0.0)), axis=-1)
 
 
 def _likelihood_forward(logits: jax.Array, labels: jax.Array) -> tuple[Any, Any]:

@@ -177,10 +177,10 @@ def test_what_is_computed_again_changes_nothing_on_any_axis(remat, stacked):
         assert_same_training(run_steps(2, remat=remat, mesh_config=as_mesh(shape), **settings), reference)
 
 
-def compile_pretraining(mesh, rows, length, slots):
+def compile_pretraining(mesh, rows, length, slots, **sizes):
     """Compiles a step over packed rows whose hidden words are scored alone; returns it with its state and batch."""
     random = np.random.default_rng(0)
-    config = ONE_LAYER.replace(max_position_embeddings=length)
+    config = ONE_LAYER.replace(max_position_embeddings=length, **sizes)
     params = map_leaves(lambda _, leaf: np.full(leaf.shape, 0.01, np.float32), abstract_params(config, "fill-mask"))
     optimizer, axes = tiny_optimizer(), leaf_axes(params)
     state, kinds = create_state(params, (), optimizer, leaf_axes=axes, mesh=mesh)
@@ -205,6 +205,17 @@ def test_data_and_fsdp_gather_parameters_alone():
     parameters = {leaf.shape for leaf in state.trainable.values()}
     assert {array.dimensions for entry in found if entry.kind == "all-gather" for array in entry.arrays} <= parameters
     assert not [entry for entry in found if entry.kind in ("all-to-all", "collective-permute")]
+
+
+def test_scores_of_words_over_tensor_are_neither_gathered_nor_split_by_a_gather_that_ends_the_process():
+    """The partitioner of jaxlib 0.10.2 died of the label's score where words lie over tensor and rows of tokens over sequence, at these sizes."""
+    sizes = {"vocab_size": 8192, "hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 1024}
+    mesh = build_mesh(MeshConfig(data=2, sequence=2, tensor=2))
+    compiled, _, _ = compile_pretraining(mesh, 16, 256, 40, **sizes)
+    found = find_collectives(compiled.as_text())
+    shapes = {array.dimensions for entry in found if entry.kind == "all-gather" for array in entry.arrays}
+    assert shapes
+    assert not [shape for shape in shapes if len(shape) == 3 and shape[-1] == sizes["vocab_size"]]
 
 
 def test_of_activations_only_keys_values_and_hidden_words_travel_over_sequence():
