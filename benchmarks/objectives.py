@@ -102,6 +102,8 @@ def pretrain_once(config: Any) -> tuple[dict[str, float], float]:
 
     start = time.perf_counter()
     result = pretrain(config, say=lambda line: print(f"  {line}", flush=True))
+    if result.reason == "preempted":
+        raise SystemExit("Stopped; with --scratch the same command goes on from here.")
     return dict(result.after), time.perf_counter() - start
 
 

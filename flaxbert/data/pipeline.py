@@ -77,14 +77,12 @@ class StepPipeline(Iterator[Batch]):
         Raises:
           DataError: The position belongs to other examples, another seed or another batch size.
         """
-        saved = _flatten({name: value for name, value in state.items() if name != "step"})
-        now = _flatten(
-            {name: value for name, value in self._source.identity.items() if name in state or name not in _YOUNG}
-        )
+        identity = {name: value for name, value in self._source.identity.items() if name in state or name not in _YOUNG}
+        now, saved = _flatten(identity), _flatten({name: state[name] for name in identity if name in state})
         differing = [
-            f"{name} was {saved.get(name)!r} and is {value!r}"
-            for name, value in now.items()
-            if saved.get(name) != value
+            f"{name} was {saved.get(name)!r} and is {now.get(name)!r}"
+            for name in dict.fromkeys([*now, *saved])
+            if saved.get(name) != now.get(name)
         ]
         step = state.get("step")
         if differing or not isinstance(step, int) or not 0 <= step <= len(self._source):

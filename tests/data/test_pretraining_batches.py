@@ -85,6 +85,9 @@ def test_another_tokenizer_or_other_masks_are_told_by_name(sources):
         DataError, match=r"batches: phases\.0\.sources\.0\.masking\.rate was 0\.15 and is 0\.5\. Resume"
     ):
         pipeline("one", changed).check_state(state)
+    both = StepPipeline(PretrainingBatches([Phase(RowMixture(sources), 4, 30)], tokenizer="one"))
+    with pytest.raises(DataError, match=r"phases\.0\.sources\.1\.row_length was 16 and is None"):
+        pipeline("one").check_state(both.get_state())
 
 
 def test_every_row_of_an_epoch_comes_once(sources):
