@@ -58,7 +58,7 @@ def test_an_error_of_a_worker_is_the_users_error(tmp_path, model, monkeypatch):
 def test_a_folder_that_nodes_do_not_share_is_named(tmp_path, model, monkeypatch):
     def elsewhere(rows, worker, arguments, config):
         for number, arrays in spread(rows, worker, arguments, config):
-            for file in (tmp_path / "many").glob("documents-*"):
+            for file in (tmp_path / "many").rglob("documents-*"):
                 file.unlink()
             yield number, arrays
 
