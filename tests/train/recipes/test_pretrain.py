@@ -122,7 +122,10 @@ def test_words_are_learned_and_the_model_loads_everywhere(corpus, tmp_path):
 def test_pairs_are_learned(pairs, corpus, tmp_path):
     train = {"batch_size": 16, "learning_rate": 3e-3}
     result = pretrain(
-        config_of(corpus, tmp_path, steps=300, pairs=pairs, max_validation_rows=0, train=train), say=quiet
+        config_of(
+            corpus, tmp_path, steps=300, pairs=pairs, validation_rate=0.3, max_validation_rows=0, train=train
+        ),  # 30 held-out pairs are too few to tell 0.73 from 0.8
+        say=quiet,
     )
     assert result.model.task == "pretraining"
     assert result.before["pair_loss"] > 0.6
