@@ -5,13 +5,12 @@ import dataclasses
 import glob
 import gzip
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flaxbert.config import CorpusConfig
-from flaxbert.data.readers import numbered_lines, parse_record
+from flaxbert.data.readers import DAMAGED_GZIP, damaged_gzip, numbered_lines, parse_record
 from flaxbert.data.tables import shorten
 from flaxbert.errors import DataError, nearest
 
@@ -238,8 +237,8 @@ def _numbered_parts(path: Path, config: CorpusConfig) -> Iterator[tuple[int, str
                     rest = rest[cut:]
         if rest:
             yield number, rest.removeprefix("\ufeff")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: the gzip file is damaged or cut off ({error}); copy or pack it again.") from error
+    except DAMAGED_GZIP as error:
+        raise damaged_gzip(path, error) from error
     except OSError as error:
         raise DataError(f"{path}: the file can not be read ({error.strerror or error}).") from error
 
@@ -294,8 +293,8 @@ def _unpacked(path: Path) -> Any:
     try:
         with gzip.open(path) as file:
             return pyarrow.BufferReader(file.read())
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: the gzip file is damaged or cut off ({error}); copy or pack it again.") from error
+    except DAMAGED_GZIP as error:
+        raise damaged_gzip(path, error) from error
 
 
 def _hub_texts(source: str, config: CorpusConfig) -> Iterator[Any]:

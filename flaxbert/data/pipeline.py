@@ -102,14 +102,11 @@ class StepPipeline(Iterator[Batch]):
           DataError: The position belongs to other examples, another seed or another batch size.
         """
         self.check_state(state)
-        self._stop()
+        self.close()
         self._step = state["step"]
 
     def close(self) -> None:
         """Stops reading ahead; what was read ahead is read again where the pipeline goes on."""
-        self._stop()
-
-    def _stop(self) -> None:
         if self._iterator is not None:
             self._iterator.close()
         self._iterator = None

@@ -21,6 +21,10 @@ from flaxbert.errors import ConfigError, DataError, nearest
 Line = tuple[int, str]
 
 
+DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+"""What Python raises where a gzip file is cut off or damaged."""
+
+
 def read_text_file(path: Path, file_format: str, wanted: Sequence[str], config: DataConfig, limit: int = 0) -> Table:
     """Reads columns of a text file.
 
@@ -59,6 +63,16 @@ def _read_records(
         csv.field_size_limit(usual_limit)
 
 
+def damaged_gzip(path: Path, error: Exception) -> DataError:
+    """Returns the error of a gzip file that can not be unpacked.
+
+    Args:
+      path: The file.
+      error: One of ``DAMAGED_GZIP``.
+    """
+    return DataError(f"{path}: the gzip file is damaged or cut off ({error}); copy or pack it again.")
+
+
 def numbered_lines(path: Path, encoding: str = "utf-8", option: str = "data.encoding") -> Generator[Line, None, None]:
     """Yields the lines of a text file with their numbers from 1, without line ends; a byte order mark is dropped.
 
@@ -84,8 +98,8 @@ def numbered_lines(path: Path, encoding: str = "utf-8", option: str = "data.enco
                 yield from _wide_lines(path, file, codec, option)
             else:
                 yield from _byte_lines(path, file, codec, option)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: the gzip file is damaged or cut off ({error}); copy or pack it again.") from error
+    except DAMAGED_GZIP as error:
+        raise damaged_gzip(path, error) from error
     except OSError as error:
         raise DataError(f"{path}: the file can not be read ({error.strerror or error}).") from error
 
