@@ -1,10 +1,10 @@
 """Preparation over Ray Data: the shards that one machine would write, byte for byte, written by many."""
 
+import abc
 import dataclasses
-import heapq
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from flaxbert.cluster.connection import connect
 from flaxbert.cluster.plan import LaunchPlan
 from flaxbert.cluster.rows import Arrays, RowWorker, spread
 from flaxbert.config import DedupConfig
-from flaxbert.data.deduplication import Fingerprint
-from flaxbert.data.preparation import Place, ShardJob, place_fingerprints, shard_documents, write_shard
+from flaxbert.data.deduplication import FingerprintTable
+from flaxbert.data.preparation import ShardJob, fingerprint_documents, write_shards
 from flaxbert.data.prepared import PreparedCorpus, Shard
 from flaxbert.errors import ClusterError
 from flaxbert.train.recipes.prepare import Engine, prepare_corpus
@@ -53,28 +53,29 @@ class RayEngine(Engine):
 
     plan: LaunchPlan
 
-    def fingerprints(self, job: ShardJob, dedup: DedupConfig) -> Iterator[tuple[Place, Fingerprint]]:
-        """See ``Engine.fingerprints``; the documents of one shard are read by one worker."""
-        rows = [{} for _ in range(job.num_shards)]
-        arguments = (str(self.plan.folder), job, dedup)
-        parts = [_unpack(arrays) for _, arrays in spread(rows, FingerprintWorker, arguments, self.plan.cluster)]
-        yield from heapq.merge(*parts, key=lambda part: part[0])
+    def fingerprints(self, job: ShardJob, dedup: DedupConfig) -> Iterator[FingerprintTable]:
+        """See ``Engine.fingerprints``."""
+        for _, arrays in self._spread(job, FingerprintWorker, dedup):
+            yield FingerprintTable(**arrays)
 
-    def shards(self, jobs: Sequence[ShardJob], tokenizer: Any) -> Iterator[Shard]:
+    def shards(self, job: ShardJob, tokenizer: Any) -> Iterator[Shard]:
         """See ``Engine.shards``."""
         del tokenizer  # each worker loads its own
-        rows = [_pack_places(job.dropped) for job in jobs]
-        arguments = (str(self.plan.folder), dataclasses.replace(jobs[0], dropped=frozenset()))
-        found = spread(rows, ShardWriterWorker, arguments, self.plan.cluster)
-        written: dict[int, Shard] = {}
+        written: dict[int, list[Shard]] = {}
         expected = 0
-        for number, arrays in found:
-            written[number] = Shard(**json.loads(str(arrays["shard"])))
+        for number, arrays in self._spread(job, ShardWriterWorker):
+            written[number] = [Shard(**found) for found in json.loads(str(arrays["shards"]))]
+            for shard in written[number]:
+                _require_file(Path(job.folder), shard, str(arrays["node"]))
             while expected in written:
-                shard = written.pop(expected)
-                _require_file(Path(jobs[0].folder), shard, str(arrays["node"]))
-                yield shard
+                yield from written.pop(expected)
                 expected += 1
+
+    def _spread(self, job: ShardJob, worker: type["JobWorker"], *more: Any) -> Iterator[tuple[int, Arrays]]:
+        """Yields what becomes of the parts of a job, each with its number, as soon as it is there."""
+        rows = [_pack_job(part) for part in job.split(self.plan.cluster.num_workers)]
+        arguments = (str(self.plan.folder), dataclasses.replace(job, dropped=frozenset()), *more)
+        return spread(rows, worker, arguments, self.plan.cluster)
 
 
 def _require_file(folder: Path, shard: Shard, node: str) -> None:
@@ -85,64 +86,78 @@ def _require_file(folder: Path, shard: Shard, node: str) -> None:
         )
 
 
-def _pack_places(places: Iterable[Place]) -> Arrays:
-    return {"dropped": np.array(sorted(places), np.int64).reshape(-1, 2)}
+def _pack_job(job: ShardJob) -> Arrays:
+    return {
+        "numbers": np.array(job.numbers, np.int64),
+        "dropped": np.array(sorted(job.dropped), np.int64).reshape(-1, 2),
+    }
 
 
-def _unpack(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[Place, Fingerprint]]:
-    signatures = iter(arrays["signatures"])
-    for place, digest, signed in zip(arrays["places"], arrays["digests"], arrays["signed"], strict=True):
-        signature = next(signatures) if signed else None
-        yield (int(place[0]), int(place[1])), Fingerprint(digest.tobytes(), signature)
-
-
-class FingerprintWorker(RowWorker):
-    """Reads the documents of a shard and says what of each is compared.
+class JobWorker(RowWorker):
+    """Does parts of the work of preparation.
 
     Args:
       folder: As for ``RowWorker``.
-      job: The job of any shard.
-      dedup: What counts as repeated.
-    """
-
-    def __init__(self, folder: str, job: ShardJob, dedup: DedupConfig) -> None:
-        super().__init__(folder)
-        self._job, self._dedup = job, dedup
-
-    def work(self, number: int, arrays: Arrays) -> Arrays:
-        """See ``RowWorker.work``."""
-        del arrays
-        job, size = self._job, self._dedup.num_permutations
-        documents = shard_documents(job.inputs, job.config, number, job.num_shards)
-        found = list(place_fingerprints(documents, self._dedup))
-        signatures = [fingerprint.signature for _, fingerprint in found if fingerprint.signature is not None]
-        digests = b"".join(fingerprint.digest for _, fingerprint in found)
-        return {
-            "places": np.array([place for place, _ in found], np.int64).reshape(-1, 2),
-            "digests": np.frombuffer(digests, np.uint8).reshape(len(found), -1 if found else 0),
-            "signed": np.array([fingerprint.signature is not None for _, fingerprint in found], np.bool_),
-            "signatures": np.stack(signatures) if signatures else np.zeros((0, size), np.uint32),
-        }
-
-
-class ShardWriterWorker(RowWorker):
-    """Writes shards.
-
-    Args:
-      folder: As for ``RowWorker``.
-      job: The job of any shard, nothing dropped.
+      job: All shards, nothing dropped.
     """
 
     def __init__(self, folder: str, job: ShardJob) -> None:
         super().__init__(folder)
         self._job = job
-        self._tokenizer: Any = None
 
     def work(self, number: int, arrays: Arrays) -> Arrays:
         """See ``RowWorker.work``."""
+        del number
+        dropped = frozenset((int(first), int(second)) for first, second in arrays["dropped"])
+        numbers = tuple(map(int, arrays["numbers"]))
+        return self.do(dataclasses.replace(self._job, numbers=numbers, dropped=dropped))
+
+    @abc.abstractmethod
+    def do(self, job: ShardJob) -> Arrays:
+        """Does a part of the work.
+
+        Args:
+          job: The part.
+
+        Returns:
+          What comes of it.
+        """
+
+
+class FingerprintWorker(JobWorker):
+    """Reads documents and says what of each is compared.
+
+    Args:
+      folder: As for ``RowWorker``.
+      job: All shards, nothing dropped.
+      dedup: What counts as repeated.
+    """
+
+    def __init__(self, folder: str, job: ShardJob, dedup: DedupConfig) -> None:
+        super().__init__(folder, job)
+        self._dedup = dedup
+
+    def do(self, job: ShardJob) -> Arrays:
+        """See ``JobWorker.do``."""
+        return vars(fingerprint_documents(job, self._dedup))
+
+
+class ShardWriterWorker(JobWorker):
+    """Writes shards.
+
+    Args:
+      folder: As for ``RowWorker``.
+      job: All shards, nothing dropped.
+    """
+
+    def __init__(self, folder: str, job: ShardJob) -> None:
+        super().__init__(folder, job)
+        self._tokenizer: Any = None
+
+    def do(self, job: ShardJob) -> Arrays:
+        """See ``JobWorker.do``."""
         if self._tokenizer is None:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker has its own processors
             self._tokenizer = tokenizer_alone(self._job.tokenizer_folder)
-        dropped = frozenset((int(first), int(second)) for first, second in arrays["dropped"])
-        shard = write_shard(dataclasses.replace(self._job, number=number, dropped=dropped), self._tokenizer)
-        return {"shard": np.array(json.dumps(dataclasses.asdict(shard))), "node": np.array(os.uname().nodename)}
+        shards = [dataclasses.asdict(shard) for shard in write_shards(job, self._tokenizer)]
+        return {"shards": np.array(json.dumps(shards)), "node": np.array(os.uname().nodename)}

@@ -2,21 +2,20 @@
 
 import codecs
 import dataclasses
-import glob
 import gzip
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flaxbert.config import CorpusConfig
-from flaxbert.data.readers import DAMAGED_GZIP, damaged_gzip, numbered_lines, parse_record
+from flaxbert.data.inputs import Part, broken_hub, broken_parquet, is_packed, open_hub, open_parquet
+from flaxbert.data.readers import DAMAGED_GZIP, damaged_gzip, numbered_lines, parse_record, range_name, unreadable
 from flaxbert.data.tables import shorten
 from flaxbert.errors import DataError, nearest
 
 _BLOCK_BYTES = 1 << 16
-
-_ENDINGS = {".txt": "text", ".text": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 _SENTENCE_END = re.compile(
     r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\W\d_a-z])|(?<=[。！？])[”’」』）]*(?=[^”’」』）])"
@@ -65,87 +64,32 @@ def split_sentences(text: str) -> list[str]:
     return [sentence for raw in sentences if (sentence := " ".join(raw.split()))]
 
 
-def expand_inputs(config: CorpusConfig) -> list[tuple[str, str]]:
-    """Returns every file or id with its format, files in the order of their names.
+def read_documents(part: Part, config: CorpusConfig) -> Iterator[Document]:
+    """Yields the documents of a file or data set, or of a part of it, that have any text.
 
     Args:
-      config: Inputs and, perhaps, their format.
-
-    Raises:
-      DataError: There is no input, a pattern fits no file, or a file's name does not tell its format.
-    """
-    found: list[tuple[str, str]] = []
-    for entry in config.inputs:
-        path = Path(entry).expanduser()
-        if config.format == "hub":
-            found.append((entry, "hub"))
-        elif path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file() and _format_of(file))
-            if not files:
-                raise DataError(
-                    f"{path}: the folder holds no file that ends in {', '.join(sorted(_ENDINGS))} (or these with .gz)."
-                )
-            found += [(str(file), config.format or _format_of(file)) for file in files]
-        elif path.is_file():
-            found.append((str(path), config.format or _require_format(path)))
-        elif glob.has_magic(entry):
-            names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  patterns can be absolute
-            files = [Path(name) for name in names if Path(name).is_file()]
-            if not files:
-                raise DataError(f"corpus.inputs: no file fits {entry!r} (looked from {Path.cwd()}).")
-            found += [(str(file), config.format or _require_format(file)) for file in files]
-        elif _looks_like_path(entry):
-            known = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise DataError(f"{entry}: there is no such file or folder.{nearest(path.name, known)}")
-        else:
-            found.append((entry, "hub"))
-    if not found:
-        raise DataError("corpus.inputs names no text; give files, folders, patterns or ids of data sets.")
-    return found
-
-
-def _format_of(path: Path) -> str:
-    return _ENDINGS.get((path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower(), "")
-
-
-def _require_format(path: Path) -> str:
-    found = _format_of(path)
-    if not found:
-        raise DataError(f"{path}: the ending does not tell the format; set corpus.format to text, jsonl or parquet.")
-    return found
-
-
-def _looks_like_path(entry: str) -> bool:
-    return bool(Path(entry).suffix) or entry.startswith((".", "/", "~")) or entry.count("/") > 1
-
-
-def read_documents(source: str, file_format: str, config: CorpusConfig) -> Iterator[Document]:
-    """Yields the documents of one file or data set that have any text.
-
-    Args:
-      source: From ``expand_inputs``.
-      file_format: The same.
+      part: From ``expand_inputs`` or ``split_inputs``.
       config: What a document and a sentence are.
 
     Raises:
       DataError: The file can not be read, is damaged, binary or not in its encoding, or lacks the column; names file and line.
     """
-    events = _text_events(Path(source), config) if file_format == "text" else _row_events(source, file_format, config)
+    events = _text_events(part, config) if part.format == "text" else _row_events(part, config)
     sentences: list[str] = []
     size, begin = 0, ""
     for where, found, ends in events:
         for sentence in _bounded_sentences(found, config.max_document_characters):
             if size + len(sentence) > config.max_document_characters:
-                yield Document(tuple(sentences), f"{source}{begin}")
+                yield Document(tuple(sentences), begin)
                 sentences, size = [], 0
             begin = begin if sentences else where
             sentences.append(sentence)
             size += len(sentence)
         if ends and sentences:
-            yield Document(tuple(sentences), f"{source}{begin}")
+            yield Document(tuple(sentences), begin)
             sentences, size = [], 0
     if sentences:
-        yield Document(tuple(sentences), f"{source}{begin}")
+        yield Document(tuple(sentences), begin)
 
 
 _Event = tuple[str, list[str], bool]
@@ -170,20 +114,22 @@ def _sentences_of(lines: list[str], config: CorpusConfig) -> list[str]:
     return split_sentences(" ".join(lines))
 
 
-def _text_events(path: Path, config: CorpusConfig) -> Iterator[_Event]:
-    lines: list[str] = []
+def _text_events(part: Part, config: CorpusConfig) -> Iterator[_Event]:
+    path, lines = Path(part.source), []
     first, size = 0, 0
-    for number, line in _body(path, _numbered_parts(path, config), config):
+    span = part.byte_range(between_paragraphs=config.document == "blank_line")
+    name = range_name(path, span)
+    for number, line in _body(path, _numbered_pieces(path, span, config), config):
         blank = not line.strip()
         if not blank:
             first = number if not lines else first
             lines.append(line)
             size += len(line)
         if lines and (blank or config.document == "line" or size > config.max_document_characters):
-            yield f", line {first}", _sentences_of(lines, config), config.document != "file"
+            yield f"{name}, line {first}", _sentences_of(lines, config), config.document != "file"
             lines, size = [], 0
     if lines:
-        yield f", line {first}", _sentences_of(lines, config), True
+        yield f"{name}, line {first}", _sentences_of(lines, config), True
 
 
 def _body(path: Path, lines: Iterator[tuple[int, str]], config: CorpusConfig) -> Iterator[tuple[int, str]]:
@@ -201,28 +147,31 @@ def _body(path: Path, lines: Iterator[tuple[int, str]], config: CorpusConfig) ->
         yield number, line
 
 
-def _numbered_parts(path: Path, config: CorpusConfig) -> Iterator[tuple[int, str]]:
-    """Yields the lines of a file with their numbers; a line that is longer than a document may be comes in parts."""
+def _numbered_pieces(path: Path, span: tuple[int, int] | None, config: CorpusConfig) -> Iterator[tuple[int, str]]:
+    """Yields the lines of a file or of a range of its bytes with their numbers; one that is longer than a document may be comes in pieces."""
     decoder = codecs.getincrementaldecoder(config.encoding)()
-    number, rest = 1, ""
+    number, rest, name = 1, "", range_name(path, span)
+    start, stop = span or (0, sys.maxsize)
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if is_packed(path) else path.open("rb") as file:
+            file.seek(start)
             while True:
-                block = file.read(_BLOCK_BYTES)
+                block = file.read(min(_BLOCK_BYTES, stop - start))
+                start += len(block)
                 try:
                     text = decoder.decode(block, final=not block)
                 except UnicodeDecodeError as error:
                     raise DataError(
-                        f"{path}, in or after line {number}: the byte 0x{error.object[error.start]:02x} is not {config.encoding}. Save "
+                        f"{name}, in or after line {number}: the byte 0x{error.object[error.start]:02x} is not {config.encoding}. Save "
                         "the file as UTF-8, or name its encoding, for example corpus.encoding: latin-1."
                     ) from error
                 except UnicodeError as error:
                     raise DataError(
-                        f"{path}: the text is not {config.encoding} ({error}); without a byte order mark, name utf-16-le or utf-16-be."
+                        f"{name}: the text is not {config.encoding} ({error}); without a byte order mark, name utf-16-le or utf-16-be."
                     ) from error
                 if "\0" in text:
                     raise DataError(
-                        f"{path}, in or after line {number}: the file holds zero bytes, so it is no text but a binary file, or text in "
+                        f"{name}, in or after line {number}: the file holds zero bytes, so it is no text but a binary file, or text in "
                         "UTF-16, for which corpus.encoding must be set."
                     )
                 *whole, rest = (rest + text).split("\n")
@@ -240,79 +189,69 @@ def _numbered_parts(path: Path, config: CorpusConfig) -> Iterator[tuple[int, str
     except DAMAGED_GZIP as error:
         raise damaged_gzip(path, error) from error
     except OSError as error:
-        raise DataError(f"{path}: the file can not be read ({error.strerror or error}).") from error
+        raise unreadable(path, error) from error
 
 
-def _row_events(source: str, file_format: str, config: CorpusConfig) -> Iterator[_Event]:
-    for where, value in _row_texts(source, file_format, config):
+def _row_events(part: Part, config: CorpusConfig) -> Iterator[_Event]:
+    for where, value in _row_texts(part, config):
         if not isinstance(value, str):
-            raise DataError(f"{source}{where}: {config.text_column!r} holds {shorten(value)}, but must hold text.")
+            raise DataError(f"{where}: {config.text_column!r} holds {shorten(value)}, but must hold text.")
         lines = value.splitlines()
         for place, line in enumerate(lines):
             yield where, _sentences_of([line], config), place == len(lines) - 1
 
 
-def _row_texts(source: str, file_format: str, config: CorpusConfig) -> Iterator[tuple[str, Any]]:
-    if file_format == "jsonl":
-        yield from _json_texts(Path(source), config)
-        return
-    rows = _parquet_texts(Path(source), config) if file_format == "parquet" else _hub_texts(source, config)
-    for number, value in enumerate(rows, start=1):
-        yield f", row {number}", value
+def _row_texts(part: Part, config: CorpusConfig) -> Iterator[tuple[str, Any]]:
+    if part.format == "jsonl":
+        return _json_texts(part, config)
+    return _parquet_texts(part, config) if part.format == "parquet" else _hub_texts(part, config)
 
 
-def _json_texts(path: Path, config: CorpusConfig) -> Iterator[tuple[str, Any]]:
-    for number, line in numbered_lines(path, config.encoding, "corpus.encoding"):
+def _json_texts(part: Part, config: CorpusConfig) -> Iterator[tuple[str, Any]]:
+    path, span = Path(part.source), part.byte_range()
+    name = range_name(path, span)
+    for number, line in numbered_lines(path, config.encoding, "corpus.encoding", span):
         if line.strip():
-            record = parse_record(path, number, line)
+            record = parse_record(name, number, line)
             if config.text_column not in record:
-                raise DataError(_no_column(f"{path}, line {number}", config, list(record)))
-            yield f", line {number}", record[config.text_column]
+                raise DataError(_no_column(f"{name}, line {number}", config, list(record)))
+            yield f"{name}, line {number}", record[config.text_column]
 
 
-def _parquet_texts(path: Path, config: CorpusConfig) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        packed = path.suffix.lower() == ".gz"
-        with pyarrow.parquet.ParquetFile(_unpacked(path) if packed else path) as file:
-            names = file.schema_arrow.names
-            if config.text_column not in names:
-                raise DataError(_no_column(str(path), config, names))
-            for batch in file.iter_batches(batch_size=256, columns=[config.text_column]):
-                yield from batch.column(0).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: the file is no readable Parquet ({error}).") from error
-
-
-def _unpacked(path: Path) -> Any:
-    """Returns the content of a gzip file: Parquet is read from its end, which a packed file has not at hand."""
+def _parquet_texts(part: Part, config: CorpusConfig) -> Iterator[tuple[str, Any]]:
     import pyarrow
 
+    path = Path(part.source)
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names
+        if config.text_column not in names:
+            raise DataError(_no_column(str(path), config, names))
+        first, last = part.of(file.metadata.num_row_groups)
+        number = sum(file.metadata.row_group(group).num_rows for group in range(first))
+        try:
+            for batch in file.iter_batches(256, row_groups=list(range(first, last)), columns=[config.text_column]):
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", value
+        except (pyarrow.ArrowException, OSError) as error:
+            raise broken_parquet(path, error) from error
+
+
+def _hub_texts(part: Part, config: CorpusConfig) -> Iterator[tuple[str, Any]]:
+    rows = open_hub(part.source, config, part.count)
+    name = part.source
+    if part.count > 1:
+        rows = rows.shard(part.count, part.number)
+        name += f", part {part.number + 1} of {part.count}"
     try:
-        with gzip.open(path) as file:
-            return pyarrow.BufferReader(file.read())
-    except DAMAGED_GZIP as error:
-        raise damaged_gzip(path, error) from error
-
-
-def _hub_texts(source: str, config: CorpusConfig) -> Iterator[Any]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(source, config.name or None, split=config.split, streaming=True)
-        for row in rows:
+        for number, row in enumerate(rows, start=1):
             if config.text_column not in row:
-                raise DataError(_no_column(source, config, list(row)))
-            yield row[config.text_column]
+                raise DataError(_no_column(f"{name}, row {number}", config, list(row)))
+            yield f"{name}, row {number}", row[config.text_column]
     except DataError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"The data set {source!r} can not be read from the hub ({error}). Check the id, corpus.name and corpus.split; for a "
-            "local file, check the path."
-        ) from error
+        raise broken_hub(part.source, error) from error
 
 
 def _no_column(where: str, config: CorpusConfig, names: list[str]) -> str:

@@ -12,6 +12,7 @@ from flaxbert.config import DedupConfig
 from flaxbert.data.corpus import Document
 
 _SHINGLE_WORDS = 5
+_DIGEST_BYTES = 12
 _SEED = 1
 _SCHEME = "affine32"
 _MIN_WORDS = 20
@@ -51,6 +52,51 @@ class Fingerprint:
     signature: np.ndarray | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class FingerprintTable:
+    """The fingerprints of many documents in arrays, as they travel between processes.
+
+    Attributes:
+      places: Part of the inputs and number in it of each document, in their order, int64 ``[documents, 2]``.
+      digests: Digests, uint8 ``[documents, bytes]``.
+      signed: Which have a signature, bool ``[documents]``.
+      signatures: Signatures of those, uint32 ``[signed documents, num_permutations]``.
+    """
+
+    places: np.ndarray
+    digests: np.ndarray
+    signed: np.ndarray
+    signatures: np.ndarray
+
+    @classmethod
+    def pack(
+        cls, places: Sequence[tuple[int, int]], found: Sequence[Fingerprint], config: DedupConfig
+    ) -> "FingerprintTable":
+        """Makes a table.
+
+        Args:
+          places: Place of each document.
+          found: Fingerprint of each.
+          config: What counts as the same.
+
+        Returns:
+          The table.
+        """
+        signatures = [fingerprint.signature for fingerprint in found if fingerprint.signature is not None]
+        digests = b"".join(fingerprint.digest for fingerprint in found)
+        return cls(
+            np.array(places, np.int64).reshape(-1, 2),
+            np.frombuffer(digests, np.uint8).reshape(len(found), _DIGEST_BYTES),
+            np.array([fingerprint.signature is not None for fingerprint in found], np.bool_),
+            np.stack(signatures) if signatures else np.zeros((0, config.num_permutations), np.uint32),
+        )
+
+    def __iter__(self) -> Iterator[tuple[tuple[int, int], Fingerprint]]:
+        signatures = iter(self.signatures)
+        for place, digest, signed in zip(self.places, self.digests, self.signed, strict=True):
+            yield (int(place[0]), int(place[1])), Fingerprint(digest.tobytes(), next(signatures) if signed else None)
+
+
 def fingerprints(documents: Iterable[Document], config: DedupConfig) -> Iterator[Fingerprint]:
     """Yields what of each document is compared.
 
@@ -61,7 +107,7 @@ def fingerprints(documents: Iterable[Document], config: DedupConfig) -> Iterator
     seen: set[bytes] = set()
     for document in documents:
         words = " ".join(document.sentences).casefold().split()
-        digest = hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=12).digest()
+        digest = hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
         signature = None
         if config.near:
             if digest not in seen and len(words) >= _MIN_WORDS:

@@ -1,4 +1,4 @@
-"""One shard of a prepared corpus: which documents it holds, and how they become tokens. A pure function of the job."""
+"""Shards of a prepared corpus: which documents each holds, and how they become tokens. A pure function of the job."""
 
 import dataclasses
 import importlib
@@ -11,7 +11,8 @@ import numpy as np
 
 from flaxbert.config import CorpusConfig, DedupConfig
 from flaxbert.data.corpus import Document, read_documents
-from flaxbert.data.deduplication import Fingerprint, fingerprints
+from flaxbert.data.deduplication import FingerprintTable, fingerprints
+from flaxbert.data.inputs import Part
 from flaxbert.data.prepared import Shard, ShardWriter, TokenizedDocument, id_dtype
 from flaxbert.data.tokenization import refuse_surrogates, tokenizer_settings
 from flaxbert.data.words import Segmenter, segmented_starts
@@ -20,70 +21,19 @@ from flaxbert.errors import ConfigError
 _CHUNK_CHARACTERS = 1 << 20
 
 Place = tuple[int, int]
-"""Number of the input and number of the document in it."""
+"""Number of the part of the inputs, and number of the document in it."""
 
 
-def iterate_documents(inputs: Sequence[tuple[str, str]], config: CorpusConfig) -> Iterator[tuple[Place, Document]]:
-    """Yields all documents with their places.
-
-    Args:
-      inputs: From ``expand_inputs``.
-      config: What a document is.
-    """
-    for number, (source, file_format) in enumerate(inputs):
-        for index, document in enumerate(read_documents(source, file_format, config)):
-            yield (number, index), document
-
-
-def shard_of(place: Place, num_inputs: int, num_shards: int) -> int:
-    """Returns the number of the shard that a document is in. Inputs are dealt out where there are enough of them, else single documents.
+def shard_of(place: Place, num_parts: int, num_shards: int) -> int:
+    """Returns the number of the shard that a document is in. Parts are dealt out where there are enough of them, else single documents.
 
     Args:
       place: The document's place.
-      num_inputs: Number of inputs.
+      num_parts: Number of parts of the inputs.
       num_shards: Number of shards.
     """
     number, index = place
-    return (number if num_inputs >= num_shards else number + index) % num_shards
-
-
-def shard_documents(
-    inputs: Sequence[tuple[str, str]], config: CorpusConfig, shard: int, num_shards: int
-) -> Iterator[tuple[Place, Document]]:
-    """Yields the documents of one shard, in the order of their places.
-
-    Args:
-      inputs: From ``expand_inputs``.
-      config: What a document is.
-      shard: Number of the shard.
-      num_shards: Number of shards.
-    """
-    whole = len(inputs) >= num_shards
-    for number in range(shard, len(inputs), num_shards) if whole else range(len(inputs)):
-        source, file_format = inputs[number]
-        for index, document in enumerate(read_documents(source, file_format, config)):
-            if whole or shard_of((number, index), len(inputs), num_shards) == shard:
-                yield (number, index), document
-
-
-def place_fingerprints(
-    documents: Iterator[tuple[Place, Document]], config: DedupConfig
-) -> Iterator[tuple[Place, Fingerprint]]:
-    """Yields what of each document is compared to find copies, with its place.
-
-    Args:
-      documents: From ``iterate_documents`` or ``shard_documents``.
-      config: What counts as the same.
-    """
-    places: list[Place] = []
-
-    def keep_places() -> Iterator[Document]:
-        for place, document in documents:
-            places.append(place)
-            yield document
-
-    for fingerprint in fingerprints(keep_places(), config):
-        yield places.pop(), fingerprint
+    return (number if num_parts >= num_shards else number + index) % num_shards
 
 
 def load_segmenter(name: str) -> Segmenter | None:
@@ -214,65 +164,130 @@ def _join(ids: Sequence[Sequence[int]], starts: Sequence[np.ndarray] | None) -> 
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """What a worker needs to write one shard.
+    """What a worker needs to write some of the shards of a corpus.
 
     Attributes:
-      inputs: From ``expand_inputs``.
+      parts: From ``split_inputs``, of all shards.
       config: What a document is.
       folder: Folder of the corpus.
       tokenizer_folder: Folder of the tokenizer.
       vocab_size: Number of ids of the tokenizer.
-      number: Number of the shard.
-      num_shards: Number of shards.
-      dropped: Places of this shard's documents that are left out.
+      num_shards: Number of shards of the corpus.
+      numbers: Numbers of the shards that are written, in their order.
+      dropped: Places of documents that are left out.
       segmenter: As for ``load_segmenter``.
       max_tokens: Longer documents are cut.
     """
 
-    inputs: tuple[tuple[str, str], ...]
+    parts: tuple[Part, ...]
     config: CorpusConfig
     folder: str
     tokenizer_folder: str
     vocab_size: int
-    number: int
     num_shards: int
+    numbers: tuple[int, ...]
     dropped: frozenset[Place] = frozenset()
     segmenter: str = ""
     max_tokens: int = 8192
 
+    def split(self, num_workers: int) -> list["ShardJob"]:
+        """Returns jobs that together write the shards of this one, in their order, and read as little as can be twice.
 
-def write_shard(job: ShardJob, tokenizer: Any) -> Shard:
-    """Reads, tokenizes and writes the documents of one shard.
+        Where each shard has parts of its own there is a job for each shard. Else each worker has one job, which reads everything once.
+
+        Args:
+          num_workers: Jobs that are done at a time.
+        """
+        count = len(self.numbers)
+        jobs = count if len(self.parts) >= self.num_shards else min(num_workers, count)
+        runs = [self.numbers[count * job // jobs : count * (job + 1) // jobs] for job in range(jobs)]
+        dropped: dict[int, set[Place]] = {number: set() for number in self.numbers}
+        for place in self.dropped:
+            dropped[self.shard_of(place)].add(place)
+        return [
+            dataclasses.replace(self, numbers=run, dropped=frozenset().union(*(dropped[number] for number in run)))
+            for run in runs
+        ]
+
+    def shard_of(self, place: Place) -> int:
+        """Returns the number of the shard that a document is in.
+
+        Args:
+          place: The document's place.
+        """
+        return shard_of(place, len(self.parts), self.num_shards)
+
+    def documents(self) -> Iterator[tuple[Place, Document]]:
+        """Yields the documents of the job's shards in the order of their places, those that are dropped too.
+
+        Raises:
+          DataError: A text can not be read.
+        """
+        wanted = frozenset(self.numbers)
+        whole = len(self.parts) >= self.num_shards
+        for number, part in enumerate(self.parts):
+            if whole and self.shard_of((number, 0)) not in wanted:
+                continue
+            for index, document in enumerate(read_documents(part, self.config)):
+                if self.shard_of((number, index)) in wanted:
+                    yield (number, index), document
+
+
+def fingerprint_documents(job: ShardJob, config: DedupConfig) -> FingerprintTable:
+    """Returns what of the documents of a job is compared to find copies.
+
+    Args:
+      job: Which documents.
+      config: What counts as the same.
+
+    Raises:
+      DataError: A text can not be read.
+    """
+    places: list[Place] = []
+
+    def keep_places() -> Iterator[Document]:
+        for place, document in job.documents():
+            places.append(place)
+            yield document
+
+    found = list(fingerprints(keep_places(), config))
+    return FingerprintTable.pack(places, found, config)
+
+
+def write_shards(job: ShardJob, tokenizer: Any) -> list[Shard]:
+    """Reads, tokenizes and writes the documents of some shards, all at a time.
 
     Args:
       job: Which.
       tokenizer: The tokenizer of ``job.tokenizer_folder``.
 
     Returns:
-      What was written.
+      What was written, in the order of ``job.numbers``.
 
     Raises:
       DataError: A text can not be read.
     """
     tokenize = DocumentTokenizer(tokenizer, load_segmenter(job.segmenter))
-    writer = ShardWriter(Path(job.folder), job.number, job.num_shards, id_dtype(job.vocab_size))
+    dtype = id_dtype(job.vocab_size)
+    writers = {number: ShardWriter(Path(job.folder), number, job.num_shards, dtype) for number in job.numbers}
     try:
-        places = shard_documents(job.inputs, job.config, job.number, job.num_shards)
-        for chunk in _chunks(document for place, document in places if place not in job.dropped):
-            for document in tokenize(chunk):
+        for chunk in _chunks(found for found in job.documents() if found[0] not in job.dropped):
+            tokenized = tokenize([document for _, document in chunk])
+            for (place, _), document in zip(chunk, tokenized, strict=True):
                 for part in split_document(document, job.max_tokens):
-                    writer.add(part)
-        return writer.close()
+                    writers[job.shard_of(place)].add(part)
+        return [writer.close() for writer in writers.values()]
     except BaseException:
-        writer.abandon()
+        for writer in writers.values():
+            writer.abandon()
         raise
 
 
-def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
+def _chunks(documents: Iterator[tuple[Place, Document]]) -> Iterator[list[tuple[Place, Document]]]:
+    chunk: list[tuple[Place, Document]] = []
     size = 0
-    for document in documents:
-        chunk.append(document)
+    for place, document in documents:
+        chunk.append((place, document))
         size += sum(map(len, document.sentences))
         if size >= _CHUNK_CHARACTERS:
             yield chunk

@@ -73,7 +73,32 @@ def damaged_gzip(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: the gzip file is damaged or cut off ({error}); copy or pack it again.")
 
 
-def numbered_lines(path: Path, encoding: str = "utf-8", option: str = "data.encoding") -> Generator[Line, None, None]:
+def unreadable(path: str | Path, error: OSError) -> DataError:
+    """Returns the error of a file that the system does not read.
+
+    Args:
+      path: The file.
+      error: What the system says.
+    """
+    return DataError(f"{path}: the file can not be read ({error.strerror or error}).")
+
+
+def range_name(path: str | Path, byte_range: tuple[int, int] | None) -> str:
+    """Returns how a part of a file is called in messages.
+
+    Args:
+      path: The file.
+      byte_range: As for ``numbered_lines``.
+    """
+    return f"{path} from byte {byte_range[0]:,} on" if byte_range and byte_range[0] else str(path)
+
+
+def numbered_lines(
+    path: Path,
+    encoding: str = "utf-8",
+    option: str = "data.encoding",
+    byte_range: tuple[int, int] | None = None,
+) -> Generator[Line, None, None]:
     """Yields the lines of a text file with their numbers from 1, without line ends; a byte order mark is dropped.
 
     Only a line feed ends a line, so that other separators of Unicode can stand inside a text.
@@ -82,6 +107,7 @@ def numbered_lines(path: Path, encoding: str = "utf-8", option: str = "data.enco
       path: The file; gzip where its name ends in ``.gz``.
       encoding: Its text encoding.
       option: The option that names the encoding, for errors.
+      byte_range: First byte of the lines that are read, and the one after the last; lines are then counted from the first. None reads all.
 
     Raises:
       ConfigError: The encoding is not known.
@@ -97,14 +123,26 @@ def numbered_lines(path: Path, encoding: str = "utf-8", option: str = "data.enco
             if codec.startswith(("utf-16", "utf-32")):
                 yield from _wide_lines(path, file, codec, option)
             else:
-                yield from _byte_lines(path, file, codec, option)
+                start, stop = byte_range or (0, sys.maxsize)
+                file.seek(start)
+                yield from _byte_lines(range_name(path, byte_range), _until(file, stop - start), codec, option)
     except DAMAGED_GZIP as error:
         raise damaged_gzip(path, error) from error
     except OSError as error:
-        raise DataError(f"{path}: the file can not be read ({error.strerror or error}).") from error
+        raise unreadable(path, error) from error
 
 
-def _byte_lines(path: Path, file: Iterable[bytes], codec: str, option: str) -> Iterator[Line]:
+def _until(file: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Yields the lines that begin in the next bytes of a file."""
+    if size > 0:
+        for line in file:
+            yield line
+            size -= len(line)
+            if size <= 0:
+                return
+
+
+def _byte_lines(path: str, file: Iterable[bytes], codec: str, option: str) -> Iterator[Line]:
     number = 0
     try:
         for number, raw in enumerate(file, start=1):
@@ -226,7 +264,7 @@ def first_record_keys(path: Path, file_format: str, config: DataConfig) -> list[
     return []
 
 
-def parse_record(path: Path, number: int, line: str) -> dict[str, Any]:
+def parse_record(path: str | Path, number: int, line: str) -> dict[str, Any]:
     """Returns the object of a line of JSON.
 
     Args:

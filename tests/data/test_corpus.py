@@ -6,17 +6,14 @@ import json
 import pytest
 
 from flaxbert.config import CorpusConfig
-from flaxbert.data.corpus import expand_inputs, read_documents, split_sentences
+from flaxbert.data.corpus import read_documents, split_sentences
+from flaxbert.data.inputs import Part, expand_inputs
 from flaxbert.errors import ConfigError, DataError
 
 
 def documents(path, **options):
     config = CorpusConfig(inputs=(str(path),), **options)
-    return [
-        list(document.sentences)
-        for source, kind in expand_inputs(config)
-        for document in read_documents(source, kind, config)
-    ]
+    return [list(document.sentences) for part in expand_inputs(config) for document in read_documents(part, config)]
 
 
 @pytest.fixture
@@ -37,7 +34,7 @@ def test_what_a_document_is(book):
 
 def test_places_are_told(book):
     config = CorpusConfig(inputs=(str(book),))
-    places = [document.where for document in read_documents(str(book), "text", config)]
+    places = [document.where for document in read_documents(Part(str(book), "text"), config)]
     assert places == [f"{book}, line 1", f"{book}, line 6"]
 
 
@@ -152,7 +149,7 @@ def test_inputs_that_are_not_there(tmp_path):
         documents(tmp_path / "a.dat")
     assert documents(tmp_path / "a.dat", format="text") == [["x"]]
     assert documents(tmp_path / "*.txt") == [["Call me."]]
-    assert expand_inputs(CorpusConfig(inputs=("wikitext",))) == [("wikitext", "hub")]
+    assert expand_inputs(CorpusConfig(inputs=("wikitext",))) == [Part("wikitext", "hub")]
     with pytest.raises(DataError, match="names no text"):
         expand_inputs(CorpusConfig())
 

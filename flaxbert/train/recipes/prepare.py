@@ -2,26 +2,21 @@
 
 import concurrent.futures
 import dataclasses
+import functools
+import heapq
+import itertools
 import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from flaxbert.config import CorpusConfig, DedupConfig, PrepareConfig
-from flaxbert.data.corpus import expand_inputs
-from flaxbert.data.deduplication import Fingerprint, compare_fingerprints
-from flaxbert.data.preparation import (
-    Place,
-    ShardJob,
-    iterate_documents,
-    load_segmenter,
-    place_fingerprints,
-    shard_of,
-    write_shard,
-)
+from flaxbert.data.deduplication import Fingerprint, FingerprintTable, compare_fingerprints
+from flaxbert.data.inputs import Part, expand_inputs, split_inputs
+from flaxbert.data.preparation import Place, ShardJob, fingerprint_documents, load_segmenter, write_shards
 from flaxbert.data.prepared import CORPUS_FILE, TOKENIZER_FOLDER, PreparedCorpus, Shard, write_corpus_file
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.train.folder_lock import LOCK_NAME, FolderLock
@@ -32,6 +27,8 @@ from flaxbert.weights.tokenizer import tokenizer_alone
 _STAGE = ".new"
 """Folder inside of a corpus that a new one is written in, so that the old one stays until the new one is whole."""
 
+_Result = TypeVar("_Result")
+
 _OWN_FILES = ("documents-*.array_record", "lengths-*.npy", ".*.partial", CORPUS_FILE)
 
 
@@ -39,27 +36,27 @@ _OWN_FILES = ("documents-*.array_record", "lengths-*.npy", ".*.partial", CORPUS_
 class Engine(Protocol):
     """Where the work of preparation is done; what comes out is the same everywhere, byte for byte."""
 
-    def fingerprints(self, job: ShardJob, dedup: DedupConfig) -> Iterable[tuple[Place, Fingerprint]]:
+    def fingerprints(self, job: ShardJob, dedup: DedupConfig) -> Iterable[FingerprintTable]:
         """Makes what of each document is compared.
 
         Args:
-          job: Any of the jobs: says what is read, what a document is, and in how many shards the documents are.
+          job: All documents.
           dedup: What counts as repeated.
 
         Returns:
-          Place and fingerprint of each document, in the order of the documents.
+          Tables that have each document once.
         """
         ...
 
-    def shards(self, jobs: Sequence[ShardJob], tokenizer: Any) -> Iterable[Shard]:
+    def shards(self, job: ShardJob, tokenizer: Any) -> Iterable[Shard]:
         """Writes shards.
 
         Args:
-          jobs: The shards.
+          job: The shards.
           tokenizer: The tokenizer of their folder, for what runs in this process.
 
         Returns:
-          What was written, in the order of the jobs.
+          What was written, in the order of the shards.
         """
         ...
 
@@ -74,22 +71,31 @@ class LocalEngine(Engine):
 
     num_workers: int = 0
 
-    def fingerprints(self, job: ShardJob, dedup: DedupConfig) -> Iterator[tuple[Place, Fingerprint]]:
+    def fingerprints(self, job: ShardJob, dedup: DedupConfig) -> Iterator[FingerprintTable]:
         """See ``Engine.fingerprints``."""
-        yield from place_fingerprints(iterate_documents(job.inputs, job.config), dedup)
+        work = functools.partial(fingerprint_documents, config=dedup)
+        return self._spread(work, work, job)
 
-    def shards(self, jobs: Sequence[ShardJob], tokenizer: Any) -> Iterator[Shard]:
+    def shards(self, job: ShardJob, tokenizer: Any) -> Iterator[Shard]:
         """See ``Engine.shards``."""
-        workers = min(self.num_workers or os.cpu_count() or 1, len(jobs))
+        here = functools.partial(write_shards, tokenizer=tokenizer)
+        return itertools.chain.from_iterable(self._spread(here, write_shards_alone, job))
+
+    def _spread(
+        self, here: Callable[[ShardJob], _Result], elsewhere: Callable[[ShardJob], _Result], job: ShardJob
+    ) -> Iterator[_Result]:
+        """Yields what becomes of the parts of a job, in their order."""
+        workers = self.num_workers or os.cpu_count() or 1
+        jobs = job.split(workers)
+        workers = min(workers, len(jobs))
         if workers == 1:
-            for job in jobs:
-                yield write_shard(job, tokenizer)
+            yield from map(here, jobs)
             return
         # Started anew rather than forked: a fork would copy the threads' locks of tokenizers and JAX.
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
             try:
-                yield from pool.map(write_shard_alone, jobs)
+                yield from pool.map(elsewhere, jobs)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -125,7 +131,7 @@ def prepare_corpus(
     if not config.tokenizer:
         raise ConfigError("prepare.tokenizer is empty: name the folder or hub id of a model or tokenizer.")
     load_segmenter(config.segmenter)
-    inputs = tuple(expand_inputs(corpus))
+    inputs = expand_inputs(corpus)
     tokenizer = tokenizer_alone(resolve(config.tokenizer))
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +159,7 @@ def prepare_corpus(
 
 def _write(
     folder: Path,
-    inputs: tuple[tuple[str, str], ...],
+    inputs: Sequence[Part],
     tokenizer: Any,
     configs: tuple[PrepareConfig, CorpusConfig, DedupConfig],
     engine: Engine,
@@ -162,29 +168,28 @@ def _write(
     """Writes shards and description; returns what is said of copies that were left out."""
     config, corpus, dedup = configs
     vocab_size = max(tokenizer.get_vocab().values()) + 1
-    jobs = [
-        ShardJob(
-            inputs=inputs,
-            config=corpus,
-            folder=str(folder),
-            tokenizer_folder=str(folder / TOKENIZER_FOLDER),
-            vocab_size=vocab_size,
-            number=number,
-            num_shards=config.num_shards,
-            segmenter=config.segmenter,
-            max_tokens=config.max_document_tokens,
-        )
-        for number in range(config.num_shards)
-    ]
-    jobs, note = _drop_copies(jobs, dedup, engine)
+    job = ShardJob(
+        parts=split_inputs(inputs, corpus, config.num_shards),
+        config=corpus,
+        folder=str(folder),
+        tokenizer_folder=str(folder / TOKENIZER_FOLDER),
+        vocab_size=vocab_size,
+        num_shards=config.num_shards,
+        numbers=tuple(range(config.num_shards)),
+        segmenter=config.segmenter,
+        max_tokens=config.max_document_tokens,
+    )
+    job, note = _drop_copies(job, dedup, engine)
     shards = []
-    for shard in engine.shards(jobs, tokenizer):
+    for shard in engine.shards(job, tokenizer):
         shards.append(shard)
         say(f"{shard.file}: {shard.num_documents:,} documents, {shard.num_tokens:,} tokens")
     if not any(shard.num_documents for shard in shards):
-        raise DataError(f"The corpus is empty: {len(inputs)} inputs hold no text, the first of them {inputs[0][0]}.")
+        raise DataError(
+            f"The corpus is empty: {len(inputs)} inputs hold no text, the first of them {inputs[0].source}."
+        )
     made_from = {
-        "inputs": [source for source, _ in inputs],
+        "inputs": [part.source for part in inputs],
         "corpus": dataclasses.asdict(corpus),
         "dedup": dataclasses.asdict(dedup),
         "segmenter": config.segmenter,
@@ -220,35 +225,31 @@ def _replace(folder: Path, stage: Path) -> None:
         path.replace(folder / path.name)
 
 
-def _drop_copies(jobs: list[ShardJob], dedup: DedupConfig, engine: Engine) -> tuple[list[ShardJob], str]:
-    """Returns the jobs, each with the places of its documents that repeat an earlier one, and what is said of these."""
+def _drop_copies(job: ShardJob, dedup: DedupConfig, engine: Engine) -> tuple[ShardJob, str]:
+    """Returns the job with the places of the documents that repeat an earlier one, and what is said of these."""
     if not (dedup.exact or dedup.near):
-        return jobs, ""
-    inputs, num_shards = jobs[0].inputs, len(jobs)
+        return job, ""
     places: list[Place] = []
 
     def in_order() -> Iterator[Fingerprint]:
-        for place, fingerprint in engine.fingerprints(jobs[0], dedup):
+        for place, fingerprint in heapq.merge(*engine.fingerprints(job, dedup), key=lambda found: found[0]):
             places.append(place)
             yield fingerprint
 
     found = compare_fingerprints(in_order(), dedup)
-    dropped: list[set[Place]] = [set() for _ in jobs]
-    for number in found.all:
-        dropped[shard_of(places[number], len(inputs), num_shards)].add(places[number])
     note = f" of {found.num_documents:,} (left out: {len(found.exact):,} exact and {len(found.near):,} near copies)"
-    return [dataclasses.replace(job, dropped=frozenset(dropped[job.number])) for job in jobs], note
+    return dataclasses.replace(job, dropped=frozenset(places[number] for number in found.all)), note
 
 
 def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker has one processor
 
 
-def write_shard_alone(job: ShardJob) -> Shard:
-    """Writes a shard in a process that has no tokenizer yet.
+def write_shards_alone(job: ShardJob) -> list[Shard]:
+    """Writes shards in a process that has no tokenizer yet.
 
     Args:
-      job: Which shard.
+      job: Which shards.
 
     Returns:
       What was written.
@@ -256,4 +257,4 @@ def write_shard_alone(job: ShardJob) -> Shard:
     Raises:
       DataError: A text can not be read.
     """
-    return write_shard(job, tokenizer_alone(job.tokenizer_folder))
+    return write_shards(job, tokenizer_alone(job.tokenizer_folder))

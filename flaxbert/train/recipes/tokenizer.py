@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flaxbert.config import CorpusConfig, ExtensionConfig, TokenizerConfig
-from flaxbert.data.corpus import expand_inputs
-from flaxbert.data.preparation import iterate_documents
+from flaxbert.data.corpus import read_documents
+from flaxbert.data.inputs import expand_inputs
 from flaxbert.data.tokenizer_training import extend_tokenizer, train_tokenizer
 from flaxbert.errors import ConfigError
 from flaxbert.train.recipes.setup import Say, say_on_first
@@ -76,5 +76,5 @@ def _free_folder(config: TokenizerConfig | ExtensionConfig, section: str) -> Pat
 
 
 def _sentences(corpus: CorpusConfig, max_documents: int) -> Iterator[str]:
-    documents = itertools.islice(iterate_documents(expand_inputs(corpus), corpus), max_documents or None)
-    return (sentence for _, document in documents for sentence in document.sentences)
+    documents = (document for part in expand_inputs(corpus) for document in read_documents(part, corpus))
+    return (sentence for found in itertools.islice(documents, max_documents or None) for sentence in found.sentences)

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from flaxbert.config import CorpusConfig, DedupConfig, PrepareConfig
-from flaxbert.data.corpus import Document, expand_inputs
-from flaxbert.data.preparation import DocumentTokenizer, load_segmenter, split_document
+from flaxbert.data import inputs as inputs_module
+from flaxbert.data import preparation
+from flaxbert.data.corpus import Document
+from flaxbert.data.inputs import expand_inputs
+from flaxbert.data.preparation import DocumentTokenizer, ShardJob, load_segmenter, split_document
 from flaxbert.data.prepared import PreparedCorpus, TokenizedDocument
 from flaxbert.errors import CheckpointError, ConfigError, DataError
 from flaxbert.train.folder_lock import FolderLock
@@ -52,6 +55,35 @@ def test_workers_change_nothing(num_shards, tmp_path, model, texts):
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
     assert names[0] == ".lock"
     assert not any("partial" in name for name in names)
+
+
+@pytest.mark.parametrize(("num_shards", "workers", "times"), [(3, 4, 1), (8, 1, 1), (8, 3, 3)])
+def test_inputs_are_read_once_or_once_a_worker(num_shards, workers, times, texts, monkeypatch):
+    read = []
+    real = preparation.read_documents
+    monkeypatch.setattr(preparation, "read_documents", lambda part, config: read.append(part) or real(part, config))
+    corpus = CorpusConfig(inputs=(str(texts),))
+    parts = tuple(expand_inputs(corpus))
+    job = ShardJob(
+        parts, corpus, "", "", 100, num_shards, tuple(range(num_shards)), dropped=frozenset({(2, 5), (0, 1)})
+    )
+    jobs = job.split(workers)
+    assert [number for part in jobs for number in part.numbers] == list(job.numbers)
+    places = [place for part in jobs for place, _ in part.documents()]
+    assert sorted(places) == [(book, index) for book in range(3) for index in range(20)]
+    assert read.count(parts[0]) == times
+    for part in jobs:
+        assert all(job.shard_of(place) in part.numbers for place in part.dropped)
+    assert frozenset().union(*(part.dropped for part in jobs)) == job.dropped
+
+
+def test_parts_of_large_files_change_no_document(tmp_path, model, texts, monkeypatch):
+    whole, _ = run(tmp_path, model, texts, "whole", num_shards=2, num_workers=1)
+    monkeypatch.setattr(inputs_module, "_LEAST_PART_BYTES", 100)
+    cut, _ = run(tmp_path, model, texts, "cut", num_shards=2, num_workers=1, dedup=DedupConfig(exact=True))
+    kept, _ = run(tmp_path, model, texts, "kept", num_shards=2, num_workers=1)
+    assert sorted(contents(kept)) == sorted(contents(whole))
+    assert len(cut) == len({tuple(row) for row in contents(whole)})
 
 
 def test_documents_keep_sentences_and_tokens(tmp_path, model, texts):
@@ -178,5 +210,5 @@ def test_record_of_what_it_was_made_from(tmp_path, model, texts):
     run(tmp_path, model, texts, num_workers=1)
     written = json.loads((tmp_path / "corpus" / "corpus.json").read_text())
     assert written["num_documents"] == 60
-    assert written["made_from"]["inputs"] == [path for path, _ in expand_inputs(CorpusConfig(inputs=(str(texts),)))]
+    assert written["made_from"]["inputs"] == [part.source for part in expand_inputs(CorpusConfig(inputs=(str(texts),)))]
     assert np.sum([shard["num_tokens"] for shard in written["shards"]]) == written["num_tokens"]
