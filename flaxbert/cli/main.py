@@ -36,6 +36,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Module and one-line description of every command."""
 
+SHORT_OPTIONS = {"--profile": ("--train.profile", frozenset({"pretrain", "finetune"}))}
+"""Options with a short name, and the commands that have them."""
+
 LAUNCHERS = frozenset({"launch"})
 """Commands that run another one: its words follow after ``--``."""
 
@@ -167,6 +170,9 @@ def parse_command(name: str, words: Sequence[str]) -> tuple[Callable[..., Any], 
     if name in LAUNCHERS:
         place = own.index("--") if "--" in own else len(own)
         own, launched = own[:place], {"command": tuple(own[place + 1 :])}
+    for short, (full, commands) in SHORT_OPTIONS.items():
+        if name in commands:
+            own = [full + word.removeprefix(short) if word.split("=")[0] == short else word for word in own]
     own = ["--dry_run=true" if word == "--dry-run" else word for word in own]
     try:
         values = parser.instantiate(parser.parse_args(own))

@@ -79,7 +79,7 @@ class TrainConfig:
       spike_grad_norm_factor: The same for the gradient norm before clipping, for example 10.
       max_skipped_in_row: Most updates left out in a row; one more ends the run.
       max_skipped: Most updates left out in the whole run; one more ends it.
-      profile: Steps that are traced for xprof, first:last, for example 100:105; the trace goes to profile/ in the folder of the run. Empty traces nothing.
+      profile: Steps that are traced for xprof, first:last, for example 100:105 (--profile for short); the trace goes to profile/ in the folder of the run. Empty traces nothing.
       hang_factor: A run that makes no step within this many times its median step, and within hang_seconds, writes the stacks of its threads and ends with exit code 75; 0 never ends it.
       hang_seconds: Least time without a step that counts as a hang, in seconds. Compilation, evaluation and checkpoints do not count.
       hang_pause_seconds: Longest that one compilation, evaluation or checkpoint may take before it counts as a hang too, in seconds; 0 lets it take any time.

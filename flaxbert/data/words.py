@@ -86,6 +86,25 @@ def word_table(tokenizer: Any, *, needs_words: bool = True) -> WordTable:
     return WordTable(starts, ends, special)
 
 
+def unspaced_tokens(tokenizer: Any) -> Bool[np.ndarray, "vocab"]:
+    """Returns which tokens are characters of scripts that put no blanks between words, of which only a segmenter knows the words.
+
+    Args:
+      tokenizer: A tokenizer of transformers.
+
+    Returns:
+      One entry for each id up to the largest.
+
+    Raises:
+      ConfigError: The vocabulary does not mark words.
+    """
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    found = np.zeros(max(vocabulary.values()) + 1, np.bool_)
+    surface = _marks(tokenizer, vocabulary)[2]
+    found[[number for token, number in vocabulary.items() if _is_unspaced(surface(token))]] = True
+    return found
+
+
 _Test = Callable[[str], bool]
 
 
@@ -115,11 +134,11 @@ def _marks(tokenizer: Any, vocabulary: dict[str, int]) -> tuple[_Test, _Test, Ca
 
 
 def _stands_alone(text: str) -> bool:
-    if not text:
-        return False
-    if all(any(low <= ord(character) <= high for low, high in _UNSPACED) for character in text):
-        return True
-    return all(unicodedata.category(character)[0] in "PS" for character in text)
+    return _is_unspaced(text) or (bool(text) and all(unicodedata.category(sign)[0] in "PS" for sign in text))
+
+
+def _is_unspaced(text: str) -> bool:
+    return bool(text) and all(any(low <= ord(character) <= high for low, high in _UNSPACED) for character in text)
 
 
 def _bytes_as_text(token: str) -> str:

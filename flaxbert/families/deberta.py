@@ -28,9 +28,9 @@ from flaxbert.families.layout import (
     norm,
 )
 from flaxbert.families.work import LayerWork, standard_layer
-from flaxbert.nn.activations import get_activation
 from flaxbert.nn.disentangled_attention import DisentangledOptions
 from flaxbert.nn.disentangled_encoder import DisentangledEncoder, JointBlock
+from flaxbert.nn.disentangled_heads import ContextPooler, ContextReplacedTokenHead
 from flaxbert.nn.dropout import dropout, fold
 from flaxbert.nn.embeddings import Embeddings
 from flaxbert.nn.heads import HeadStyle
@@ -68,26 +68,6 @@ class DebertaEmbeddings(Embeddings):
         embedded = self.norm(self.project(summed) if hasattr(self, "project") else summed)
         embedded = jnp.where((tokens.segment_ids != 0)[..., None], embedded, jnp.zeros((), embedded.dtype))
         return dropout(embedded, key, self.config.hidden_dropout_rate)
-
-
-class ContextPooler(nnx.Module):
-    """``activation(dense(dropout(first token)))``.
-
-    Args:
-      config: Architecture.
-      execution: Precision.
-      rngs: Source of keys for new weights.
-    """
-
-    def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
-        dtype = Precision(execution.precision).compute_dtype
-        self.options = config.own(DisentangledOptions)
-        self.dense = Dense(config.hidden_size, config.hidden_size, config.initializer_range, dtype, rngs)
-
-    def __call__(self, hidden: Float[Array, "batch tokens embed"], key: Any) -> Float[Array, "batch pooled"]:
-        """Returns one vector per input."""
-        first = dropout(hidden[:, 0], key, self.options.pooler_dropout)
-        return get_activation(self.options.pooler_hidden_act)(self.dense(first))
 
 
 class DebertaNetwork(Network):
@@ -133,9 +113,11 @@ class DebertaNetwork(Network):
                     f"{DECODER_KEY} adds positions to hidden states of {config.hidden_size}, but embedding_size is "
                     f"{config.embedding_size}."
                 )
-        super().make_heads(tuple(head for head in heads if head != "pooler"), rngs)
+        super().make_heads(tuple(head for head in heads if head not in ("pooler", "replaced_token")), rngs)
         if "pooler" in heads:
             self.pooler = ContextPooler(config, self.execution, rngs)
+        if "replaced_token" in heads:
+            self.replaced_token = ContextReplacedTokenHead(config, self.execution, rngs)
 
     def encode(self, tokens: Tokens, key: Any, keep_hidden: bool, first_only: bool) -> tuple[Any, Any]:
         """Returns the last hidden states, or what the enhanced mask decoder makes of those before the last block."""
@@ -148,6 +130,8 @@ class DebertaNetwork(Network):
 
     def apply_heads(self, hidden: jax.Array, tokens: Tokens, entity_mask: Any, key: Any) -> ModelOutput:
         """Returns what the heads make of the last hidden states."""
+        if hasattr(self, "replaced_token"):
+            return ModelOutput(logits=self.replaced_token(hidden, tokens))
         if not hasattr(self, "pooler"):
             return super().apply_heads(hidden, tokens, entity_mask, key)
         pooled = self.pooler(hidden, fold(key, 0))
@@ -279,6 +263,9 @@ SHARED_TENSORS: tuple[TensorName, ...] = (
     *dense("pooler.dense", "pooler.dense", in_base=False),
     *dense("classifier", "classifier", in_base=False),
     *_masked_lm(),
+    *dense("replaced_token.dense", "mask_predictions.dense", in_base=False),
+    *norm("replaced_token.norm", "mask_predictions.LayerNorm", in_base=False),
+    *dense("replaced_token.score", "mask_predictions.classifier", in_base=False),
     *HEAD_TENSORS,
 )
 """Names that both versions have."""
@@ -289,11 +276,9 @@ TIED: dict[str, TiedTensor] = {
 }
 """Tensors that repeat others."""
 
-FOREIGN: tuple[str, ...] = (r"mask_predictions\..*",)
-"""The discriminator of DeBERTa v3's pre-training."""
-
 SHARED_RULES: tuple[Rule[tuple[str, ...]], ...] = (
     Rule(r"embeddings\.norm\.(scale|bias)", (axes.EMBED,)),
+    Rule(r"replaced_token\.norm\.(scale|bias)", (axes.EMBED,), optional=True),
     Rule(r"encoder\.distance\.embedding", ("distances", axes.EMBED), optional=True),
     Rule(r"encoder\.layers\.\d+\.attention\.position_(key|query)\.kernel", (axes.EMBED, axes.ATTENTION), optional=True),
     Rule(r"encoder\.layers\.\d+\.attention\.position_(key|query)\.bias", (axes.ATTENTION,), optional=True),
@@ -334,7 +319,12 @@ def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
     return tuple(layers)
 
 
-ARCHITECTURES = {task: name for task, name in class_names("Deberta").items() if task != "multiple-choice"}
+DISCRIMINATOR = {"replaced_token_detection": "ReplacedTokenDetectionModel"}
+"""Class of the discriminator in the code of the paper; transformers has none."""
+
+ARCHITECTURES = {
+    task: name for task, name in class_names("Deberta", **DISCRIMINATOR).items() if task != "multiple-choice"
+}
 
 CONFIG = make_mapping("deberta", ARCHITECTURES, {})
 
@@ -343,7 +333,6 @@ DEBERTA = make_family(
     prefix="deberta",
     tensors=TENSORS,
     tied=TIED,
-    foreign=FOREIGN,
     axis_rules=(
         *SHARED_RULES,
         Rule(r"encoder\.layers\.\d+\.attention\.joint\.kernel", (axes.EMBED, "joint")),

@@ -6,7 +6,7 @@ from flaxbert.core import axes
 from flaxbert.core.rules import Rule
 from flaxbert.families.base import TensorName
 from flaxbert.families.deberta import (
-    FOREIGN,
+    DISCRIMINATOR,
     SHARED_RULES,
     SHARED_TENSORS,
     TIED,
@@ -35,7 +35,7 @@ TENSORS: tuple[TensorName, ...] = (
     *dense(f"{_OURS}.position_query", f"{_THEIRS}.pos_query_proj"),
 )
 
-ARCHITECTURES = class_names("DebertaV2")
+ARCHITECTURES = class_names("DebertaV2", **DISCRIMINATOR)
 
 CONFIG = make_mapping(
     "deberta-v2",
@@ -55,7 +55,6 @@ DEBERTA_V2 = make_family(
     prefix="deberta",
     tensors=TENSORS,
     tied=TIED,
-    foreign=FOREIGN,
     axis_rules=(
         *SHARED_RULES,
         Rule(r"encoder\.convolution\.kernel", ("taps", "conv_inputs", axes.EMBED), optional=True),

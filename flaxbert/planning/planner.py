@@ -23,6 +23,9 @@ from flaxbert.train.recipes.plan import StepJob, batch_shapes, lower_step, state
 Say = Callable[[str], None]
 
 _NEEDED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", re.IGNORECASE)
+_LEAST_TOKENS = 1024
+"""Tokens of a row that each device should have before a search splits rows."""
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Ran out of memory", "out of memory")
 
@@ -339,13 +342,18 @@ class Planner:
         if not pairs:
             raise MeshError(f"No mesh of {self.topology.num_devices} devices suits the model.")
         for config, rows in pairs[:max_compiles]:
-            plans.append(self.plan(config, self.batch_plan(config, rows), find_largest=False))
+            try:
+                plans.append(self.plan(config, self.batch_plan(config, rows), find_largest=False))
+            except MeshError as error:
+                if config.sequence == 1:
+                    raise
+                self._say(str(error))  # not every family splits rows
         if len(pairs) > max_compiles:
             self._say(f"{len(pairs) - max_compiles} more pairs of mesh and batch were left out; raise max_compiles.")
         return sorted(plans, key=lambda plan: (not plan.memory.fits, -plan.tokens_per_second_per_device))
 
     def _candidates(self) -> Iterable[MeshConfig]:
-        """Returns meshes: data alone, fsdp over one axis of the topology or all devices, and tensor 2 to 8 of each."""
+        """Returns meshes: data alone, fsdp over one axis of the topology or all devices, and tensor or, for long rows, sequence 2 to 8 of each."""
         count, model = self.topology.num_devices, self.workload.model
         axis = self.topology.shape[-1]
         for tensor in (1, 2, 4, 8):
@@ -355,6 +363,12 @@ class Planner:
                 if fsdp < 1 or (count // tensor) % fsdp or model.hidden_size % fsdp or model.embedding_width % fsdp:
                     continue
                 yield MeshConfig(data=count // tensor // fsdp, fsdp=fsdp, tensor=tensor)
+        for sequence in (2, 4, 8):
+            if count % sequence or self.workload.length < sequence * _LEAST_TOKENS:
+                continue
+            for fsdp in sorted({1, count // sequence}):
+                if model.hidden_size % fsdp == 0 and model.embedding_width % fsdp == 0:
+                    yield MeshConfig(data=count // sequence // fsdp, fsdp=fsdp, sequence=sequence)
 
 
 def _bytes_on_device(tree: Any) -> int:

@@ -43,6 +43,14 @@ def test_wrong_usage_is_one_clear_line(arguments, expected, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [["--profile", "100:105"], ["--profile=100:105"], ["--train.profile", "100:105"]])
+def test_the_window_of_a_profile_has_a_short_name(words, capsys):
+    for command in ("pretrain", "finetune"):
+        assert main([command, *words, "--print-config"]) == 0
+        assert "profile: 100:105" in capsys.readouterr().out
+    assert main(["evaluate", *words]) == 2
+
+
 def test_a_typo_in_a_config_file_names_the_nearest_key(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text("train:\n  learnin_rate: 3\n", "utf-8")

@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from flaxbert.data.words import segmented_starts, word_table
+from flaxbert.data.words import segmented_starts, unspaced_tokens, word_table
 from flaxbert.errors import ConfigError, DataError
 from tests.weights.bertweet import bertweet
 
@@ -54,6 +54,12 @@ def test_unigrams():
     tokenizer = fast(models.Unigram(pieces, 3), pre_tokenizers.Metaspace())
     tokens = ["[CLS]", "▁play", "ing", ".", "▁", "世界", "で", "[SEP]"]
     assert words(tokenizer, tokens) == ["[CLS]", "▁play ing", ".", "▁", "世界", "で", "[SEP]"]
+
+
+def test_characters_of_scripts_without_blanks():
+    tokenizer = fast(models.WordPiece(vocabulary("世", "##界", "play", "##ing", ",", "ฟ"), unk_token="[UNK]"))
+    found = unspaced_tokens(tokenizer)
+    assert {token for token, number in tokenizer.get_vocab().items() if found[number]} == {"世", "##界", "ฟ"}
 
 
 def test_bertweet(tmp_path):

@@ -84,6 +84,8 @@ TASKS = [
     Case("relations", "relation-classification"),
     Case("late interaction", "late-interaction"),
     Case("bare", "feature-extraction"),
+    Case("replaced tokens", "replaced-token-detection"),
+    Case("replaced tokens, left", "replaced-token-detection", {"hidden_act": "relu"}, padding="left"),
     Case("convolved tokens", "token-classification", {**CONVOLUTION, "type_vocab_size": 2}, padding="left"),
     Case("pooler of another kind", config={"pooler_hidden_act": "tanh", "pooler_dropout": 0.3, "cls_dropout": 0.2}),
     Case("one token", "token-classification", length=1, padding="none"),
@@ -132,9 +134,9 @@ VARIANTS = {
 EVERY = [(family, name) for family, configs in VARIANTS.items() for name in configs]
 
 
-def load_variant(family, name, folder, **changes):
+def load_variant(family, name, folder, task="token-classification", **changes):
     config = {"num_hidden_layers": 3, "max_position_embeddings": 32, **VARIANTS[family][name]}
-    case = Case(name, "token-classification", {**config, "max_position_embeddings": 32}, family=family, **changes)
+    case = Case(name, task, {**config, "max_position_embeddings": 32}, family=family, **changes)
     model = make_torch_model(case)
     return case, model, load_ours(save_torch(model, folder))
 
@@ -154,9 +156,12 @@ def test_scanned_layers_and_more_padding_change_nothing(family, name, tmp_path):
     np.testing.assert_allclose(padded, plain, atol=SCAN_TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize(("family", "name"), EVERY)
-def test_packed_rows_equal_texts_alone(family, name, tmp_path):
-    case, model, loaded = load_variant(family, name, tmp_path)
+@pytest.mark.parametrize(
+    ("family", "name", "task"),
+    [(*variant, "token-classification") for variant in EVERY] + [("deberta-v2", "plain", "replaced-token-detection")],
+)
+def test_packed_rows_equal_texts_alone(family, name, task, tmp_path):
+    case, model, loaded = load_variant(family, name, tmp_path, task)
     random = np.random.default_rng(0)
     texts = [random.integers(5, case.settings["vocab_size"], size) for size in (3, 9, 1, 6)]
     numbers = np.repeat(np.arange(1, 5), [len(ids) for ids in texts])
@@ -244,13 +249,18 @@ def test_tensors_of_published_checkpoints_are_accounted_for(family, tmp_path):
 
     tensors = load_file(folder / "model.safetensors")
     tensors["deberta.embeddings.position_embeddings.weight"] = np.ones((20, 24), np.float32)
-    tensors["mask_predictions.dense.weight"] = np.ones((24, 24), np.float32)
+    head = {"dense.weight": (24, 24), "dense.bias": (24,), "classifier.weight": (1, 24), "classifier.bias": (1,)}
+    head |= {"LayerNorm.weight": (24,), "LayerNorm.bias": (24,)}
+    tensors |= {f"mask_predictions.{name}": np.ones(shape, np.float32) for name, shape in head.items()}
     save_file(tensors, folder / "model.safetensors")
     classifier = load_ours(folder, "sequence-classification")
-    names = {"deberta.embeddings.position_embeddings.weight", "mask_predictions.dense.weight"}
+    names = {"deberta.embeddings.position_embeddings.weight", *(f"mask_predictions.{name}" for name in head)}
     assert names < set(classifier.account.unused)
     assert all(name.startswith(("pooler.", "classifier.")) for name in classifier.account.initialized)
     assert set(load_ours(folder).account.unused) == names
+    detector = load_ours(folder, "replaced-token-detection")
+    assert detector.account.initialized == ()
+    assert not any(name.startswith("mask_predictions") for name in detector.account.unused)
 
 
 PUBLISHED = {

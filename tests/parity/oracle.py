@@ -45,7 +45,12 @@ class Case:
     def architecture(self) -> str:
         """Name of the stock class; of heads that transformers has not, that of the encoder below them."""
         name = get_family(self.family).architectures[self.task]
-        return get_family(self.family).architectures["feature-extraction"] if self.task in OWN_HEADS else name
+        return get_family(self.family).architectures["feature-extraction"] if self.has_own_head else name
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether transformers has no class of this kind, so that its encoder with the head built on it is the oracle."""
+        return self.task in OWN_HEADS or (self.task == "replaced-token-detection" and self.family != "electra")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -151,6 +156,38 @@ class LateInteractionModel(torch.nn.Module):
         return Outputs(logits=torch.nn.functional.normalize(self.linear(hidden), dim=-1))
 
 
+class ReplacedTokenModel(torch.nn.Module):
+    """DeBERTa 3's discriminator over a stock encoder: every token beside the first one decides whether it was replaced."""
+
+    def __init__(self, encoder: Any, prefix: str) -> None:
+        super().__init__()
+        config, width = encoder.config, encoder.config.hidden_size
+        self.prefix, self.config = prefix, config
+        setattr(self, prefix, encoder)
+        self.mask_predictions = torch.nn.ModuleDict(
+            {
+                "dense": torch.nn.Linear(width, width),
+                "LayerNorm": torch.nn.LayerNorm(width, config.layer_norm_eps),
+                "classifier": torch.nn.Linear(width, 1),
+            }
+        )
+
+    def forward(self, **inputs: Any) -> Any:
+        from transformers.activations import ACT2FN
+
+        hidden, head = getattr(self, self.prefix)(**inputs).last_hidden_state, self.mask_predictions
+        activated = ACT2FN[self.config.hidden_act](head["dense"](head["LayerNorm"](hidden + hidden[:, :1])))
+        return Outputs(logits=head["classifier"](activated).squeeze(-1))
+
+
+PUBLISHED_CLASSES: dict[type, str] = {
+    RelationModel: "RBERT",
+    LateInteractionModel: "HF_ColBERT",
+    ReplacedTokenModel: "ReplacedTokenDetectionModel",
+}
+"""What published models of each kind call their class."""
+
+
 @dataclasses.dataclass
 class Outputs:
     """What the models above return."""
@@ -172,6 +209,8 @@ def make_torch_model(case: Case, seed: int = 0) -> Any:
         model = RelationModel(model, prefix, case.settings["num_labels"])
     elif case.task == "late-interaction":
         model = LateInteractionModel(model, prefix, 5)
+    elif case.has_own_head:
+        model = ReplacedTokenModel(model, prefix)
     model = model.eval()
     generator = torch.Generator().manual_seed(seed)
     fixed = {"distilbert": ("position_embeddings",)} if case.settings.get("sinusoidal_pos_embds") else {}
@@ -275,10 +314,9 @@ def save_torch(model: Any, folder: pathlib.Path) -> pathlib.Path:
         from safetensors.torch import load_file, save_file
 
         encoder = getattr(model, model.prefix)
-        encoder.config.architectures = ["RBERT" if isinstance(model, RelationModel) else "HF_ColBERT"]
         encoder.save_pretrained(folder)
         described = json.loads((folder / "config.json").read_text())
-        described["architectures"] = ["RBERT" if isinstance(model, RelationModel) else "HF_ColBERT"]
+        described["architectures"] = [PUBLISHED_CLASSES[type(model)]]
         (folder / "config.json").write_text(json.dumps(described))
         tensors = {f"{model.prefix}.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
         heads = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{model.prefix}.")}
@@ -294,7 +332,7 @@ def load_torch(folder: pathlib.Path, case: Case) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, info = getattr(transformers, case.architecture).from_pretrained(folder, output_loading_info=True)
-    if case.task not in OWN_HEADS:
+    if not case.has_own_head:
         problems = {key: sorted(value) for key, value in info.items() if value}
         assert not problems, problems
         return model.eval()

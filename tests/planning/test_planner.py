@@ -9,6 +9,7 @@ import pytest
 from flaxbert.cli.main import main
 from flaxbert.config import MeshConfig, PretrainConfig, PretrainData, PretrainModel, TrainConfig
 from flaxbert.errors import ConfigError, MeshError
+from flaxbert.planning import planner as planner_module
 from flaxbert.planning.chips import CHIPS
 from flaxbert.planning.command import PlanRequest, make_plans
 from flaxbert.planning.planner import Planner
@@ -34,10 +35,8 @@ CONFIG = PretrainConfig(
 MESHES = [MeshConfig(), MeshConfig(fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)]
 
 
-def make_planner(chip=CHIPS["h200"], config=CONFIG):
-    return Planner(
-        pretraining_workloads(config, vocab_size=96)[0], parse_topology("h200:8"), chip, lambda line: None, QUICK
-    )
+def make_planner(chip=CHIPS["h200"], config=CONFIG, say=lambda line: None):
+    return Planner(pretraining_workloads(config, vocab_size=96)[0], parse_topology("h200:8"), chip, say, QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +113,23 @@ def test_micro_batches_add_up_gradients_once():
     moved = plan.estimate.collectives["all-reduce", "ici"].size_bytes
     assert plan.memory.parameters <= moved < 1.1 * plan.memory.parameters
     assert plan.accumulation_steps == 4
+
+
+def test_a_search_splits_long_rows_too_where_the_family_can(monkeypatch):
+    assert {mesh.sequence for mesh in make_planner()._candidates()} == {1}
+    monkeypatch.setattr(planner_module, "_LEAST_TOKENS", 12)
+    meshes = [mesh for mesh in make_planner()._candidates() if mesh.sequence > 1]
+    assert meshes == [MeshConfig(data=4, sequence=2), MeshConfig(data=1, fsdp=4, sequence=2)]
+    monkeypatch.setattr(Planner, "_candidates", lambda planner: [MeshConfig(), meshes[0]])
+    found = make_planner().search([4])
+    assert len(found) == 2
+    speeds = [plan.tokens_per_second_per_device for plan in found]
+    assert speeds == sorted(speeds, reverse=True)
+    lines = []
+    model = dataclasses.replace(CONFIG.model, family="deberta-v2")
+    planner = make_planner(config=dataclasses.replace(CONFIG, model=model), say=lines.append)
+    assert {plan.mesh["sequence"] for plan in planner.search([4])} == {1}
+    assert any("DeBERTa scores the distance" in line for line in lines)
 
 
 def test_bad_meshes_and_batches_are_refused(planner):

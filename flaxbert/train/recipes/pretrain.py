@@ -108,7 +108,7 @@ def pretrain(
     if result.reason != "preempted" and jax.process_index() == 0:
         for name, model in models.items():
             model.save(folder / name, overwrite=True)
-        say(", ".join(f"{name} {before[name]:.4g} -> {value:.4g}" for name, value in after.items()))
+        say(", ".join(f"{name} {before[name]:.4g} -> {value:.4g}" for name, value in after.items() if name in before))
         say(f"The model is in {folder / MODEL_FOLDER} (step {step}, {result.reason}).")
     return PretrainResult(models["model"], folder, result.reason, step, before, after, result.progress.history)
 

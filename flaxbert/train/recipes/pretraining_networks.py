@@ -39,6 +39,21 @@ SIZES: dict[str, tuple[int, int]] = {
 }
 """Layers and width of each size (Turc et al., 2019, and Devlin et al., 2019); heads have 64 entries, feed-forward layers four times the width."""
 
+_DISTANCES = {"relative_attention": True, "position_biased_input": False, "type_vocab_size": 0, "layer_norm_eps": 1e-7}
+
+FAMILY_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "deberta": {**_DISTANCES, "pos_att_type": "c2p|p2c"},
+    "deberta-v2": {
+        **_DISTANCES,
+        "pos_att_type": "p2c|c2p",
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+    },
+}
+"""What the published models of a family have (He et al., 2021a and 2021b) where the defaults of its ``config.json`` would give another one: a
+DeBERTa without distances is a BERT."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
@@ -116,6 +131,7 @@ def new_model_config(source: PretrainModel, vocab_size: int, row_length: int, pa
         "num_attention_heads": width // 64,
         "intermediate_size": 4 * width,
         "pad_token_id": pad_token_id,
+        **FAMILY_ARCHITECTURES.get(source.family, {}),
         **source.architecture,
     }
     config = get_family(source.family).config_from_json(json)

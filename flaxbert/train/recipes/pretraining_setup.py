@@ -20,7 +20,7 @@ from flaxbert.data.masking import Masker
 from flaxbert.data.prepared import TOKENIZER_FOLDER, PreparedCorpus
 from flaxbert.data.pretraining_batches import EvaluationRows, Phase, PretrainingBatches, RowMixture, split_steps
 from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, hold_out_documents
-from flaxbert.data.words import WordTable, word_table
+from flaxbert.data.words import WordTable, unspaced_tokens, word_table
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.train.objectives import pretraining_counts
 from flaxbert.train.recipes.plan import StepJob
@@ -33,7 +33,9 @@ EVALUATION_BATCH_SIZE = 32
 TOTAL_LOSS = "total_loss"
 """Metric: the losses of an objective of several parts, weighted as in training."""
 
-_SUMS = ("loss", "right", "count", "changed", "found")
+_SAMPLE_DOCUMENTS = 32
+_MOST_UNSPACED = 0.3
+"""Share of a corpus's first documents that may be characters of scripts without blanks before the user is told what a word is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +116,25 @@ class Pretraining:
         Raises:
           ConfigError: There is no such metric.
         """
-        objective = self.config.objective
-        counted = {"masked_lm", *(["replaced"] if objective.replaced_tokens else [])}
-        counted |= set() if objective.pairs == "none" else {"pair"}
-        names = list(_metrics({f"{part}_{sum_}": 1.0 for part in counted for sum_ in _SUMS}, objective))
-        name = self.config.train.metric or ("loss" if len(counted) == 1 else TOTAL_LOSS)
+        names = metric_names(self.config.objective)
+        name = self.config.train.metric or (TOTAL_LOSS if TOTAL_LOSS in names else "loss")
         if name not in names:
             raise ConfigError(f"train.metric is {name!r}, but pre-training with this objective has {', '.join(names)}.")
         return name, not name.endswith(("loss", "perplexity"))
+
+
+def metric_names(objective: ObjectiveConfig) -> list[str]:
+    """Returns the names of what an evaluation measures.
+
+    Args:
+      objective: What is learned.
+    """
+    names = ["loss", "perplexity", "masked_accuracy"]
+    if objective.pairs != "none":
+        names += ["pair_loss", "pair_accuracy"]
+    if objective.replaced_tokens:
+        names += ["replaced_loss", "replaced_accuracy", "replaced_rate", "replaced_recall"]
+    return names + ([TOTAL_LOSS] if len(names) > 3 else [])
 
 
 def _metrics(sums: Mapping[str, float], objective: ObjectiveConfig) -> dict[str, float]:
@@ -205,6 +218,8 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
     for corpus in corpora:
         if corpus.skipped:
             say(f"{corpus.folder}: left out {', '.join(corpus.skipped)}, which are missing or damaged.")
+    if config.masking.unit != "token":
+        _explain_words(corpora, tokenizer, say)
     planned = phases_of(config)
     longest = max(phase.row_length for phase in planned)
     networks = build_networks(config.model, config.objective, tokenizer, longest, config.train.seed)
@@ -233,6 +248,20 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
     except DataError as error:
         raise DataError(f"The documents held out for evaluation in {held_corpus.folder}: {error}") from error
     return Pretraining(config, networks, mesh, batches, validation, total_steps)
+
+
+def _explain_words(corpora: Sequence[PreparedCorpus], tokenizer: Any, say: Say) -> None:
+    """Tells of corpora, prepared without a segmenter, whose words are single characters because their script has no blanks."""
+    unspaced = unspaced_tokens(tokenizer)
+    for corpus in corpora:
+        if not corpus.made_from.get("segmenter"):
+            sample = [corpus.document(number).input_ids for number in range(min(len(corpus), _SAMPLE_DOCUMENTS))]
+            share = float(unspaced[np.concatenate(sample)].mean())
+            if share > _MOST_UNSPACED:
+                say(
+                    f"{corpus.folder}: {share:.0%} of the tokens are characters of a script without blanks, and each counts as a word for "
+                    "masking.unit; prepare the corpus with prepare.segmenter to hide whole words."
+                )
 
 
 def _hold_out(

@@ -25,6 +25,7 @@ from flaxbert.config import (
 from flaxbert.core.trees import flatten_names
 from flaxbert.errors import CheckpointError, ConfigError, DataError
 from flaxbert.model import load
+from flaxbert.nn.disentangled_attention import DisentangledOptions
 from flaxbert.train.callbacks import CallbackBase, read_metrics
 from flaxbert.train.folder_lock import FolderLock
 from flaxbert.train.goodput import KINDS
@@ -33,7 +34,7 @@ from flaxbert.train.recipes import plan
 from flaxbert.train.recipes.prepare import prepare_corpus
 from flaxbert.train.recipes.pretrain import pretrain
 from flaxbert.train.recipes.pretraining_networks import build_networks, new_model_config
-from flaxbert.train.recipes.pretraining_setup import prepare_pretraining
+from flaxbert.train.recipes.pretraining_setup import metric_names, prepare_pretraining
 from flaxbert.train.recipes.tokenizer import extend_tokenizer_for_corpus, train_tokenizer_of_corpus
 from flaxbert.weights.tokenizer import tokenizer_alone
 
@@ -109,6 +110,7 @@ def test_words_are_learned_and_the_model_loads_everywhere(corpus, tmp_path):
     assert result.before["perplexity"] > 25
     assert result.after["perplexity"] < 4
     assert result.after["masked_accuracy"] > 0.6
+    assert set(result.after) == set(metric_names(ObjectiveConfig()))
     assert any("270 rows of 64 tokens, 270 pieces, packed to" in line for line in lines)
     folder = tmp_path / "model"
     assert load(folder).task == "fill-mask"
@@ -128,6 +130,7 @@ def test_pairs_are_learned(pairs, corpus, tmp_path):
         say=quiet,
     )
     assert result.model.task == "pretraining"
+    assert set(result.after) == set(metric_names(ObjectiveConfig(pairs=pairs)))
     assert result.before["pair_loss"] > 0.6
     # In a language of so few texts, one in a dozen that stand for another's is the next one by chance.
     loss, accuracy = (0.3, 0.85) if pairs == "sentence_order" else (0.5, 0.75)
@@ -324,6 +327,24 @@ def test_replaced_tokens_are_learned(sharing, corpus, tmp_path):
 
 
 @pytest.mark.slow
+def test_deberta_learns_replaced_tokens_with_disentangled_embeddings(corpus, tmp_path):
+    model = PretrainModel(family="deberta-v2", size="tiny", architecture=TINY, precision="float32")
+    train = {"batch_size": 16, "learning_rate": 3e-3}
+    config = config_of(corpus, tmp_path, steps=150, model=model, max_validation_rows=0, train=train)
+    objective = ObjectiveConfig(replaced_tokens=True, sharing="disentangled", generator_rate=0.5)
+    result = pretrain(dataclasses.replace(config, objective=objective), say=quiet)
+    options = result.model.config.own(DisentangledOptions)
+    assert (options.scores_contents, options.scores_positions, options.position_buckets) == (True, True, 256)
+    assert result.before["replaced_loss"] > 0.6
+    assert result.after["replaced_loss"] < 0.3
+    assert result.after["replaced_recall"] > 0.4
+    assert load(tmp_path / "generator").config.num_hidden_layers == 1
+    again = load(tmp_path / "model", task="replaced-token-detection")
+    assert again.account.initialized == ()
+    assert load(tmp_path / "model", task="sequence-classification", labels=("a", "b")).config.family == "deberta-v2"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["tied", "disentangled", "none"])
 def test_replaced_tokens_go_on_from_checkpoints(sharing, corpus, tmp_path):
     model = PretrainModel(
@@ -370,16 +391,45 @@ def test_a_checkpoint_s_embeddings_win_over_new_ones_and_two_that_differ_are_not
 
 
 def test_the_whole_objective_chooses_the_best_step_unless_a_metric_is_named(corpus, tmp_path):
-    def metric(objective=None, **train):
-        config = dataclasses.replace(config_of(corpus, tmp_path, train=train), objective=objective or ObjectiveConfig())
+    def metric(objective=None, family="bert", **train):
+        model = PretrainModel(family=family, size="tiny", architecture=TINY, precision="float32")
+        run = config_of(corpus, tmp_path, model=model, train=train)
+        config = dataclasses.replace(run, objective=objective or ObjectiveConfig())
         return prepare_pretraining(config, quiet).metric
 
     assert metric() == ("loss", False)
     assert metric(metric="masked_accuracy") == ("masked_accuracy", True)
     assert metric(ObjectiveConfig(pairs="next_sentence")) == ("total_loss", False)
     assert metric(ObjectiveConfig(pairs="next_sentence"), metric="pair_accuracy") == ("pair_accuracy", True)
+    replaced = ObjectiveConfig(replaced_tokens=True)
+    assert metric(replaced, "electra", metric="replaced_recall") == ("replaced_recall", True)
+    with pytest.raises(ConfigError, match="The family bert has no head for 'replaced-token-detection'"):
+        metric(replaced)
     with pytest.raises(ConfigError, match=r"train\.metric is 'f1'.* has loss, perplexity, masked_accuracy\."):
         metric(metric="f1")
+
+
+def test_words_of_a_script_without_blanks_need_a_segmenter(tmp_path):
+    (tmp_path / "text.txt").write_text("模型训练。\n\n" * 20, "utf-8")
+    text = CorpusConfig(inputs=(str(tmp_path / "text.txt"),))
+    tokenizer = TokenizerConfig(folder=str(tmp_path / "tokenizer"), vocab_size=20)
+    train_tokenizer_of_corpus(tokenizer, text, say=quiet)
+    for segmenter, unit, told in (("", "word", True), ("", "token", False), ("builtins:list", "word", False)):
+        config = PrepareConfig(
+            folder=str(tmp_path / "corpus"),
+            tokenizer=str(tmp_path / "tokenizer"),
+            num_shards=1,
+            num_workers=1,
+            segmenter=segmenter,
+            overwrite=True,
+        )
+        prepare_corpus(config, text, DedupConfig(), say=quiet)
+        run = dataclasses.replace(
+            config_of(tmp_path / "corpus", tmp_path, min_tokens=2), masking=MaskingConfig(unit=unit)
+        )
+        lines = []
+        prepare_pretraining(run, lines.append)
+        assert any("prepare the corpus with prepare.segmenter" in line for line in lines) is told, (segmenter, unit)
 
 
 def test_rows_longer_than_the_positions_of_a_checkpoint_are_refused(corpus, tmp_path):
