@@ -59,7 +59,7 @@ class DedupConfig:
 
     Attributes:
       exact: Leave out documents whose words are those of an earlier one, whatever their blanks and capitals.
-      near: Leave out documents that share most of their 5-word sequences with an earlier one (MinHash with locality sensitive hashing; Broder, 1997).
+      near: Leave out documents that share most of their 5-word sequences (characters in scripts without blanks) with an earlier one (MinHash with locality sensitive hashing; Broder, 1997).
       threshold: Estimated Jaccard similarity from which documents count as near.
       num_permutations: Hash functions behind the estimate; its standard error is about ``1 / sqrt(num_permutations)``.
     """

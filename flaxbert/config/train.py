@@ -46,7 +46,7 @@ class TrainConfig:
       schedule: What follows the warm-up: linear, cosine, polynomial, exponential, step, inverse_square_root, constant or warmup_stable_decay (the peak until the last decay_steps).
       warmup_rate: Share of all steps over which the learning rate rises linearly from 0, in [0, 1].
       warmup_steps: The same as a number of steps; 0 uses warmup_rate.
-      end_learning_rate: Learning rate at the last step of linear, cosine, polynomial and exponential schedules.
+      end_learning_rate: Learning rate at the last step of linear, cosine, polynomial, exponential and warmup_stable_decay schedules.
       polynomial_power: Exponent of the polynomial schedule.
       decay_rate: Factor of the exponential schedule over decay_steps and of each drop of the step schedule.
       decay_steps: Steps per decay of the exponential and step schedules, and of the fall of warmup_stable_decay; 0: a tenth of the run.

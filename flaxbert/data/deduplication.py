@@ -10,6 +10,7 @@ import numpy as np
 
 from flaxbert.config import DedupConfig
 from flaxbert.data.corpus import Document
+from flaxbert.data.words import spaced_words
 
 _SHINGLE_WORDS = 5
 _DIGEST_BYTES = 12
@@ -106,7 +107,7 @@ def fingerprints(documents: Iterable[Document], config: DedupConfig) -> Iterator
     """
     seen: set[bytes] = set()
     for document in documents:
-        words = " ".join(document.sentences).casefold().split()
+        words = spaced_words(" ".join(document.sentences).casefold())
         digest = hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
         signature = None
         if config.near:

@@ -115,7 +115,8 @@ class Masker:
         follows = np.concatenate([firsts[1:] == ends[:-1], [False]])
         widths = self._widths(len(firsts), random)
         left = budget
-        for word in random.permutation(len(firsts)).tolist():
+        order = random.permutation(len(firsts)).tolist()
+        for word in order:
             if left <= 0:
                 break
             end, size = word, 0
@@ -129,6 +130,8 @@ class Masker:
             if size:
                 groups[firsts[word] : ends[end - 1]] = word
                 left -= size
+        if left == budget > 0:  # no word is short enough: the beginning of one
+            groups[firsts[order[0]] : firsts[order[0]] + budget] = order[0]
         return groups
 
     def _widths(self, num_words: int, random: StableRandom) -> Int[np.ndarray, "words"]:

@@ -14,7 +14,10 @@ from flaxbert.data.pipeline import Batch
 from flaxbert.data.pretraining_rows import RowSource
 from flaxbert.errors import ConfigError
 
-_MIXTURE_ROWS = 1024
+_MIXTURE_ROWS, _MOST_MIXTURE_ROWS = 1 << 10, 1 << 20
+"""Rows after which the order of the sources of a mixture begins again: as many as give the rarest one some places."""
+
+_LEAST_PLACES = 16
 """Rows in which a mixture shows every source as often as its weight says."""
 
 
@@ -30,22 +33,27 @@ class RowMixture:
     """
 
     def __init__(self, sources: Sequence[RowSource], weights: Sequence[float] = ()) -> None:
-        self.sources = tuple(sources)
+        most = max((source.max_pieces for source in sources), default=0)
+        self.sources = tuple(source.widened(most) for source in sources)  # rows of all go into one batch
         shares = np.array(weights or [len(source) for source in sources], np.float64)
         if len(shares) != len(self.sources) or not (np.isfinite(shares).all() and (shares > 0).all()):
             raise ConfigError(
                 f"The weights {list(weights)} do not fit {len(self.sources)} corpora; give one positive weight for each."
             )
-        places = _largest_remainders(shares / shares.sum(), _MIXTURE_ROWS)
+        cycle = _MIXTURE_ROWS
+        while shares.min() / shares.sum() * cycle < _LEAST_PLACES and cycle < _MOST_MIXTURE_ROWS:
+            cycle *= 2
+        places = _largest_remainders(shares / shares.sum(), cycle)
         if not places.all():
+            what = f"weights {list(weights)}" if weights else f"numbers of rows {[len(source) for source in sources]}"
             raise ConfigError(
-                f"The weights {list(weights)} are too far apart: a corpus would never come in {_MIXTURE_ROWS} rows."
+                f"The {what} of the corpora are too far apart: one would never come in {cycle:,} rows; set data.weights."
             )
         # Spread evenly: the k-th of n rows of a source stands at (k + 1/2) / n.
         when = np.concatenate([(np.arange(count) + 0.5) / count for count in places])
         which = np.repeat(np.arange(len(places)), places)
         self._which = which[np.argsort(when, kind="stable")]
-        self._rank = np.zeros(_MIXTURE_ROWS, np.int64)
+        self._rank = np.zeros(cycle, np.int64)
         for number in range(len(places)):
             self._rank[self._which == number] = np.arange(places[number])
         self.counts = [int(count) for count in places]
@@ -61,7 +69,7 @@ class RowMixture:
         Args:
           number: Its number.
         """
-        block, offset = divmod(number, _MIXTURE_ROWS)
+        block, offset = divmod(number, len(self._which))
         which = int(self._which[offset])
         index = block * self.counts[which] + int(self._rank[offset])
         return which, *divmod(index, len(self.sources[which]))
@@ -217,12 +225,17 @@ class EvaluationRows:
         """Rows that are scored."""
         return min(len(self.source), self.max_rows) if self.max_rows else len(self.source)
 
+    @functools.cached_property
+    def _order(self) -> Int[np.ndarray, "rows"]:
+        """The rows that are scored: all, or as many drawn from all, since rows lie by the length of their pieces."""
+        return self.source.sample(self.num_rows)
+
     def __iter__(self) -> Iterator[Batch]:
         share = self.batch_size // self.process_count
         for step in range(len(self)):
             first = step * self.batch_size + self.process_index * share
             numbers = np.arange(first, first + share)
-            batch = _complete(self.source.rows(np.minimum(numbers, self.num_rows - 1).tolist(), -1))
+            batch = _complete(self.source.rows(self._order[np.minimum(numbers, self.num_rows - 1)].tolist(), -1))
             filling = numbers >= self.num_rows
             for name in ("labels", "pair_labels"):
                 if name in batch:

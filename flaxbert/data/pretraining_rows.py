@@ -1,5 +1,6 @@
 """Rows for pre-training: pieces of documents, packed, masked, perhaps paired. Any row of any epoch is found by its number alone."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -25,7 +26,7 @@ _MOST_DRAWS = 8
 _LENGTH_TOLERANCE = 2
 """Tokens that a text in another one's place may be shorter than the longest that fits."""
 
-_WINDOW_STREAM, _ROW_STREAM, _ORDER_STREAM, _HELD_OUT_STREAM = range(4)
+_WINDOW_STREAM, _ROW_STREAM, _ORDER_STREAM, _HELD_OUT_STREAM, _SAMPLE_STREAM = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +211,26 @@ class RowSource:
 
     def __len__(self) -> int:
         return len(self.packing)
+
+    def sample(self, count: int) -> Int[np.ndarray, "count"]:
+        """Returns the numbers of some rows, the same ones each time.
+
+        Args:
+          count: How many, at most all.
+        """
+        return np.sort(stable_permutation(len(self), self.seed, _SAMPLE_STREAM)[:count])
+
+    def widened(self, max_pieces: int) -> "RowSource":
+        """Returns the source with places for more pieces in every row, as those of another source need.
+
+        Args:
+          max_pieces: Pieces that rows have places for, at least as many as they hold.
+        """
+        if max_pieces == self.max_pieces:
+            return self
+        found = copy.copy(self)
+        found.max_pieces = max_pieces
+        return found
 
     @property
     def num_slots(self) -> int:

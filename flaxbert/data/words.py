@@ -1,6 +1,7 @@
 """Which tokens begin a word, for vocabularies of every kind, without the text."""
 
 import dataclasses
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -135,6 +136,22 @@ def _marks(tokenizer: Any, vocabulary: dict[str, int]) -> tuple[_Test, _Test, Ca
 
 def _stands_alone(text: str) -> bool:
     return _is_unspaced(text) or (bool(text) and all(unicodedata.category(sign)[0] in "PS" for sign in text))
+
+
+def spaced_words(text: str) -> list[str]:
+    """Returns the words between blanks; of scripts without blanks, every character.
+
+    Args:
+      text: The text.
+
+    Example:
+      >>> spaced_words("the 模型 x")
+      ['the', '模', '型', 'x']
+    """
+    return _UNSPACED_CHARACTER.sub(r" \g<0> ", text).split()
+
+
+_UNSPACED_CHARACTER = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _UNSPACED) + "]")
 
 
 def _is_unspaced(text: str) -> bool:

@@ -65,6 +65,8 @@ def _take_names(json: dict[str, Any]) -> dict[str, Any]:
     for other, own in OTHER_NAMES.items():
         if other in json:
             json[own] = json.pop(other)
+    if "hidden_dim" not in json and "intermediate_size" in json:  # as new models are described
+        json["hidden_dim"] = json.pop("intermediate_size")
     if json.pop("sinusoidal_pos_embds", False):
         json[POSITIONS_KEY] = "sinusoidal"
     return json

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from flaxbert.config import MeshConfig
 from flaxbert.core.hlo import parse_module
 from flaxbert.core.sharding import FSDP, batch_ways, build_mesh, check_mesh_fits
-from flaxbert.errors import MemoryLimitError, MeshError
+from flaxbert.errors import MemoryLimitError, MeshError, ShapeError
 from flaxbert.planning.chips import Chip
 from flaxbert.planning.roofline import Estimate, activation_gathers, estimate_step
 from flaxbert.planning.topology import Topology, find_devices, make_interconnect
@@ -338,16 +338,18 @@ class Planner:
           MeshError: No mesh suits the model.
         """
         plans: list[MeshPlan] = []
+        refused: MeshError | ShapeError | None = None
         pairs = [(mesh, rows) for rows in batches_per_device for mesh in self._candidates()]
         if not pairs:
             raise MeshError(f"No mesh of {self.topology.num_devices} devices suits the model.")
         for config, rows in pairs[:max_compiles]:
             try:
                 plans.append(self.plan(config, self.batch_plan(config, rows), find_largest=False))
-            except MeshError as error:
-                if config.sequence == 1:
-                    raise
-                self._say(str(error))  # not every family splits rows
+            except (MeshError, ShapeError) as error:  # slices, a generator, or rows that the family does not split
+                self._say(f"Left out: {error}")
+                refused = error
+        if not plans and refused is not None:
+            raise refused
         if len(pairs) > max_compiles:
             self._say(f"{len(pairs) - max_compiles} more pairs of mesh and batch were left out; raise max_compiles.")
         return sorted(plans, key=lambda plan: (not plan.memory.fits, -plan.tokens_per_second_per_device))

@@ -120,7 +120,7 @@ def _pretraining_model(config: PretrainConfig, vocab_size: int, length: int) -> 
         check_positions(model, source.path, length)
         return model
     size = vocab_size or VOCABULARY_SIZES.get(source.family, VOCABULARY_SIZES["bert"])
-    return new_model_config(source, size, length, 0)
+    return new_model_config(source, size, length, 1 if source.family == "mpnet" else 0)
 
 
 def _pretraining_rows(config: PretrainConfig, model: ModelConfig, length: int) -> dict[str, np.ndarray]:

@@ -7,7 +7,8 @@ Why no moment of a kill leaves a bad version:
 2. One ``rename`` to ``400/`` makes the version exist. Before it the newest version is the old one, after it the new one, and
    that rename is atomic. Orbax's own temporary name and rename happen inside ``.400.saving/`` and so need no trust.
 3. Old versions are removed only afterwards, by a rename to ``.300.removing/`` and then deletion.
-4. The next writer deletes ``.*.saving`` and ``.*.removing``. A lock, which the operating system drops with the process, keeps
+   A version that is replaced (by itself and its metric) is called ``.300.replaced/`` until the new one exists.
+4. The next writer deletes ``.*.saving`` and ``.*.removing``, and puts back what nothing has replaced. A lock, which the operating system drops with the process, keeps
    a second writer out.
 5. What was written may still rot: ``newest_good`` compares every byte with the manifest, sets a damaged version aside as
    ``400.damaged/``, says so, and takes the one before it.
@@ -127,6 +128,7 @@ class CheckpointStore:
         host: Mapping[str, Any] | None = None,
         kinds: Mapping[str, str] | None = None,
         metric: float | None = None,
+        replace: bool = False,
     ) -> bool:
         """Starts to save a version; returns once the arrays are copied, so they may be donated or changed afterwards.
 
@@ -138,6 +140,7 @@ class CheckpointStore:
           host: What the run needs besides arrays: data position, random state, resolved config, history; JSON-able.
           kinds: Kinds of typed leaves whose parts are stored flat, by leaf name; typed leaves in the tree are found anyway.
           metric: Value that decides whether this version is the best; None: not measured.
+          replace: Whether a version of this step that is stored already makes room once the new one is whole.
 
         Returns:
           Whether a save was started; False where a version of this step is stored already, which stays as it is.
@@ -146,7 +149,7 @@ class CheckpointStore:
           CheckpointError: The save before this one failed, the tree can not be stored, or the disk has no room.
         """
         self.wait()
-        if (self.folder / str(step)).exists():
+        if (self.folder / str(step)).exists() and not replace:
             return False
         leaves = storable_leaves(tree)
         documents = {
@@ -225,7 +228,7 @@ class CheckpointStore:
         for name, content in documents.items():
             (staging / name).write_bytes(content)
         write_manifest(staging)
-        staging.rename(self.folder / str(step))
+        layout.put_in_place(staging, self.folder / str(step))
         flush_folder(self.folder)
         for info in layout.versions_to_remove(self.list(), self._keep):
             layout.remove_version(info.path)

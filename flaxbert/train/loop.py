@@ -230,8 +230,17 @@ class _Run:
         self.parts.callbacks.on_log(self.step, line)
         self.check_finite()
 
-    def save(self, metric: float | None) -> None:
-        if self.saved_step == self.step:
+    def is_due(self) -> bool:
+        """Returns whether there is an evaluation after this step."""
+        return self.step % self.parts.evaluate_every == 0 or self.step == self.parts.total_steps
+
+    def owes_evaluation(self) -> bool:
+        """Returns whether the run was stopped, and saved, just before an evaluation."""
+        history = self.progress.history
+        return self.step > 0 and self.is_due() and (not history or history[-1]["step"] < self.step)
+
+    def save(self, metric: float | None, *, again: bool = False) -> None:
+        if self.saved_step == self.step and not again:
             return
         self.check_finite()
         with self.watchdog.paused(), self.ledger.measure(CHECKPOINT):
@@ -242,11 +251,17 @@ class _Run:
                 "progress": dataclasses.asdict(self.progress),
                 "time": self.ledger.get_state(),
             }
-            self.parts.store.save(self.step, self.state, host=host, kinds=dict(self.parts.kinds), metric=metric)
+            kinds = dict(self.parts.kinds)
+            self.parts.store.save(self.step, self.state, host=host, kinds=kinds, metric=metric, replace=again)
         self.saved_step = self.step
         self.parts.callbacks.on_checkpoint(self.step, str(self.parts.store.folder))
 
-    def evaluate(self) -> bool:
+    def evaluate(self, *, owed: bool = False) -> bool:
+        """Evaluates, saves where that is due, and returns whether the run ends early.
+
+        Args:
+          owed: Whether the state is saved already, without what this evaluation finds.
+        """
         self.log()
         parts, config = self.parts, self.parts.config
         self.steps.throughput.pause()
@@ -263,7 +278,7 @@ class _Run:
             self.state = dataclasses.replace(self.state, learning_rate_factor=factor)
             self.progress.plateau_evaluations = 0
         if improved or self.step % parts.checkpoint_every == 0:
-            self.save(float(metrics[parts.metric]))
+            self.save(float(metrics[parts.metric]), again=owed)
         self.steps.throughput.resume()
         return bool(config.early_stopping_patience) and self.progress.bad_evaluations >= config.early_stopping_patience
 
@@ -320,6 +335,8 @@ def run_loop(parts: LoopParts, state: TrainState, progress: Progress) -> LoopRes
 def _train(run: _Run, guard: PreemptionGuard) -> str:
     """Takes steps until there is a reason to end, and returns it."""
     parts = run.parts
+    if run.owes_evaluation() and run.evaluate(owed=True):
+        return "early_stopping"
     while run.step < parts.total_steps:
         run.take_step()
         if run.step % parts.config.log_every == 0:
@@ -328,8 +345,7 @@ def _train(run: _Run, guard: PreemptionGuard) -> str:
             run.log()
             run.save(None)
             return "preempted"
-        due = run.step % parts.evaluate_every == 0 or run.step == parts.total_steps
-        if due and run.evaluate():
+        if run.is_due() and run.evaluate():
             return "early_stopping"
         if run.step % parts.checkpoint_every == 0:
             run.save(None)

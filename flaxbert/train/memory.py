@@ -216,16 +216,22 @@ def cut_alike(plans: Sequence[BatchPlan]) -> list[BatchPlan]:
     ]
 
 
-def halve(plan: BatchPlan) -> BatchPlan:
+def halve(plan: BatchPlan, other_batches: Sequence[int] = ()) -> BatchPlan:
     """Returns the plan to go on with after memory ran out: at most half the micro batch, the same global batch.
 
     Args:
       plan: The plan that ran out of memory.
+      other_batches: Rows of other batches of the run, which are cut into as many micro batches.
 
     Raises:
       MemoryLimitError: The micro batch can not be made smaller.
     """
-    smaller = [size for size in micro_batch_sizes(plan.target_batch, plan.batch_ways) if 2 * size <= plan.micro_batch]
+    smaller = [
+        size
+        for size in micro_batch_sizes(plan.target_batch, plan.batch_ways)
+        if 2 * size <= plan.micro_batch
+        and all(other // plan.batch_ways % (plan.target_batch // size) == 0 for other in other_batches)
+    ]
     if not smaller:
         raise MemoryLimitError(
             f"Memory ran out with a micro batch of {plan.micro_batch}, which can not be made smaller for a batch of "

@@ -91,7 +91,7 @@ def _dimensions(params: Any) -> Any:
 
 
 def _adam_size(shape: tuple[int, ...]) -> jax.Array:
-    return jnp.float32(0.2 * max(shape) ** 0.5 / max(1.0, (shape[0] / shape[1]) ** 0.5))
+    return jnp.float32(0.2 * max(shape) ** 0.5)
 
 
 RULES: dict[str, Callable[[TrainConfig, Any], optax.GradientTransformation]] = {

@@ -1,6 +1,7 @@
 """One training step as a pure function: gradients over micro batches, clipping, update, and what to do when they overflow."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -101,13 +102,13 @@ def split_micro_batches(batch: Batch, accumulation_steps: int) -> dict[str, jax.
     return split
 
 
+def _entry_names(entry: Any) -> tuple[str, ...]:
+    return entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+
+
 def _own_spec(spec: PartitionSpec, names: Collection[str]) -> PartitionSpec:
     """Returns of a spec what it says about some axes of the mesh."""
-    parts: list[Any] = []
-    for entry in spec:
-        kept = tuple(name for name in (entry if isinstance(entry, tuple) else (entry,)) if name in names)
-        parts.append(kept or None)
-    return PartitionSpec(*parts)
+    return PartitionSpec(*(tuple(name for name in _entry_names(entry) if name in names) or None for entry in spec))
 
 
 def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -120,12 +121,19 @@ def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 def _gather_over_fsdp(leaves: Leaves, shardings: Mapping[str, NamedSharding]) -> Leaves:
     """Puts parameters together that are split over fsdp, for the time of their use; their gradients are summed and split again."""
-    whole: Leaves = {}
-    for name, leaf in leaves.items():
-        spec = shardings[name].spec
-        axis = spec.index(FSDP) if FSDP in spec else -1
-        whole[name] = leaf if axis < 0 else jax.lax.all_gather(leaf, FSDP, axis=axis, tiled=True)
-    return whole
+    return {name: _gather_leaf(leaf, shardings[name].spec) for name, leaf in leaves.items()}
+
+
+def _gather_leaf(leaf: Any, spec: PartitionSpec) -> Any:
+    if FSDP not in spec:
+        return leaf
+    gather = functools.partial(jax.lax.all_gather, axis_name=FSDP, axis=spec.index(FSDP), tiled=True)
+    own = _own_spec(spec, set(jax.sharding.get_abstract_mesh().axis_names) - set(ROWS))
+    others = {name for entry in own for name in _entry_names(entry)}
+    if not others:
+        return gather(leaf)
+    # Split over tensor too: left to the compiler, that axis would be gathered for the sum of the gradients, and with it all activations.
+    return jax.shard_map(gather, in_specs=own, out_specs=own, axis_names=others, check_vma=False)(leaf)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -32,6 +32,7 @@ CHECKPOINTS_NAME = "checkpoints"
 _GOOD = re.compile(r"^(?P<step>\d+)$")
 _DAMAGED = re.compile(r"^(?P<step>\d+)\.damaged(\.\d+)?$")
 _LEFTOVER = re.compile(r"^\.\d+\.(saving|removing)$")
+_REPLACED = re.compile(r"^\.(?P<step>\d+)\.replaced$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +218,24 @@ def remove_version(path: pathlib.Path) -> None:
     shutil.rmtree(path.rename(path.with_name(f".{path.name}.removing")))
 
 
+def put_in_place(staging: pathlib.Path, version: pathlib.Path) -> None:
+    """Makes a version exist that is written under another name, in the place of one that may be there.
+
+    Args:
+      staging: The folder that was written.
+      version: Its name as a version.
+    """
+    old = version.with_name(f".{version.name}.replaced")
+    if version.exists():
+        version.rename(old)
+    staging.rename(version)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def remove_leftovers(folder: pathlib.Path) -> list[str]:
     """Deletes what an earlier process left half-written or half-removed; only the writer may call it.
+
+    A version that was moved out of the way of a new one that never came is put back.
 
     Args:
       folder: Folder of the versions.
@@ -226,6 +243,12 @@ def remove_leftovers(folder: pathlib.Path) -> list[str]:
     Returns:
       Names of the deleted folders.
     """
+    for path in folder.iterdir():
+        replaced = _REPLACED.match(path.name)
+        if replaced and not (folder / replaced["step"]).exists():
+            path.rename(folder / replaced["step"])
+        elif replaced:
+            shutil.rmtree(path)
     leftovers = [path for path in folder.iterdir() if _LEFTOVER.match(path.name)]
     for path in leftovers:
         shutil.rmtree(path)

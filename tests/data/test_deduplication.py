@@ -41,6 +41,13 @@ def test_near_copies_are_found_and_others_stay():
     assert find_duplicates(texts, DedupConfig()).all == set()
 
 
+def test_near_copies_of_texts_without_blanks_are_found():
+    sentences = [f"第{number}天，狐狸走过了第{number * 7}座桥。" for number in range(12)]
+    other = [f"有{number}只母鸡在第{number * 5}个院子里睡觉。" for number in range(12)]
+    texts = [Document(tuple(lines), "row") for lines in (sentences, other, [*sentences[:-1], "完了。"])]
+    assert find_duplicates(texts, DedupConfig(near=True, threshold=0.7)).near == {2}
+
+
 def test_estimates_find_most_of_what_is_near():
     originals = [text(seed, 300) for seed in range(40)]
     copies = [[*words[:10], "x", *words[11:]] for words in originals]

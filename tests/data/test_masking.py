@@ -62,6 +62,21 @@ def test_what_stands_in_their_place(unit):
     assert (masked.input_ids[untouched] == ids[untouched]).all()
 
 
+@pytest.mark.parametrize("unit", ["word", "ngram", "span"])
+def test_words_that_are_longer_than_the_budget_are_hidden_in_part(unit):
+    ids = np.full((1, 40), 40, np.int32)
+    starts = np.zeros((1, 40), np.bool_)
+    starts[:, [0, 20]] = True
+    found = set()
+    for seed in range(20):
+        drawn = drawn_of(masker(unit=unit, rate=0.15)(ids, StableRandom(seed), starts), ids.shape)[0]
+        places = np.flatnonzero(drawn)
+        assert len(places) == 6
+        assert places.tolist() == list(range(places[0], places[0] + 6))
+        found.add(int(places[0]))
+    assert found == {0, 20}
+
+
 def drawn_of(masked, shape):
     drawn = np.zeros(shape, np.bool_)
     for row, (positions, labels) in enumerate(zip(masked.positions, masked.labels, strict=True)):

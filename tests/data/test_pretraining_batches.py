@@ -37,8 +37,31 @@ def test_without_weights_every_row_counts_alike(sources):
     assert mixture.num_rows == 40
     with pytest.raises(ConfigError, match="one positive weight for each"):
         RowMixture(sources, [1.0])
-    with pytest.raises(ConfigError, match="too far apart"):
-        RowMixture(sources, [1.0, 1e6])
+    with pytest.raises(ConfigError, match=r"The weights \[1\.0, 10000000\.0\] of the corpora are too far apart"):
+        RowMixture(sources, [1.0, 1e7])
+
+
+@pytest.mark.parametrize("rare", [1 / 2000, 1 / 50_000])
+def test_a_rare_source_comes_as_often_as_its_weight_says(rare, sources):
+    mixture = RowMixture(sources, [rare, 1.0 - rare])
+    which = [mixture.place(number)[0] for number in range(round(20 / rare))]
+    assert which.count(0) == pytest.approx(20, abs=1)
+
+
+def test_rows_of_corpora_with_more_and_fewer_pieces_go_into_one_batch(tmp_path):
+    def make(name, sizes):
+        corpus = write_corpus(tmp_path / name, sizes)
+        return RowSource(corpus, SPECIAL, masker(corpus), row_length=64, pairs="next_sentence")
+
+    few, many = make("few", [50] * 20), make("many", [12] * 60)
+    assert few.max_pieces < many.max_pieces
+    mixture = RowMixture((few, many))
+    batches = PretrainingBatches([Phase(mixture, 8, 4)])
+    assert {batches[step]["pair_labels"].shape for step in range(4)} == {(8, many.max_pieces)}
+    alone = few.rows([0], 0)["pair_labels"]
+    wide = mixture.sources[0].rows([0], 0)["pair_labels"]
+    assert np.array_equal(wide[:, : alone.shape[1]], alone)
+    assert (wide[:, alone.shape[1] :] < 0).all()
 
 
 def test_processes_share_the_batch(sources):
@@ -112,8 +135,18 @@ def test_evaluation_shows_every_row_once(sources):
     assert (labels[10:] < 0).all()
     halves = [list(EvaluationRows(sources[0], 4, 6, index, 2)) for index in range(2)]
     together = [np.concatenate([a["labels"], b["labels"]]) for a, b in zip(*halves, strict=True)]
-    assert np.array_equal(np.concatenate(together)[:6], expected[:6])
+    assert np.array_equal(np.concatenate(together)[:6], expected[sources[0].sample(6)])
     assert (np.concatenate(together)[6:] < 0).all()
+
+
+def test_some_rows_stand_for_all(tmp_path):
+    source = make_source(tmp_path / "a", [14] * 100 + [2] * 400, min_tokens=2)
+    pieces = [
+        np.count_nonzero(np.diff(source.rows([number], -1)["segment_ids"][0])) for number in source.sample(60).tolist()
+    ]
+    assert 0.5 < np.mean(np.array(pieces) > 1) < 0.95, "rows with one long piece lie before those with several"
+    assert source.sample(60).tolist() == source.sample(60).tolist() == sorted(set(source.sample(60).tolist()))
+    assert source.sample(len(source)).tolist() == list(range(len(source)))
 
 
 def test_held_out_documents_are_not_trained_on(tmp_path):

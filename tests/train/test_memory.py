@@ -101,6 +101,13 @@ def test_halving_keeps_the_global_batch():
         halve(plan)
 
 
+def test_halving_suits_every_batch_of_the_run():
+    assert halve(BatchPlan(12, 3, 1)).accumulation_steps == 12
+    assert halve(BatchPlan(24, 12, 1), [16]).accumulation_steps == 4
+    with pytest.raises(MemoryLimitError, match="can not be made smaller"):
+        halve(BatchPlan(12, 3, 1), [8])
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -137,6 +137,14 @@ def test_muon_takes_orthogonal_steps_of_the_size_of_adam():
     values = np.linalg.svd(np.asarray(moved), compute_uv=False)
     assert values.max() / values.min() < 2
     assert np.sqrt(np.mean(np.square(moved))) == pytest.approx(0.2, rel=0.35)
+    sizes = []
+    for shape in ((16, 64), (64, 16), (32, 32)):
+        leaves = {"encoder.layers.0.up.kernel": jax.random.normal(jax.random.key(0), shape)}
+        gradients = {name: jax.random.normal(jax.random.key(1), shape) for name in leaves}
+        after, _ = step(optimizer, leaves, optimizer.init(leaves), gradients)
+        (change,) = ((leaves[name] - after[name]) / LEARNING_RATE for name in leaves)
+        sizes.append(float(jnp.sqrt(jnp.mean(jnp.square(change)))))
+    assert max(sizes) / min(sizes) < 1.25, "matrices that widen and those that narrow learn at one rate"
 
 
 def test_stable_adamw_shrinks_steps_after_a_sudden_gradient():

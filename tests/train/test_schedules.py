@@ -97,6 +97,15 @@ def test_decay_steps_default_to_a_tenth_of_the_run():
     np.testing.assert_array_equal(values(schedule="step"), values(schedule="step", decay_steps=STEPS // 10))
 
 
+def test_a_stable_rate_falls_with_the_root_in_the_last_steps():
+    rates = values(schedule="warmup_stable_decay", decay_steps=40, end_learning_rate=END)
+    np.testing.assert_allclose(rates[: WARMUP + 1], PEAK * np.arange(WARMUP + 1) / WARMUP, atol=TOLERANCE * PEAK)
+    np.testing.assert_allclose(rates[WARMUP : STEPS - 40], PEAK, atol=TOLERANCE * PEAK)
+    falling = END + (PEAK - END) * (1 - np.sqrt(np.arange(41) / 40))
+    np.testing.assert_allclose(rates[STEPS - 40 : STEPS + 1], falling, atol=TOLERANCE * PEAK)
+    np.testing.assert_allclose(rates[STEPS:], END, atol=TOLERANCE * PEAK)
+
+
 def test_warmup_rate_is_rounded_up_and_warmup_steps_win():
     assert num_warmup_steps(TrainConfig(warmup_rate=0.1), 101) == 11
     assert num_warmup_steps(TrainConfig(warmup_rate=0.0), 101) == 0
@@ -110,7 +119,16 @@ def test_a_warmup_longer_than_the_run_is_an_error():
 
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_tiny_runs_have_finite_rates(num_steps):
-    for name in ("linear", "cosine", "polynomial", "exponential", "step", "inverse_square_root", "constant"):
+    for name in (
+        "linear",
+        "cosine",
+        "polynomial",
+        "exponential",
+        "step",
+        "inverse_square_root",
+        "constant",
+        "warmup_stable_decay",
+    ):
         rates = values(num_steps=num_steps, schedule=name, warmup_steps=0, warmup_rate=0.5)
         assert np.all(np.isfinite(rates))
         assert np.all(rates >= 0)

@@ -11,7 +11,7 @@ from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.config import ObjectiveConfig, PretrainModel
 from flaxbert.core.arrays import Params
 from flaxbert.core.trees import leaf_names, stack_layers
-from flaxbert.errors import ConfigError
+from flaxbert.errors import ConfigError, nearest
 from flaxbert.families import get_family
 from flaxbert.families.graph import initialize_params
 from flaxbert.model import Model, load
@@ -135,6 +135,17 @@ def new_model_config(source: PretrainModel, vocab_size: int, row_length: int, pa
         **source.architecture,
     }
     config = get_family(source.family).config_from_json(json)
+    unknown = sorted(set(source.architecture) & set(config.extra))
+    if unknown:
+        known = get_family(source.family).config_to_json(config, "feature-extraction")
+        raise ConfigError(
+            f"model.architecture names {', '.join(unknown)}, which a new {source.family} does not have.{nearest(unknown[0], known)}"
+        )
+    if config.vocab_size < vocab_size:
+        raise ConfigError(
+            f"vocab_size in model.architecture is {config.vocab_size}, but the tokenizer has ids up to {vocab_size - 1}; raise it, for example "
+            f"to a multiple of 64, or leave it out."
+        )
     if config.max_length < row_length:
         raise ConfigError(
             f"data.row_length is {row_length}, but the model has positions for {config.max_length} tokens; lower it, or raise "

@@ -93,6 +93,9 @@ class Pretraining:
 
         Args:
           params: Parameter tree on the mesh.
+
+        Raises:
+          DataError: Nothing of the held-out rows can be hidden.
         """
         ways = batch_ways(self.mesh)
         size = self.config.train.evaluation_batch_size or EVALUATION_BATCH_SIZE
@@ -107,6 +110,11 @@ class Pretraining:
             for batch in rows:
                 for name, value in self._counts(params, place_batch(batch, self.mesh)).items():
                     sums[name] = sums.get(name, 0.0) + float(value)
+        if not sums.get("masked_lm_count"):
+            raise DataError(
+                f"The held-out rows of {self.validation.corpus.folder} have no token that could be hidden: all are special ones, as where the "
+                "tokenizer knows no word of the text. Prepare the corpus with a tokenizer that was trained on such text."
+            )
         return _metrics(sums, self.config.objective)
 
     @property

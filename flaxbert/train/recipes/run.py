@@ -159,7 +159,7 @@ class TrainingRun:
             except (MemoryError, jax.errors.JaxRuntimeError) as error:
                 if not self.job.train.finds_micro_batch or not is_out_of_memory(error):
                     raise
-                plan = halve(plan)
+                plan = halve(plan, [int(job.train.batch_size) for job in self.other_shapes])
                 self.pipeline.set_state(start)
                 newest = self.store.newest_good()
                 self.say(f"Out of memory: micro batches are halved to {plan.micro_batch}, the global batch stays.")

@@ -24,8 +24,10 @@ from flaxbert.config import (
 )
 from flaxbert.core.trees import flatten_names
 from flaxbert.errors import CheckpointError, ConfigError, DataError
+from flaxbert.families import FAMILIES
 from flaxbert.model import load
 from flaxbert.nn.disentangled_attention import DisentangledOptions
+from flaxbert.planning.workloads import pretraining_workloads
 from flaxbert.train.callbacks import CallbackBase, read_metrics
 from flaxbert.train.folder_lock import FolderLock
 from flaxbert.train.goodput import KINDS
@@ -165,6 +167,55 @@ def test_a_stopped_run_goes_on_bit_for_bit(corpus, tmp_path):
     data = dataclasses.replace(changed.data, row_length=32)
     with pytest.raises(ConfigError, match=r"data\.row_length: 64 -> 32 \(refused\)"):
         pretrain(dataclasses.replace(changed, data=data))
+
+
+@pytest.mark.parametrize("stop", [pytest.param(4, marks=pytest.mark.slow), 8])
+def test_a_run_that_was_stopped_before_an_evaluation_makes_it_first(stop, corpus, tmp_path):
+    """Bad first steps make the last state the best one, whose metric is known only after the evaluation that is owed."""
+    train = {"num_steps": 8, "evaluate_every": 4, "log_every": 1, "checkpoint_every": 8}
+    whole = pretrain(config_of(corpus, tmp_path / "whole", train=train), say=quiet)
+    pretrain(config_of(corpus, tmp_path / "cut", train=train), say=quiet, extra_callbacks=[StopAt(stop)])
+    again = pretrain(config_of(corpus, tmp_path / "cut", train=train), say=quiet)
+    assert [line["step"] for line in whole.history] == [line["step"] for line in again.history] == [4, 8]
+    assert (again.step, again.after) == (whole.step, whole.after)
+    assert all(np.array_equal(leaf, params_of(again)[name]) for name, leaf in params_of(whole).items())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        (
+            {"hiden_dropout_prob": 0.0},
+            "names hiden_dropout_prob, which a new bert does not have.* 'hidden_dropout_prob'",
+        ),
+        ({"vocab_size": 50}, "vocab_size in model.architecture is 50, but the tokenizer has ids up to 80"),
+    ],
+)
+def test_an_architecture_that_would_not_do_is_refused(architecture, message):
+    with pytest.raises(ConfigError, match=message):
+        new_model_config(PretrainModel(size="tiny", architecture=architecture), 81, 64, 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_made_new(family):
+    pad = 1 if family == "mpnet" else 0
+    config = new_model_config(PretrainModel(family=family, size="mini"), 96, 64, pad)
+    sizes = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size)
+    assert sizes == (4, 256, 4, 1024)
+    assert pretraining_workloads(PretrainConfig(PretrainModel(family=family, size="mini")))[0].flops_per_row > 0
+
+
+def test_a_corpus_without_a_token_to_hide_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("the cat sees the dog.\n\n" * 30)
+    (tmp_path / "b.txt").write_text("ÞÞÞ ÐÐÐ ÞÐ ÐÞÐ ÞÞ ÐÐ ÞÐÞ ÐÐÞ ÞÐÐ.\n\n".replace(".", "") * 30)
+    tokenizer = TokenizerConfig(folder=str(tmp_path / "tokenizer"), vocab_size=40)
+    train_tokenizer_of_corpus(tokenizer, CorpusConfig(inputs=(str(tmp_path / "a.txt"),)), say=quiet)
+    prepare = PrepareConfig(
+        folder=str(tmp_path / "c"), tokenizer=str(tmp_path / "tokenizer"), num_shards=1, num_workers=1
+    )
+    prepare_corpus(prepare, CorpusConfig(inputs=(str(tmp_path / "b.txt"),)), DedupConfig(), say=quiet)
+    with pytest.raises(DataError, match="have no token that could be hidden: all are special ones"):
+        pretrain(config_of(tmp_path / "c", tmp_path / "run", min_tokens=2), say=quiet)
 
 
 @pytest.mark.slow
