@@ -207,6 +207,19 @@ def test_data_and_fsdp_gather_parameters_alone():
     assert not [entry for entry in found if entry.kind in ("all-to-all", "collective-permute")]
 
 
+def test_weights_over_fsdp_and_tensor_are_gathered_over_fsdp_alone():
+    """Left to the compiler, the scatter of a gradient over fsdp gathers it over tensor first, and activations for its product."""
+    mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    compiled, state, _ = compile_pretraining(mesh, 16, 24, 8)
+    found = find_collectives(compiled.as_text())
+    own = sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) for leaf in state.trainable.values())
+    for kind in ("all-gather", "reduce-scatter"):
+        entries = [entry for entry in found if entry.kind == kind]
+        assert {entry.num_devices for entry in entries} == {2}
+        assert sum(entry.size_bytes for entry in entries) <= 2 * 4 * own, f"{kind}: whole over fsdp, a half over tensor"
+    assert not [entry for entry in found if entry.kind in ("all-to-all", "collective-permute")]
+
+
 def test_scores_of_words_over_tensor_are_neither_gathered_nor_split_by_a_gather_that_ends_the_process():
     """The partitioner of jaxlib 0.10.2 died of the label's score where words lie over tensor and rows of tokens over sequence, at these sizes."""
     sizes = {"vocab_size": 8192, "hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 1024}
