@@ -1,4 +1,4 @@
-"""``flaxbert quantize``: stores and runs a model's matrices as int8."""
+"""``flaxbert quantize``: stores a model's matrices as int8, and runs them so, or as 4-bit codes."""
 
 from typing import TYPE_CHECKING
 
@@ -6,31 +6,49 @@ if TYPE_CHECKING:
     from flaxbert.transforms import CompressionReport
 
 
-def run(model: str, output: str, keep: list[str] | None = None, task: str | None = None) -> int:
-    """Stores and runs a model's matrices as int8: weights per channel, activations per token as they come.
+def run(
+    model: str,
+    output: str,
+    bits: int = 8,
+    group_size: int = 0,
+    keep: list[str] | None = None,
+    task: str | None = None,
+) -> int:
+    """Stores a model's matrices as integer codes: int8, which is also computed in, or 4 bits, which are written out for each product.
 
     Args:
       model: Folder or hub id of the model.
       output: New folder that the quantized model is written to, with compression_report.json beside it.
+      bits: 8 (weights per channel, activations per token as they come) or 4 (weights per group, two codes to a byte).
+      group_size: Weights that share a scale, for 4 bits; 0 takes 64.
       keep: Regular expressions of leaf names that stay as they are, for example "encoder.layers.0.*".
       task: Task to load the model for; default what the folder holds.
 
     Returns:
       The exit code.
     """
-    print(quantize_model(model, output, keep=keep, task=task).to_text(), end="")
+    report = quantize_model(model, output, bits=bits, group_size=group_size, keep=keep, task=task)
+    print(report.to_text(), end="")
     print(f"Saved to {output}.")
     return 0
 
 
 def quantize_model(
-    model: str, output: str, keep: list[str] | None = None, task: str | None = None
+    model: str,
+    output: str,
+    *,
+    bits: int = 8,
+    group_size: int = 0,
+    keep: list[str] | None = None,
+    task: str | None = None,
 ) -> "CompressionReport":
     """Quantizes a model on disk and returns the report that is also written into the new folder.
 
     Args:
       model: Folder or hub id.
       output: Folder to write; must not exist or be empty.
+      bits: As for ``QuantizationSpec``.
+      group_size: The same.
       keep: Regular expressions of leaf names that stay as they are; each must match one at least.
       task: Task to load the model for; None takes what the folder holds.
 
@@ -49,12 +67,13 @@ def quantize_model(
     configure()
     import flaxbert
     from flaxbert.core.rules import Rule
-    from flaxbert.transforms import DEFAULT_QUANTIZATION_RULES, quantize
+    from flaxbert.transforms import QuantizationSpec, default_quantization_rules, quantize
     from flaxbert.transforms.quantize import QuantizationRule
 
+    spec = QuantizationSpec(bits, group_size)
     loaded = flaxbert.load(model, task=task)
     kept: tuple[QuantizationRule, ...] = tuple(Rule(pattern, None) for pattern in keep or ())
-    rules = (*kept, *DEFAULT_QUANTIZATION_RULES)
+    rules = (*kept, *default_quantization_rules(spec))
     params, report = quantize(loaded.params, rules)
     save_compressed(loaded.replace(params=params), report, folder)
     return report

@@ -29,14 +29,17 @@ class TypedArray:
     Attributes:
       kind: Name of the storage form in manifests and reports.
       parts: Names of the stored arrays, the fields of the dataclass in order.
+      is_quantized: Whether it stands for rounded numbers, which are not trained and not rounded again.
     """
 
     kind: ClassVar[str] = ""
     parts: ClassVar[tuple[str, ...]] = ()
+    is_quantized: ClassVar[bool] = False
 
-    def __init_subclass__(cls, kind: str, parts: tuple[str, ...]) -> None:
+    def __init_subclass__(cls, kind: str, parts: tuple[str, ...], is_quantized: bool = False) -> None:
         cls.kind = kind
         cls.parts = parts
+        cls.is_quantized = is_quantized
         LEAF_KINDS[kind] = cls
 
     @property
@@ -96,7 +99,7 @@ def array_bytes(array: Any) -> int:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class QuantizedArray(TypedArray, kind="quantized", parts=("codes", "scale")):
+class QuantizedArray(TypedArray, kind="quantized", parts=("codes", "scale"), is_quantized=True):
     """A matrix ``[..., in, out]`` as symmetric integer codes with one scale per output channel.
 
     ``dense = codes * scale``; the scale has the shape of the codes with the input axis of size 1.
@@ -123,6 +126,68 @@ class QuantizedArray(TypedArray, kind="quantized", parts=("codes", "scale")):
         )
         if not fits:
             raise ShapeError(f"{name}@scale has shape {scale.shape}, which does not broadcast to codes {codes.shape}.")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GroupedArray(TypedArray, kind="grouped", parts=("packed", "scale"), is_quantized=True):
+    """A matrix as 4-bit codes, two to a byte, with one scale for every group of neighbours along the contracted axis.
+
+    ``dense = codes * scale of the group``, codes in [-8, 7]. Groups have at least 4 entries, so that the shapes of the parts tell which axis
+    is contracted: it is the one whose sizes differ.
+
+    Attributes:
+      packed: int8, ``[..., in / 2, out]`` for kernels, ``[rows, embed / 2]`` for embedding tables; the entry with the even number is in the
+        lower half of a byte.
+      scale: float32, ``[..., groups, out]`` for kernels, ``[rows, groups]`` for tables.
+    """
+
+    packed: Any
+    scale: Any
+
+    @property
+    def axis(self) -> int:
+        """The contracted axis: -2 for kernels, -1 for tables."""
+        return -1 if self.packed.shape[-1] != self.scale.shape[-1] else -2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Logical shape: twice as many entries along the contracted axis as bytes."""
+        shape = list(self.packed.shape)
+        shape[self.axis] *= 2
+        return tuple(shape)
+
+    @property
+    def group_size(self) -> int:
+        """Entries of a group."""
+        return self.shape[self.axis] // self.scale.shape[self.axis]
+
+    def codes(self) -> jax.Array:
+        """Returns the codes one to a byte, int8 of the logical shape."""
+        packed, axis = jnp.asarray(self.packed), self.axis
+        low = jnp.right_shift(jnp.left_shift(packed, 4), 4)  # of signed numbers, so that the sign comes along
+        both = jnp.stack([low, jnp.right_shift(packed, 4)], axis=len(packed.shape) + axis + 1)
+        return both.reshape(self.shape)
+
+    def materialize(self) -> jax.Array:
+        """Returns ``codes * scale`` in float32."""
+        shape, axis = self.shape, self.ndim + self.axis
+        grouped = (*shape[:axis], self.scale.shape[axis], self.group_size, *shape[axis + 1 :])
+        scaled = self.codes().reshape(grouped).astype(jnp.float32) * jnp.expand_dims(self.scale, axis + 1)
+        return scaled.reshape(shape)
+
+    def validate(self, name: str = "leaf") -> None:
+        """Checks that the groups fit the bytes, and the type of the bytes."""
+        packed, scale = self.packed, self.scale
+        if jnp.dtype(packed.dtype) != jnp.dtype(jnp.int8):
+            raise ShapeError(f"{name}@packed has dtype {packed.dtype}, but two codes lie in an int8.")
+        differ = [i for i, (p, s) in enumerate(zip(packed.shape, scale.shape, strict=False)) if p != s]
+        fits = len(packed.shape) == len(scale.shape) >= 2 and differ == [len(packed.shape) + self.axis]
+        if not fits or 2 * packed.shape[self.axis] % scale.shape[self.axis] or self.group_size < 4:
+            raise ShapeError(
+                f"{name}@scale has shape {tuple(scale.shape)}, which are no groups of at least 4 codes of {name}@packed "
+                f"{tuple(packed.shape)}."
+            )
 
 
 @jax.tree_util.register_dataclass

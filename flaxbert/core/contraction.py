@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from flaxbert.core.arrays import QuantizedArray, SparseArray, TypedArray
+from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray, TypedArray
 from flaxbert.core.integer_dot import integer_dot
 from flaxbert.core.reductions import column_sum, row_magnitude
 from flaxbert.errors import ShapeError
@@ -161,7 +161,8 @@ def contract(
       bias: Added in float32; None for none.
       compute_dtype: Type that the operands are cast to; accumulation is in float32. ``QuantizedArray`` kernels are
         multiplied as int8 by int8 whatever this says; their gradients are computed in it, and the rounding of the
-        activations passes gradients straight through (Bengio, Leonard and Courville, 2013).
+        activations passes gradients straight through (Bengio, Leonard and Courville, 2013). ``GroupedArray`` kernels are written out in it
+        for the time of the product.
       transposed: Contract with the leaf's last axis instead of its first, as the decoder tied to an embedding does.
       num_heads: Splits the result into heads that stand before the length; 0 leaves it as it is.
 
@@ -176,7 +177,7 @@ def contract(
     if isinstance(leaf, QuantizedArray):
         scale = _scale_per_output(leaf, transposed)
         return _add_bias(_quantized_dot(inputs, leaf.codes, scale, transposed, dtype), bias, num_heads)
-    if isinstance(leaf, SparseArray):
+    if isinstance(leaf, SparseArray | GroupedArray):
         leaf = leaf.materialize()
     if isinstance(leaf, TypedArray):
         raise TypeError(f"contract does not know how to multiply by a {type(leaf).__name__}.")
@@ -207,6 +208,13 @@ def take(leaf: Any, indices: Int[Array, "*batch"], *, compute_dtype: Any = jnp.f
             )
         rows = jnp.take(leaf.codes, indices, axis=0).astype(jnp.float32)
         return (rows * jnp.take(leaf.scale, indices, axis=0)).astype(compute_dtype)
+    if isinstance(leaf, GroupedArray):
+        if leaf.axis != -1:
+            raise ShapeError(
+                f"Rows of a table {leaf.shape} can not be looked up: its groups lie along the rows, not the columns."
+            )
+        parts = (jnp.take(part, indices.reshape(-1), axis=0) for part in (leaf.packed, leaf.scale))
+        return GroupedArray(*parts).materialize().astype(compute_dtype).reshape(*indices.shape, leaf.shape[-1])
     if isinstance(leaf, SparseArray):
         leaf = leaf.materialize()
     if isinstance(leaf, TypedArray):

@@ -166,7 +166,7 @@ def leaf_sharding(name: str, leaf: Any, leaf_axes: Sequence[str], mesh: Mesh) ->
       mesh: The mesh.
 
     Returns:
-      A ``NamedSharding``, or a typed leaf holding one per part; axes of size 1 in a part stay whole.
+      A ``NamedSharding``, or a typed leaf holding one per part; axes of a part that it does not divide stay whole.
 
     Raises:
       MeshError: An axis can not be split evenly.
@@ -179,7 +179,8 @@ def leaf_sharding(name: str, leaf: Any, leaf_axes: Sequence[str], mesh: Mesh) ->
         specs.append(None if spec in specs else spec)  # a mesh axis can split one axis of a leaf only: the first
 
     def sharding(array: Any) -> NamedSharding:
-        own = [None if array.shape[i] == 1 else spec for i, spec in enumerate(specs)]
+        # What does not divide an axis evenly, such as few groups of a quantized leaf, is whole on every device.
+        own = [None if spec and array.shape[i] % mesh.shape[spec] else spec for i, spec in enumerate(specs)]
         return NamedSharding(mesh, PartitionSpec(*own))
 
     if isinstance(leaf, TypedArray):

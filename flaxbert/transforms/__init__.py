@@ -1,6 +1,12 @@
 """Transforms: pure functions from parameter tree to parameter tree, each with a report of what it cost."""
 
-from flaxbert.transforms.quantize import DEFAULT_QUANTIZATION_RULES, QuantizationSpec, dequantize, quantize
+from flaxbert.transforms.quantize import (
+    DEFAULT_QUANTIZATION_RULES,
+    QuantizationSpec,
+    default_quantization_rules,
+    dequantize,
+    quantize,
+)
 from flaxbert.transforms.report import CompressionReport, LeafReport
 from flaxbert.transforms.sparsify import (
     GroupSparsity,
@@ -18,6 +24,7 @@ __all__ = [
     "LeafReport",
     "MagnitudeSparsity",
     "QuantizationSpec",
+    "default_quantization_rules",
     "default_sparsity_rules",
     "densify",
     "dequantize",

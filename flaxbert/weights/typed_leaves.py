@@ -21,7 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from flaxbert.core.arrays import LEAF_KINDS, QuantizedArray, SparseArray, TypedArray, build_typed
+from flaxbert.core.arrays import LEAF_KINDS, SparseArray, TypedArray, build_typed
 from flaxbert.errors import ShapeError, WeightsError
 from flaxbert.weights.readers import StoredTensor, read_json_object, read_safetensors_header
 
@@ -220,8 +220,8 @@ def quantization_config(leaves: Mapping[str, StoredLeaf]) -> dict[str, Any] | No
     Args:
       leaves: Typed leaves by leaf name.
     """
-    quantized = [leaf for leaf in leaves.values() if leaf.kind == QuantizedArray.kind]
+    quantized = [leaf for leaf in leaves.values() if LEAF_KINDS[leaf.kind].is_quantized]
     if not quantized:
         return None
-    types = sorted({leaf.parts["codes"].dtype for leaf in quantized})
+    types = sorted({leaf.parts["codes"].dtype if "codes" in leaf.parts else "int4" for leaf in quantized})
     return {"quant_method": "flaxbert", "weights": types, "num_quantized_tensors": len(quantized)}

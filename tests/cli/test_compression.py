@@ -9,7 +9,7 @@ from flaxbert.cli.compression import REPORT_FILE, check_output
 from flaxbert.cli.main import main
 from flaxbert.cli.quantize import quantize_model
 from flaxbert.cli.sparsify import parse_sparsity, sparsify_model
-from flaxbert.core.arrays import QuantizedArray, SparseArray
+from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray
 from flaxbert.core.trees import flatten_names
 from flaxbert.errors import ConfigError, FlaxbertError, RuleError, ShapeError
 from flaxbert.model import load
@@ -42,6 +42,23 @@ def test_quantize_writes_a_model_that_loads_with_codes_and_its_report(model, tmp
     assert not isinstance(after["classifier.kernel"], QuantizedArray)
     largest = np.abs(np.asarray(before[KERNEL])).max()
     assert np.abs(np.asarray(after[KERNEL].materialize()) - np.asarray(before[KERNEL])).max() <= largest / 254 * 1.001
+
+
+def test_four_bits_come_back_from_the_folder(model, tmp_path, capsys):
+    output = tmp_path / "int4"
+    assert main(["quantize", model, str(output), "--bits", "4", "--group_size", "4"]) == 0
+    assert "quantized" in capsys.readouterr().out
+    before, after = leaves(model)[KERNEL], leaves(output)[KERNEL]
+    assert isinstance(after, GroupedArray)
+    assert after.group_size == 4
+    assert after.packed.nbytes * 8 == before.nbytes
+    config = json.loads((output / "config.json").read_text())
+    assert config["quantization_config"]["weights"] == ["int4"]
+    texts = ["the film was fine", "a film"]
+    assert len(load(output).predict(texts)) == len(load(model).predict(texts)) == 2
+    assert main(["quantize", model, str(tmp_path / "b"), "--bits", "4", "--group_size", "36"]) == 1
+    assert "choose group_size" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def test_sparsify_writes_a_model_that_loads_with_masks_and_can_then_be_quantized(model, tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 from flaxbert.core.arrays import (
     LEAF_KINDS,
+    GroupedArray,
     QuantizedArray,
     SparseArray,
     TypedArray,
@@ -16,6 +17,7 @@ from flaxbert.core.arrays import (
     materialize,
 )
 from flaxbert.errors import ShapeError
+from flaxbert.transforms.quantize import pack_codes
 
 
 def quantized(rows: int = 6, columns: int = 4) -> QuantizedArray:
@@ -32,6 +34,22 @@ def test_a_quantized_leaf_looks_like_the_matrix_it_stands_for():
     leaf = quantized()
     assert (leaf.shape, leaf.dtype, leaf.ndim, leaf.size) == ((6, 4), np.float32, 2, 24)
     np.testing.assert_array_equal(leaf.materialize(), np.asarray(leaf.codes, np.float32) * np.asarray(leaf.scale))
+
+
+@pytest.mark.parametrize(
+    ("axis", "shape"), [(-2, (16, 6)), (-1, (6, 16)), (-2, (3, 16, 6)), (-1, (3, 6, 16)), (-2, (16, 16))]
+)
+def test_a_grouped_leaf_looks_like_the_matrix_it_stands_for(axis, shape):
+    codes = np.random.default_rng(0).integers(-8, 8, shape).astype(np.int8)
+    scales = list(shape)
+    scales[axis] = 4
+    scale = np.random.default_rng(1).random(scales).astype(np.float32)
+    leaf = GroupedArray(jnp.asarray(pack_codes(codes, axis)), jnp.asarray(scale))
+    leaf.validate("x")
+    assert (leaf.axis, leaf.shape, leaf.group_size, leaf.dtype) == (axis, shape, 4, np.float32)
+    np.testing.assert_array_equal(leaf.codes(), codes)
+    np.testing.assert_array_equal(leaf.materialize(), codes * np.repeat(scale, 4, axis=axis))
+    assert leaf.size_bytes == codes.size // 2 + scale.size * 4
 
 
 def test_a_sparse_leaf_hides_what_its_mask_hides_even_if_the_value_is_nan():
@@ -89,6 +107,11 @@ def test_missing_parts_are_named():
         (QuantizedArray(jnp.zeros((2, 3), jnp.uint8), jnp.ones((1, 3))), "x@codes has dtype uint8"),
         (QuantizedArray(jnp.zeros((2, 3), jnp.int8), jnp.ones((1, 2))), "x@scale has shape"),
         (QuantizedArray(jnp.zeros((2, 3), jnp.int8), jnp.ones(3)), "x@scale has shape"),
+        (GroupedArray(jnp.zeros((4, 3), jnp.uint8), jnp.ones((2, 3))), "x@packed has dtype uint8"),
+        (GroupedArray(jnp.zeros((4, 3), jnp.int8), jnp.ones((4, 3))), "x@scale has shape"),
+        (GroupedArray(jnp.zeros((4, 3), jnp.int8), jnp.ones((3, 3))), "x@scale has shape"),
+        (GroupedArray(jnp.zeros((4, 3), jnp.int8), jnp.ones((2, 2))), "x@scale has shape"),
+        (GroupedArray(jnp.zeros((4, 3), jnp.int8), jnp.ones(3)), "x@scale has shape"),
         (SparseArray(jnp.zeros((2, 3)), jnp.ones((3, 2), bool)), "x@mask has shape"),
         (SparseArray(jnp.zeros((2, 3)), jnp.ones((2, 3))), "x@mask has dtype float32"),
     ],

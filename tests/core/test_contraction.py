@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxbert.core.arrays import QuantizedArray, SparseArray, TypedArray
+from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray, TypedArray
 from flaxbert.core.contraction import contract, quantize_tokens, take
 from flaxbert.errors import ShapeError
+from flaxbert.transforms.quantize import pack_codes, quantize_groups
 
 FLOAT32_TOLERANCE = 2e-6
 """Relative to the largest entry: float32 rounds at 6e-8, and sums of up to 64 products in another order add a few."""
@@ -31,6 +32,11 @@ TOLERANCES = {jnp.float32: FLOAT32_TOLERANCE, jnp.bfloat16: BFLOAT16_TOLERANCE, 
 def draw(*shapes, seed=0):
     generator = np.random.default_rng(seed)
     return [jnp.asarray(generator.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+def group(kernel, axis, size=4):
+    codes, scale = quantize_groups(np.asarray(kernel), axis, size)
+    return GroupedArray(jnp.asarray(pack_codes(codes, axis)), jnp.asarray(scale))
 
 
 def quantize_columns(kernel, axis):
@@ -193,6 +199,24 @@ def test_sparse_products_equal_those_of_the_masked_matrix_and_masked_gradients_a
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_grouped_products_and_their_gradients_equal_those_of_the_written_out_matrix(transposed, dtype):
+    inputs, kernel = draw((3, 5, 16), (7, 16) if transposed else (16, 7))
+    leaf = group(kernel, -1 if transposed else -2)
+
+    def loss(inputs, leaf):
+        return jnp.sum(jnp.sin(contract(inputs, leaf, compute_dtype=dtype, transposed=transposed)))
+
+    dense = leaf.materialize()
+    np.testing.assert_array_equal(
+        contract(inputs, leaf, compute_dtype=dtype, transposed=transposed),
+        contract(inputs, dense, compute_dtype=dtype, transposed=transposed),
+    )
+    np.testing.assert_array_equal(jax.grad(loss)(inputs, leaf), jax.grad(loss)(inputs, dense))
+    assert_near(dense, kernel, 0.12)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.__name__)
 def test_look_ups_give_the_rows_of_every_kind_of_table(dtype):
     (table,) = draw((11, 8))
     indices = jnp.asarray([[0, 10, 3], [3, 3, 1]], jnp.int32)
@@ -201,6 +225,7 @@ def test_look_ups_give_the_rows_of_every_kind_of_table(dtype):
         (table, table, TOLERANCES[dtype]),
         (SparseArray(table, mask), jnp.where(mask, table, 0.0), TOLERANCES[dtype]),
         (quantize_columns(table, 1), table, max(INT8_TOLERANCE, TOLERANCES[dtype])),
+        (group(table, -1), group(table, -1).materialize(), TOLERANCES[dtype]),
     ):
         rows = take(leaf, indices, compute_dtype=dtype)
         assert (rows.shape, rows.dtype) == ((2, 3, 8), dtype)
@@ -213,12 +238,13 @@ def test_gradient_of_a_look_up_adds_up_repeated_rows():
     np.testing.assert_array_equal(gradient[:, 0], [0, 2, 0, 0, 1])
 
 
-@pytest.mark.parametrize("kind", ["plain", "quantized", "sparse"])
+@pytest.mark.parametrize("kind", ["plain", "quantized", "grouped", "sparse"])
 def test_a_number_past_the_table_gives_nan_and_never_another_row(kind):
-    (table,) = draw((5, 3))
+    (table,) = draw((5, 8))
     leaf = {
         "plain": table,
         "quantized": quantize_columns(table, 1),
+        "grouped": group(table, -1),
         "sparse": SparseArray(table, jnp.ones(table.shape, bool)),
     }[kind]
     rows = np.asarray(take(leaf, jnp.asarray([4, 5, 99], jnp.int32)))
@@ -230,6 +256,8 @@ def test_a_table_with_one_scale_per_column_can_not_be_looked_up():
     (table,) = draw((5, 3))
     with pytest.raises(ShapeError, match="one scale per row"):
         take(quantize_columns(table, 0), jnp.asarray([0], jnp.int32))
+    with pytest.raises(ShapeError, match="its groups lie along the rows"):
+        take(group(draw((8, 3))[0], -2), jnp.asarray([0], jnp.int32))
 
 
 def test_unknown_leaves_are_refused():

@@ -28,6 +28,8 @@ from flaxbert.families.graph import abstract_params, forward, graph_definition
 from flaxbert.transforms import (
     GroupSparsity,
     MagnitudeSparsity,
+    QuantizationSpec,
+    default_quantization_rules,
     default_sparsity_rules,
     densify,
     dequantize,
@@ -40,6 +42,9 @@ from tests.nn.models import run, small_batch, small_config, small_params
 INT8_MOVEMENT = 0.1
 """Largest movement of a logit relative to the largest logit: two layers of products that each err by about 1 %."""
 
+INT4_MOVEMENT = 0.5
+"""The same for 4 bits: groups of four err by about 7 %, the tables too."""
+
 SCAN_MOVEMENT = 0.02
 """The same between scanned and unrolled layers: another order of float32 sums tips a token's code to its neighbour."""
 
@@ -48,6 +53,7 @@ EXACT = 1e-5
 
 TRANSFORMS = {
     "int8": lambda params: quantize(params)[0],
+    "int4": lambda params: quantize(params, default_quantization_rules(QuantizationSpec(4, 4)))[0],
     "2:4": lambda params: sparsify(params)[0],
     "magnitude": lambda params: sparsify(params, default_sparsity_rules(MagnitudeSparsity(0.3)))[0],
     "global magnitude": lambda params: sparsify(params, default_sparsity_rules(MagnitudeSparsity(0.3, scope="global")))[
@@ -55,7 +61,7 @@ TRANSFORMS = {
     ],
     "2:4 then int8": lambda params: quantize(sparsify(params)[0])[0],
 }
-DENSE = {"int8": dequantize, "2:4 then int8": dequantize}
+DENSE = {"int8": dequantize, "int4": dequantize, "2:4 then int8": dequantize}
 CASES = [(family.model_type, task) for family in FAMILIES.values() for task in family.architectures]
 KINDS = ("bert", "deberta-v2")
 """Families whose trees differ in kind: layers alone, tables beside the layers; int8 of all is in ``tests/families``."""
@@ -82,7 +88,7 @@ BOTH = [("2:4 then int8", family, "sequence-classification") for family in KINDS
     [
         *slow_unless(
             lambda case: case[2] in ("fill-mask", "sequence-classification"),
-            [(name, *case) for name in ("int8", "2:4") for case in RUN_CASES],
+            [(name, *case) for name in ("int8", "int4", "2:4") for case in RUN_CASES],
             several=True,
         ),
         *BOTH,
@@ -99,8 +105,9 @@ def test_a_transformed_model_runs_like_its_dense_form(name, family, task):
     assert not any(map(is_typed, flatten_names(dense).values()))
     actual = result(transformed, config, task, batch)
     assert movement(actual, result(dense, config, task, batch)) < (INT8_MOVEMENT if "int8" in name else EXACT)
-    if name == "int8":
-        assert movement(actual, result(params, config, task, batch)) < INT8_MOVEMENT
+    if name in ("int8", "int4"):
+        bound = INT8_MOVEMENT if name == "int8" else INT4_MOVEMENT
+        assert movement(actual, result(params, config, task, batch)) < bound
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -120,7 +127,7 @@ def test_stacking_commutes_with_transforms_and_scan_runs_typed_leaves(name, fami
 
 
 @pytest.mark.parametrize("family", slow_unless("bert".__eq__, KINDS))
-@pytest.mark.parametrize("name", ["int8", "2:4"])
+@pytest.mark.parametrize("name", ["int8", "int4", "2:4"])
 def test_transformed_models_give_the_same_on_a_mesh(name, family):
     config, task = small_config(family, num_attention_heads=4), "sequence-classification"
     transformed = TRANSFORMS[name](small_params(config, task))
@@ -134,7 +141,7 @@ def test_transformed_models_give_the_same_on_a_mesh(name, family):
     assert movement(on_mesh, result(transformed, config, task, batch)) < bound
 
 
-@pytest.mark.parametrize("name", ["int8", "2:4"])
+@pytest.mark.parametrize("name", ["int8", "int4", "2:4"])
 def test_a_model_that_lies_on_a_mesh_is_transformed_where_it_lies(name):
     config, task = small_config(num_attention_heads=4), "sequence-classification"
     params = small_params(config, task)
@@ -226,7 +233,7 @@ def test_transforms_keep_every_tree_sound(case, name, num_layers, num_heads, hea
             leaf.validate(leaf_name)
             dense = np.asarray(leaf.materialize())
             largest = np.abs(before[leaf_name]).max()
-            assert np.abs(dense).max() <= largest * (1 + 1e-6)
+            assert np.abs(dense).max() <= largest * (8 / 7 if name == "int4" else 1) * (1 + 1e-6)
             if isinstance(leaf, SparseArray):
                 np.testing.assert_array_equal(dense, np.where(leaf.mask, before[leaf_name], 0))
             if isinstance(leaf, QuantizedArray) and name == "int8":
@@ -235,12 +242,12 @@ def test_transforms_keep_every_tree_sound(case, name, num_layers, num_heads, hea
             assert leaf is before[leaf_name]
     kinds, parts = leaf_kinds(transformed), flatten_parts(transformed)
     assert same_structure(unflatten_parts(parts, kinds), transformed)
-    chosen = match_rules(parts, [Rule(r".*@(codes|scale|mask)", True), Rule(".*", False)], purpose="freezing")
+    chosen = match_rules(parts, [Rule(r".*@(codes|packed|scale|mask)", True), Rule(".*", False)], purpose="freezing")
     assert {part for part, frozen in chosen.items() if frozen} == {
-        part for part in parts if part.endswith(("@codes", "@scale", "@mask"))
+        part for part in parts if part.endswith(("@codes", "@packed", "@scale", "@mask"))
     }
     assert get_family(family).parameter_axes(list(after)).keys() == after.keys()
-    if name in ("int8", "2:4 then int8"):
+    if name in ("int8", "int4", "2:4 then int8"):
         assert size_bytes(transformed) < size_bytes(params)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxbert.core.arrays import QuantizedArray
+from flaxbert.core.arrays import GroupedArray, QuantizedArray
 from flaxbert.core.rules import Rule
 from flaxbert.core.trees import flatten_names, stack_layers, unstack_layers
 from flaxbert.errors import ConfigError, RuleError, ShapeError, WeightsError
@@ -22,7 +22,7 @@ from flaxbert.transforms import (
     quantize,
     sparsify,
 )
-from flaxbert.transforms.quantize import quantize_weights
+from flaxbert.transforms.quantize import pack_codes, quantize_groups, quantize_weights
 
 ROUNDING = 1 + 1e-5
 """The bound holds in exact numbers; scale and quotient round at 6e-8, up to 127 times that for the largest code."""
@@ -72,6 +72,70 @@ def test_signs_and_the_largest_magnitude_of_a_channel_are_kept(weights):
     assert (np.sign(codes) * np.sign(weights) >= 0).all()
     largest = np.abs(weights).max(axis=-2)
     assert (np.abs(codes.astype(int)).max(axis=-2)[largest > 2.0**-100] == 127).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    hnp.arrays(
+        np.float32, st.sampled_from([(8, 3), (2, 12, 2), (16, 1)]), elements=st.floats(-(2.0**100), 2.0**100, width=32)
+    ),
+    st.sampled_from([4, 8]),
+)
+def test_no_group_errs_more_than_plain_rounding_to_four_bits(weights, size):
+    size = size if weights.shape[-2] % size == 0 else 4
+    codes, scale = quantize_groups(weights, -2, size)
+    assert codes.dtype == np.int8
+    assert codes.min() >= -8
+    assert codes.max() <= 7
+    assert np.isfinite(scale).all()
+    groups = lambda array: array.reshape(*array.shape[:-2], -1, size, array.shape[-1]).astype(np.float64)
+    stored = groups(codes) * scale.astype(np.float64)[..., :, None, :]
+    exact = groups(weights)
+    step = np.maximum(np.abs(exact).max(axis=-2, keepdims=True) / 7, 1e-37)
+    plain = np.rint(exact / step) * step
+    errors = lambda array: np.square(array - exact).sum(axis=-2)
+    assert (errors(stored) <= errors(plain) * (1 + 1e-4) + 1e-60).all()
+
+
+def test_codes_are_packed_two_to_a_byte():
+    codes = np.array([[-8, 7, 0, -1], [3, -3, 5, 1]], np.int8)
+    assert pack_codes(codes, -1).tolist() == [[0x78, -16], [-45, 0x15]]
+    assert pack_codes(codes.T, -2).tolist() == pack_codes(codes, -1).T.tolist()
+
+
+def test_four_bits_take_an_eighth_and_a_scale_per_group():
+    weights = np.random.default_rng(0).standard_normal((128, 64)).astype(np.float32)
+    params, report = quantize({"up": {"kernel": weights}}, [Rule(".*", QuantizationSpec(4))])
+    leaf = params["up"]["kernel"]
+    assert isinstance(leaf, GroupedArray)
+    assert leaf.group_size == 64
+    assert report.bytes_after == 128 * 64 // 2 + 2 * 64 * 4
+    relative = np.sqrt(np.mean((np.asarray(leaf.materialize()) - weights) ** 2) / np.mean(weights**2))
+    assert relative == pytest.approx(report.leaves[0].rms_relative_error, rel=1e-3)
+    assert relative < 0.11
+    assert np.array_equal(dequantize(params)["up"]["kernel"], leaf.materialize())
+    with pytest.raises(RuleError, match="quantized already"):
+        quantize(params, [Rule(".*", QuantizationSpec())])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 3}, "bits is 3"),
+        ({"bits": 8, "group_size": 64}, "one scale for each output"),
+        ({"bits": 4, "group_size": 2}, "even number of entries, at least 4"),
+        ({"bits": 4, "group_size": 33}, "even number of entries, at least 4"),
+    ],
+)
+def test_group_sizes_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        QuantizationSpec(**options)
+
+
+def test_groups_that_do_not_divide_name_the_leaf_and_a_size_that_does():
+    weights = {"up": {"kernel": np.ones((96, 4), np.float32)}}
+    with pytest.raises(ShapeError, match=r"'up.kernel' of shape \(96, 4\) has 96 entries.* choose group_size 48"):
+        quantize(weights, [Rule(".*", QuantizationSpec(4, 64))])
 
 
 def test_default_rules_quantize_the_large_matrices_and_keep_the_rest():
@@ -186,7 +250,7 @@ def test_rules_are_total_and_their_purpose_is_told():
         quantize({"pooler": {"kernel": np.ones((2, 2), np.float32)}})
 
 
-@pytest.mark.parametrize("bits", [4, 0, 16, -8])
+@pytest.mark.parametrize("bits", [3, 0, 16, -8])
 def test_other_numbers_of_bits_are_refused(bits):
     with pytest.raises(ConfigError, match=f"bits is {bits}"):
         QuantizationSpec(bits=bits)

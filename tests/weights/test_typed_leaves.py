@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxbert.core.arrays import QuantizedArray, SparseArray
+from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray
 from flaxbert.errors import WeightsError
 from flaxbert.weights.readers import read_safetensors_header
 from flaxbert.weights.typed_leaves import describe_leaf, leaves_to_json, quantization_config, read_leaf, read_leaves
@@ -17,6 +17,7 @@ MASK = RANDOM.random((5, 7)) > 0.5
 LEAVES = {
     "int8": QuantizedArray(RANDOM.integers(-127, 128, (5, 7)).astype(np.int8), np.ones((1, 7), np.float32) / 3),
     "int4": QuantizedArray(jnp.asarray(RANDOM.integers(-7, 8, (5, 7)), jnp.int4), np.ones((1, 7), np.float32) / 3),
+    "groups": GroupedArray(RANDOM.integers(-128, 128, (4, 7)).astype(np.int8), np.ones((2, 7), np.float32) / 3),
     "sparse": SparseArray((RANDOM.standard_normal((5, 7)) * MASK).astype(np.float32), MASK),
 }
 
@@ -52,7 +53,7 @@ def test_config_note_counts_quantized_leaves():
     assert quantization_config(stored) == {
         "quant_method": "flaxbert",
         "weights": ["int4", "int8"],
-        "num_quantized_tensors": 2,
+        "num_quantized_tensors": 3,
     }
     assert quantization_config({"sparse": stored["sparse"]}) is None
 
