@@ -97,6 +97,9 @@ def main() -> None:
     data = os.environ.get("FLAXBERT_TEST_DATA")
     if not data:
         raise SystemExit("Set FLAXBERT_TEST_DATA to the folder that holds stsb/sts-dev.csv.")
+    unknown = set(arguments.only) - set(modes())
+    if unknown:
+        raise SystemExit(f"There are no modes {', '.join(sorted(unknown))}; known are {', '.join(modes())}.")
     first, second, scores = read_pairs(pathlib.Path(data) / "stsb" / "sts-dev.csv")
     model = flaxbert.load(arguments.model or str(installed_minilm()))
     reference, rows = np.zeros(0), []

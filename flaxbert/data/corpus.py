@@ -117,7 +117,7 @@ def _sentences_of(lines: list[str], config: CorpusConfig) -> list[str]:
 def _text_events(part: Part, config: CorpusConfig) -> Iterator[_Event]:
     path, lines = Path(part.source), []
     first, size = 0, 0
-    span = part.byte_range(between_paragraphs=config.document == "blank_line")
+    span = part.byte_range
     name = range_name(path, span)
     for number, line in _body(path, _numbered_pieces(path, span, config), config):
         blank = not line.strip()
@@ -149,9 +149,13 @@ def _body(path: Path, lines: Iterator[tuple[int, str]], config: CorpusConfig) ->
 
 def _numbered_pieces(path: Path, span: tuple[int, int] | None, config: CorpusConfig) -> Iterator[tuple[int, str]]:
     """Yields the lines of a file or of a range of its bytes with their numbers; one that is longer than a document may be comes in pieces."""
-    decoder = codecs.getincrementaldecoder(config.encoding)()
     number, rest, name = 1, "", range_name(path, span)
     start, stop = span or (0, sys.maxsize)
+    # Only the beginning of a file has a byte order mark; later the same signs are text.
+    mark, encoding = (
+        ("", config.encoding.lower().replace("utf-8-sig", "utf-8")) if start else ("\ufeff", config.encoding)
+    )
+    decoder = codecs.getincrementaldecoder(encoding)()
     try:
         with gzip.open(path) if is_packed(path) else path.open("rb") as file:
             file.seek(start)
@@ -176,16 +180,16 @@ def _numbered_pieces(path: Path, span: tuple[int, int] | None, config: CorpusCon
                     )
                 *whole, rest = (rest + text).split("\n")
                 for line in whole:
-                    yield number, line.removeprefix("\ufeff") if number == 1 else line
+                    yield number, line.removeprefix(mark) if number == 1 else line
                     number += 1
                 if not block:
                     break
                 if len(rest) > config.max_document_characters:
                     cut = rest.rfind(" ") + 1 or len(rest)
-                    yield number, rest[:cut].removeprefix("\ufeff")
+                    yield number, rest[:cut].removeprefix(mark) if number == 1 else rest[:cut]
                     rest = rest[cut:]
         if rest:
-            yield number, rest.removeprefix("\ufeff")
+            yield number, rest.removeprefix(mark) if number == 1 else rest
     except DAMAGED_GZIP as error:
         raise damaged_gzip(path, error) from error
     except OSError as error:
@@ -208,7 +212,7 @@ def _row_texts(part: Part, config: CorpusConfig) -> Iterator[tuple[str, Any]]:
 
 
 def _json_texts(part: Part, config: CorpusConfig) -> Iterator[tuple[str, Any]]:
-    path, span = Path(part.source), part.byte_range()
+    path, span = Path(part.source), part.byte_range
     name = range_name(path, span)
     for number, line in numbered_lines(path, config.encoding, "corpus.encoding", span):
         if line.strip():

@@ -4,6 +4,7 @@ import codecs
 import dataclasses
 import glob
 import gzip
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,13 +34,17 @@ class Part:
       source: Path or id.
       format: text, jsonl, parquet or hub.
       number: Number of the part.
-      count: Parts of the source. Files of text are cut by bytes, Parquet by row groups, data sets by their files.
+      count: Parts of the source: Parquet is cut by row groups, data sets by their files, and each has its own number of these.
+      byte_range: Of files of text, first byte of the part and the one after its last, both before a line or at the end of the file; None for all.
+      shared: Whether the part is much larger than others, so that its documents are dealt out one by one.
     """
 
     source: str
     format: str
     number: int = 0
     count: int = 1
+    byte_range: tuple[int, int] | None = None
+    shared: bool = False
 
     def of(self, total: int) -> tuple[int, int]:
         """Returns where this part begins and ends if it is one of ``count`` equal ones.
@@ -49,26 +54,27 @@ class Part:
         """
         return total * self.number // self.count, total * (self.number + 1) // self.count
 
-    def byte_range(self, between_paragraphs: bool = False) -> tuple[int, int] | None:
-        """Returns the first byte of a part of a file of text and the one after its last; both stand before a line, or at the file's end.
 
-        Args:
-          between_paragraphs: Cut only after blank lines.
+def cut_text(path: Path, wanted: int, between_paragraphs: bool) -> list[tuple[int, int]]:
+    """Returns ranges of bytes that together are a file of text, each from one line to another.
 
-        Returns:
-          The range; None for a whole file.
+    Args:
+      path: The file.
+      wanted: Most ranges; where lines or paragraphs are long, there are fewer.
+      between_paragraphs: Cut only after blank lines.
 
-        Raises:
-          DataError: The file can not be read.
-        """
-        if self.count == 1:
-            return None
-        try:
-            with Path(self.source).open("rb") as file:
-                first, last = self.of(file.seek(0, 2))
-                return _line_start(file, first, between_paragraphs), _line_start(file, last, between_paragraphs)
-        except OSError as error:
-            raise unreadable(self.source, error) from error
+    Raises:
+      DataError: The file can not be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size, cuts = file.seek(0, 2), [0]
+            for number in range(1, wanted):
+                if cuts[-1] < size * number // wanted:  # else one paragraph reaches beyond
+                    cuts.append(_line_start(file, size * number // wanted, between_paragraphs))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return list(itertools.pairwise([cut for cut in cuts if cut < size or not cut] + [size]))
 
 
 def _line_start(file: BinaryIO, offset: int, after_blank: bool) -> int:
@@ -179,9 +185,25 @@ def split_inputs(inputs: Sequence[Part], config: CorpusConfig, num_shards: int) 
     found: list[Part] = []
     for part, size in zip(inputs, sizes, strict=True):
         wanted = num_shards if part.format == "hub" else -(-size // bytes_of_part)
-        count = max(1, min(wanted, _most_parts(part, config, wanted)))
-        found += [dataclasses.replace(part, number=number, count=count) for number in range(count)]
+        found += _split(part, config, wanted)
     return tuple(found)
+
+
+def _split(part: Part, config: CorpusConfig, wanted: int) -> list[Part]:
+    """Returns the parts of an input. Where there are fewer than half of those wanted, each is large, and its documents are shared."""
+    count = max(1, min(wanted, _most_parts(part, config, wanted)))
+    shared = 2 * count <= wanted
+    if part.format in ("parquet", "hub") or count == 1:
+        return [dataclasses.replace(part, number=number, count=count, shared=shared) for number in range(count)]
+    paragraphs = part.format == "text" and config.document == "blank_line"
+    ranges = cut_text(Path(part.source), count, paragraphs)
+    if len(ranges) == 1:
+        return [dataclasses.replace(part, shared=True)]
+    shared = 2 * len(ranges) <= wanted
+    return [
+        dataclasses.replace(part, number=number, count=len(ranges), byte_range=found, shared=shared)
+        for number, found in enumerate(ranges)
+    ]
 
 
 def _most_parts(part: Part, config: CorpusConfig, wanted: int) -> int:

@@ -19,21 +19,10 @@ from flaxbert.data.words import Segmenter, segmented_starts
 from flaxbert.errors import ConfigError
 
 _CHUNK_CHARACTERS = 1 << 20
+_MOST_SHARDS = 256
 
 Place = tuple[int, int]
 """Number of the part of the inputs, and number of the document in it."""
-
-
-def shard_of(place: Place, num_parts: int, num_shards: int) -> int:
-    """Returns the number of the shard that a document is in. Parts are dealt out where there are enough of them, else single documents.
-
-    Args:
-      place: The document's place.
-      num_parts: Number of parts of the inputs.
-      num_shards: Number of shards.
-    """
-    number, index = place
-    return (number if num_parts >= num_shards else number + index) % num_shards
 
 
 def load_segmenter(name: str) -> Segmenter | None:
@@ -193,13 +182,14 @@ class ShardJob:
     def split(self, num_workers: int) -> list["ShardJob"]:
         """Returns jobs that together write the shards of this one, in their order, and read as little as can be twice.
 
-        Where each shard has parts of its own there is a job for each shard. Else each worker has one job, which reads everything once.
+        Where each shard has parts of its own there is a job for each shard. Else each worker has one job, which reads everything once. A job has at
+        most 256 shards, since all are written at once.
 
         Args:
           num_workers: Jobs that are done at a time.
         """
         count = len(self.numbers)
-        jobs = count if len(self.parts) >= self.num_shards else min(num_workers, count)
+        jobs = count if self._whole else max(min(num_workers, count), -(-count // _MOST_SHARDS))
         runs = [self.numbers[count * job // jobs : count * (job + 1) // jobs] for job in range(jobs)]
         dropped: dict[int, set[Place]] = {number: set() for number in self.numbers}
         for place in self.dropped:
@@ -209,13 +199,20 @@ class ShardJob:
             for run in runs
         ]
 
+    @property
+    def _whole(self) -> bool:
+        """Whether there are enough parts that each shard has its own, and no part is shared."""
+        return len(self.parts) >= self.num_shards and not any(part.shared for part in self.parts)
+
     def shard_of(self, place: Place) -> int:
-        """Returns the number of the shard that a document is in.
+        """Returns the number of the shard that a document is in. Parts are dealt out where there are enough of them, else single documents.
 
         Args:
           place: The document's place.
         """
-        return shard_of(place, len(self.parts), self.num_shards)
+        number, index = place
+        whole = len(self.parts) >= self.num_shards and not self.parts[number].shared
+        return (number if whole else number + index) % self.num_shards
 
     def documents(self) -> Iterator[tuple[Place, Document]]:
         """Yields the documents of the job's shards in the order of their places, those that are dropped too.
@@ -223,10 +220,9 @@ class ShardJob:
         Raises:
           DataError: A text can not be read.
         """
-        wanted = frozenset(self.numbers)
-        whole = len(self.parts) >= self.num_shards
+        wanted, enough = frozenset(self.numbers), len(self.parts) >= self.num_shards
         for number, part in enumerate(self.parts):
-            if whole and self.shard_of((number, 0)) not in wanted:
+            if enough and not part.shared and self.shard_of((number, 0)) not in wanted:
                 continue
             for index, document in enumerate(read_documents(part, self.config)):
                 if self.shard_of((number, index)) in wanted:
@@ -269,8 +265,10 @@ def write_shards(job: ShardJob, tokenizer: Any) -> list[Shard]:
     """
     tokenize = DocumentTokenizer(tokenizer, load_segmenter(job.segmenter))
     dtype = id_dtype(job.vocab_size)
-    writers = {number: ShardWriter(Path(job.folder), number, job.num_shards, dtype) for number in job.numbers}
+    writers: dict[int, ShardWriter] = {}
     try:
+        for number in job.numbers:
+            writers[number] = ShardWriter(Path(job.folder), number, job.num_shards, dtype)
         for chunk in _chunks(found for found in job.documents() if found[0] not in job.dropped):
             tokenized = tokenize([document for _, document in chunk])
             for (place, _), document in zip(chunk, tokenized, strict=True):

@@ -15,7 +15,7 @@ from flaxbert.data.pretraining_rows import RowSource
 from flaxbert.errors import ConfigError
 
 _MIXTURE_ROWS, _MOST_MIXTURE_ROWS = 1 << 10, 1 << 20
-"""Rows after which the order of the sources of a mixture begins again: as many as give the rarest one some places."""
+"""Rows after which the order of the sources of a mixture begins again: as many as give the rarest one enough places."""
 
 _LEAST_PLACES = 16
 """Rows in which a mixture shows every source as often as its weight says."""

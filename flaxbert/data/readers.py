@@ -125,7 +125,8 @@ def numbered_lines(
             else:
                 start, stop = byte_range or (0, sys.maxsize)
                 file.seek(start)
-                yield from _byte_lines(range_name(path, byte_range), _until(file, stop - start), codec, option)
+                lines = _until(file, stop - start)
+                yield from _byte_lines(range_name(path, byte_range), lines, codec, option, has_mark=not start)
     except DAMAGED_GZIP as error:
         raise damaged_gzip(path, error) from error
     except OSError as error:
@@ -142,11 +143,11 @@ def _until(file: Iterable[bytes], size: int) -> Iterator[bytes]:
                 return
 
 
-def _byte_lines(path: str, file: Iterable[bytes], codec: str, option: str) -> Iterator[Line]:
+def _byte_lines(path: str, file: Iterable[bytes], codec: str, option: str, *, has_mark: bool) -> Iterator[Line]:
     number = 0
     try:
         for number, raw in enumerate(file, start=1):
-            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 and codec.startswith("utf-8") else raw
+            line = raw.removeprefix(codecs.BOM_UTF8) if has_mark and number == 1 and codec.startswith("utf-8") else raw
             yield number, line.decode(codec).removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise DataError(

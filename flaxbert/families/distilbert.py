@@ -60,6 +60,9 @@ FIELDS: dict[str, tuple[str, type]] = {
 OTHER_NAMES: dict[str, str] = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
 """What other families call these keys; stock transformers takes them too, and before DistilBERT's own."""
 
+SIZE_NAMES: dict[str, str] = {**OTHER_NAMES, "intermediate_size": "hidden_dim"}
+"""What DistilBERT calls the sizes of a model."""
+
 
 def _take_names(json: dict[str, Any]) -> dict[str, Any]:
     for other, own in OTHER_NAMES.items():

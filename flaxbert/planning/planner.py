@@ -339,7 +339,7 @@ class Planner:
         """
         plans: list[MeshPlan] = []
         refused: MeshError | ShapeError | None = None
-        pairs = [(mesh, rows) for rows in batches_per_device for mesh in self._candidates()]
+        pairs = [(mesh, rows) for mesh in self._candidates() for rows in batches_per_device]
         if not pairs:
             raise MeshError(f"No mesh of {self.topology.num_devices} devices suits the model.")
         for config, rows in pairs[:max_compiles]:

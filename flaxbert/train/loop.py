@@ -277,7 +277,7 @@ class _Run:
             factor = self.state.learning_rate_factor * jnp.float32(config.plateau_factor)
             self.state = dataclasses.replace(self.state, learning_rate_factor=factor)
             self.progress.plateau_evaluations = 0
-        if improved or self.step % parts.checkpoint_every == 0:
+        if improved or owed or self.step % parts.checkpoint_every == 0:
             self.save(float(metrics[parts.metric]), again=owed)
         self.steps.throughput.resume()
         return bool(config.early_stopping_patience) and self.progress.bad_evaluations >= config.early_stopping_patience

@@ -226,12 +226,18 @@ def halve(plan: BatchPlan, other_batches: Sequence[int] = ()) -> BatchPlan:
     Raises:
       MemoryLimitError: The micro batch can not be made smaller.
     """
+    sizes = [size for size in micro_batch_sizes(plan.target_batch, plan.batch_ways) if 2 * size <= plan.micro_batch]
     smaller = [
         size
-        for size in micro_batch_sizes(plan.target_batch, plan.batch_ways)
-        if 2 * size <= plan.micro_batch
-        and all(other // plan.batch_ways % (plan.target_batch // size) == 0 for other in other_batches)
+        for size in sizes
+        if all(other // plan.batch_ways % (plan.target_batch // size) == 0 for other in other_batches)
     ]
+    if sizes and not smaller:
+        batches = " and ".join(str(size) for size in (plan.target_batch, *other_batches))
+        raise MemoryLimitError(
+            f"Memory ran out with a micro batch of {plan.micro_batch}, and batches of {batches} over {plan.batch_ways} devices can not be cut into "
+            "the same larger number of micro batches; choose sizes with a larger common divisor."
+        )
     if not smaller:
         raise MemoryLimitError(
             f"Memory ran out with a micro batch of {plan.micro_batch}, which can not be made smaller for a batch of "

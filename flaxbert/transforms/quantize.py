@@ -5,6 +5,7 @@ multiplies codes by codes. A 4-bit kernel is only stored small: it is written ou
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -140,19 +141,34 @@ def _grouped(
     name: str, leaf: Any, weights: np.ndarray, axis: int, spec: QuantizationSpec
 ) -> tuple[GroupedArray, np.ndarray]:
     size = spec.group_size or DEFAULT_GROUP_SIZE
-    length = weights.shape[axis]
-    if length % size:
-        fits = [number for number in range(4, length + 1, 2) if length % number == 0]
-        nearest_size = min(fits, key=lambda number: abs(number - size), default=0)
-        mend = f"choose group_size {nearest_size}, or" if nearest_size else "it has too few;"
-        raise ShapeError(
-            f"'{name}' of shape {weights.shape} has {length} entries along its contracted axis, which groups of {size} do not divide; {mend} let an "
-            "earlier rule give this leaf the value None."
-        )
     codes, scale = quantize_groups(weights, axis, size)
     grouped = GroupedArray(packed=place_like(pack_codes(codes, axis), leaf), scale=place_like(scale, leaf))
     place = weights.ndim + axis
     return grouped, (codes * np.repeat(scale, size, axis=place)).astype(np.float32)
+
+
+def _check_groups(params: Mapping[str, Any], specs: Mapping[str, QuantizationSpec | None]) -> None:
+    """Refuses groups that do not divide a leaf, before any work, with a size that suits all leaves of the same specification."""
+    lengths: dict[QuantizationSpec, dict[str, int]] = {}
+    for name, leaf in flatten_names(params).items():
+        spec = specs[name]
+        if spec is not None and spec.bits == 4 and not (isinstance(leaf, TypedArray) and leaf.is_quantized):
+            lengths.setdefault(spec, {})[name] = leaf.shape[contracted_axis(name, leaf, "integer codes")]
+    for spec, found in lengths.items():
+        size = spec.group_size or DEFAULT_GROUP_SIZE
+        wrong = next((name for name, length in found.items() if length % size), None)
+        if wrong is not None:
+            common = math.gcd(*found.values())
+            fits = [number for number in range(4, common + 1, 2) if common % number == 0]
+            mend = "no size suits all of them, so"
+            if fits:
+                mend = (
+                    f"choose group_size {min(fits, key=lambda number: abs(number - size))}, which suits all of them, or"
+                )
+            raise ShapeError(
+                f"'{wrong}' has {found[wrong]} entries along its contracted axis, which groups of {size} do not divide; the {len(found)} leaves of this rule "
+                f"have {', '.join(map(str, sorted(set(found.values()))))}: {mend} let an earlier rule give some leaves the value None."
+            )
 
 
 def _quantize_leaf(name: str, leaf: Any, spec: QuantizationSpec) -> tuple[Any, LeafReport]:
@@ -203,6 +219,7 @@ def quantize(
       (np.int8(127), 64, 32)
     """
     specs = match_rules(params, rules, purpose="quantization")
+    _check_groups(params, specs)
     leaves: dict[str, Any] = {}
     reports: list[LeafReport] = []
     for name, leaf in flatten_names(params).items():

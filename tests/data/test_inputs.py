@@ -1,5 +1,7 @@
 """Parts of large inputs: together they are the whole, whatever the cut, and each is read by itself."""
 
+import dataclasses
+import gzip
 import json
 import random
 
@@ -11,7 +13,8 @@ import pytest
 from flaxbert.config import CorpusConfig
 from flaxbert.data import inputs as inputs_module
 from flaxbert.data.corpus import read_documents
-from flaxbert.data.inputs import Part, expand_inputs, split_inputs
+from flaxbert.data.inputs import Part, cut_text, expand_inputs, split_inputs
+from flaxbert.data.preparation import ShardJob
 from flaxbert.errors import DataError
 
 WORDS = ["a", "the fox", "Ünder", "日本語。", "it rained.", "  ", "\t", "“Why?”", "x" * 300, ""]
@@ -30,8 +33,14 @@ def sentences(parts, config):
     return [document.sentences for part in parts for document in read_documents(part, config)]
 
 
-def parts_of(path, kind, count):
-    return [Part(str(path), kind, number, count) for number in range(count)]
+def parts_of(path, kind, count, paragraphs=False):
+    if kind == "parquet":
+        return [Part(str(path), kind, number, count) for number in range(count)]
+    ranges = cut_text(path, count, paragraphs)
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == path.stat().st_size
+    assert all(first < last for first, last in ranges) or len(ranges) == 1
+    return [Part(str(path), kind, number, len(ranges), found) for number, found in enumerate(ranges)]
 
 
 @pytest.mark.parametrize("document", ["blank_line", "line"])
@@ -43,9 +52,9 @@ def test_parts_of_a_text_are_the_text(document, encoding, tmp_path):
         path = write_random(tmp_path / "a.txt", seed, encoding)
         whole = sentences([Part(str(path), "text")], config)
         for count in (2, 3, 7, 50):
-            parts = parts_of(path, "text", count)
+            parts = parts_of(path, "text", count, document == "blank_line")
             assert sentences(parts, config) == whole
-            cut += sum(bool(sentences([part], config)) for part in parts) > 1
+            cut += len(parts) > 1
     assert cut > 100, "hardly any text was cut at all"
 
 
@@ -128,19 +137,57 @@ def test_what_is_wrong_in_a_part_is_told_with_the_place_of_the_part(tmp_path):
     ):
         path.write_bytes(b"".join([*lines[:12], bad, *lines[:7]]))
         with pytest.raises(DataError, match=f"a.jsonl from byte 170 on, {message}"):
-            sentences([Part(str(path), "jsonl", 1, 2)], config)
+            sentences(parts_of(path, "jsonl", 2)[1:], config)
     text = tmp_path / "a.txt"
     text.write_bytes(b"fine.\n\n" * 20 + b"\xff")
     with pytest.raises(DataError, match=r"a.txt from byte 77 on, in or after line 1: the byte 0xff"):
-        sentences([Part(str(text), "text", 1, 2)], config)
+        sentences(parts_of(text, "text", 2, True)[1:], config)
 
 
-def test_a_line_without_end_is_cut_nowhere(tmp_path):
-    path, config = tmp_path / "a.txt", CorpusConfig(document="line", max_document_characters=2000)
-    path.write_text("word " * 100_000)
-    parts = parts_of(path, "text", 4)
-    assert [bool(sentences([part], config)) for part in parts] == [True, False, False, False]
-    assert sentences(parts, config) == sentences([Part(str(path), "text")], config)
+@pytest.mark.parametrize("text", ["word " * 100_000, "word\n" * 100_000, "word " * 100_000 + "\n\na\n\nb"])
+def test_what_has_no_place_to_cut_stays_one_part_whose_documents_are_shared(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs_module, "_LEAST_PART_BYTES", 10_000)
+    (tmp_path / "a.txt").write_text(text)
+    config = CorpusConfig(inputs=(str(tmp_path),), max_document_characters=2000)
+    parts = split_inputs(expand_inputs(config), config, 4)
+    assert [part.shared for part in parts] == [True] * len(parts)
+    assert len(parts) <= 2
+    assert sentences(parts, config) == sentences([Part(str(tmp_path / "a.txt"), "text")], config)
+    job = ShardJob(parts, config, "", "", 100, 4, tuple(range(4)))
+    counts = [sum(1 for _ in dataclasses.replace(job, numbers=(number,)).documents()) for number in range(4)]
+    assert max(counts) - min(counts) <= len(parts)
+
+
+def test_a_packed_file_beside_plain_ones_is_dealt_out_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs_module, "_LEAST_PART_BYTES", 1000)
+    words = random.Random(0)
+    lines = "".join(f"{words.random()} {words.random()}\n\n" for _ in range(2000))
+    (tmp_path / "a.txt").write_text(lines)
+    with gzip.open(tmp_path / "b.txt.gz", "wt") as file:
+        file.write(lines)
+    config = CorpusConfig(inputs=(str(tmp_path),))
+    parts = split_inputs(expand_inputs(config), config, 4)
+    job = ShardJob(parts, config, "", "", 100, 4, tuple(range(4)))
+    assert sum(part.shared for part in parts) == 1
+    assert len(parts) > 4
+    for workers in (1, 2, 4):
+        places = [place for part in job.split(workers) for place, _ in part.documents()]
+        assert len(places) == len(set(places)) == 4000
+    counts = [sum(1 for _ in dataclasses.replace(job, numbers=(number,)).documents()) for number in range(4)]
+    assert max(counts) < 1.3 * min(counts)
+
+
+def test_a_byte_order_mark_inside_a_file_stays(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeffone\n\n\ufefftwo\n\n\ufeffthree", "utf-8")
+    (tmp_path / "a.jsonl").write_text("\ufeff" + '{"text": "one"}\n' * 4, "utf-8")
+    for encoding in ("utf-8", "utf-8-sig"):
+        config = CorpusConfig(encoding=encoding)
+        whole = sentences([Part(str(tmp_path / "a.txt"), "text")], config)
+        assert whole == [("one",), ("\ufefftwo",), ("\ufeffthree",)]
+        parts = parts_of(tmp_path / "a.txt", "text", 3, True)
+        assert len(parts) == 2
+        assert sentences(parts, config) == whole
+        assert len(sentences(parts_of(tmp_path / "a.jsonl", "jsonl", 3), config)) == 4
 
 
 def test_damaged_parquet_is_named_before_the_work(tmp_path, monkeypatch):

@@ -162,14 +162,15 @@ def test_saving_a_stored_step_again_changes_nothing(tmp_path):
 def test_a_version_is_replaced_whole_or_not_at_all(tmp_path):
     with CheckpointStore(tmp_path) as store:
         store.save(5, make_state(5))
-        assert store.save(5, make_state(5), metric=0.5, replace=True)
+        assert store.save(5, make_state(6), metric=0.5, replace=True)
         assert store.best_good().step == 5
+        assert_same_bits(store.restore(store.list()[0], make_state(0)), make_state(6))
         assert names_in(tmp_path) == [".lock", "5"]
     for name, kept in ((".5.replaced", ["5"]), (".7.replaced", ["5", "7"])):
         shutil.copytree(tmp_path / "5", tmp_path / name)
         with CheckpointStore(tmp_path) as store:
             assert names_in(tmp_path) == [".lock", *kept]
-            assert_same_bits(store.restore(store.list()[0], make_state(0)), make_state(5))
+            assert_same_bits(store.restore(store.list()[0], make_state(0)), make_state(6))
 
 
 def test_keeps_the_newest_and_the_best(tmp_path):

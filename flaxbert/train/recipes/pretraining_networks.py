@@ -13,6 +13,7 @@ from flaxbert.core.arrays import Params
 from flaxbert.core.trees import leaf_names, stack_layers
 from flaxbert.errors import ConfigError, nearest
 from flaxbert.families import get_family
+from flaxbert.families.distilbert import SIZE_NAMES
 from flaxbert.families.graph import initialize_params
 from flaxbert.model import Model, load
 from flaxbert.train.flops import NetworkWork
@@ -40,6 +41,21 @@ SIZES: dict[str, tuple[int, int]] = {
 """Layers and width of each size (Turc et al., 2019, and Devlin et al., 2019); heads have 64 entries, feed-forward layers four times the width."""
 
 _DISTANCES = {"relative_attention": True, "position_biased_input": False, "type_vocab_size": 0, "layer_norm_eps": 1e-7}
+
+_SIZE_KEYS = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+
+_HARMLESS = frozenset(
+    {
+        "use_cache",
+        "classifier_dropout",
+        "gradient_checkpointing",
+        "bos_token_id",
+        "eos_token_id",
+        "sep_token_id",
+        "cls_token_id",
+    }
+)
+"""Keys of published ``config.json`` files that change nothing here."""
 
 FAMILY_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "deberta": {**_DISTANCES, "pos_att_type": "c2p|p2c"},
@@ -123,7 +139,7 @@ def new_model_config(source: PretrainModel, vocab_size: int, row_length: int, pa
       ConfigError: The family or a key is not known, or values do not fit together.
     """
     layers, width = SIZES[source.size]
-    json = {
+    defaults = {
         "model_type": source.family,
         "vocab_size": vocab_size,
         "num_hidden_layers": layers,
@@ -132,12 +148,13 @@ def new_model_config(source: PretrainModel, vocab_size: int, row_length: int, pa
         "intermediate_size": 4 * width,
         "pad_token_id": pad_token_id,
         **FAMILY_ARCHITECTURES.get(source.family, {}),
-        **source.architecture,
     }
-    config = get_family(source.family).config_from_json(json)
-    unknown = sorted(set(source.architecture) & set(config.extra))
+    family = get_family(source.family)
+    kept = {key: value for key, value in defaults.items() if SIZE_NAMES.get(key) not in source.architecture}
+    config = family.config_from_json({**kept, **source.architecture})
+    known = {*family.config_to_json(family.config_from_json(defaults), "feature-extraction"), *_SIZE_KEYS}
+    unknown = sorted((set(source.architecture) & set(config.extra)) - known - _HARMLESS)
     if unknown:
-        known = get_family(source.family).config_to_json(config, "feature-extraction")
         raise ConfigError(
             f"model.architecture names {', '.join(unknown)}, which a new {source.family} does not have.{nearest(unknown[0], known)}"
         )
