@@ -232,6 +232,11 @@ def is_typed(leaf: Any) -> bool:
     return isinstance(leaf, TypedArray)
 
 
+def is_quantized(leaf: Any) -> bool:
+    """Returns whether a leaf stands for rounded numbers."""
+    return isinstance(leaf, TypedArray) and leaf.is_quantized
+
+
 def materialize(leaf: Any) -> Any:
     """Returns the dense array that a leaf stands for; plain arrays come back as they are."""
     return leaf.materialize() if isinstance(leaf, TypedArray) else leaf

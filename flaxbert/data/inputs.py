@@ -192,13 +192,10 @@ def split_inputs(inputs: Sequence[Part], config: CorpusConfig, num_shards: int) 
 def _split(part: Part, config: CorpusConfig, wanted: int) -> list[Part]:
     """Returns the parts of an input. Where there are fewer than half of those wanted, each is large, and its documents are shared."""
     count = max(1, min(wanted, _most_parts(part, config, wanted)))
-    shared = 2 * count <= wanted
-    if part.format in ("parquet", "hub") or count == 1:
-        return [dataclasses.replace(part, number=number, count=count, shared=shared) for number in range(count)]
-    paragraphs = part.format == "text" and config.document == "blank_line"
-    ranges = cut_text(Path(part.source), count, paragraphs)
-    if len(ranges) == 1:
-        return [dataclasses.replace(part, shared=True)]
+    ranges: list[tuple[int, int] | None] = [None] * count
+    if count > 1 and part.format in ("text", "jsonl"):
+        paragraphs = part.format == "text" and config.document == "blank_line"
+        ranges = list(cut_text(Path(part.source), count, paragraphs))
     shared = 2 * len(ranges) <= wanted
     return [
         dataclasses.replace(part, number=number, count=len(ranges), byte_range=found, shared=shared)

@@ -189,7 +189,8 @@ class ShardJob:
           num_workers: Jobs that are done at a time.
         """
         count = len(self.numbers)
-        jobs = count if self._whole else max(min(num_workers, count), -(-count // _MOST_SHARDS))
+        apart = all(self._is_whole(number) for number in range(len(self.parts)))
+        jobs = count if apart else max(min(num_workers, count), -(-count // _MOST_SHARDS))
         runs = [self.numbers[count * job // jobs : count * (job + 1) // jobs] for job in range(jobs)]
         dropped: dict[int, set[Place]] = {number: set() for number in self.numbers}
         for place in self.dropped:
@@ -199,10 +200,9 @@ class ShardJob:
             for run in runs
         ]
 
-    @property
-    def _whole(self) -> bool:
-        """Whether there are enough parts that each shard has its own, and no part is shared."""
-        return len(self.parts) >= self.num_shards and not any(part.shared for part in self.parts)
+    def _is_whole(self, number: int) -> bool:
+        """Returns whether all documents of a part are in one shard."""
+        return len(self.parts) >= self.num_shards and not self.parts[number].shared
 
     def shard_of(self, place: Place) -> int:
         """Returns the number of the shard that a document is in. Parts are dealt out where there are enough of them, else single documents.
@@ -211,8 +211,7 @@ class ShardJob:
           place: The document's place.
         """
         number, index = place
-        whole = len(self.parts) >= self.num_shards and not self.parts[number].shared
-        return (number if whole else number + index) % self.num_shards
+        return (number if self._is_whole(number) else number + index) % self.num_shards
 
     def documents(self) -> Iterator[tuple[Place, Document]]:
         """Yields the documents of the job's shards in the order of their places, those that are dropped too.
@@ -220,9 +219,9 @@ class ShardJob:
         Raises:
           DataError: A text can not be read.
         """
-        wanted, enough = frozenset(self.numbers), len(self.parts) >= self.num_shards
+        wanted = frozenset(self.numbers)
         for number, part in enumerate(self.parts):
-            if enough and not part.shared and self.shard_of((number, 0)) not in wanted:
+            if self._is_whole(number) and self.shard_of((number, 0)) not in wanted:
                 continue
             for index, document in enumerate(read_documents(part, self.config)):
                 if self.shard_of((number, index)) in wanted:

@@ -18,7 +18,7 @@ _MIXTURE_ROWS, _MOST_MIXTURE_ROWS = 1 << 10, 1 << 20
 """Rows after which the order of the sources of a mixture begins again: as many as give the rarest one enough places."""
 
 _LEAST_PLACES = 16
-"""Rows in which a mixture shows every source as often as its weight says."""
+"""Places of the rarest source before the order begins again, so that it comes nearly as often as its weight says."""
 
 
 class RowMixture:

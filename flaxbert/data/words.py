@@ -14,7 +14,7 @@ from flaxbert.errors import ConfigError, DataError
 Segmenter = Callable[[str], Sequence[str]]
 """Cuts a text into its words; what lies between words may be left out."""
 
-_UNSPACED = (
+_RANGES = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Myanmar
     (0x1780, 0x17FF),  # Khmer
@@ -24,6 +24,7 @@ _UNSPACED = (
     (0xF900, 0xFAFF),
     (0x20000, 0x2FA1F),  # Chinese characters
 )
+_UNSPACED = "[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _RANGES) + "]"
 """Characters of scripts that put no blanks between words."""
 
 
@@ -148,14 +149,11 @@ def spaced_words(text: str) -> list[str]:
       >>> spaced_words("the 模型 x")
       ['the', '模', '型', 'x']
     """
-    return _UNSPACED_CHARACTER.sub(r" \g<0> ", text).split()
-
-
-_UNSPACED_CHARACTER = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in _UNSPACED) + "]")
+    return re.sub(_UNSPACED, r" \g<0> ", text).split()
 
 
 def _is_unspaced(text: str) -> bool:
-    return bool(text) and all(any(low <= ord(character) <= high for low, high in _UNSPACED) for character in text)
+    return re.fullmatch(f"{_UNSPACED}+", text) is not None
 
 
 def _bytes_as_text(token: str) -> str:

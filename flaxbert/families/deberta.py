@@ -30,7 +30,7 @@ from flaxbert.families.layout import (
 from flaxbert.families.work import LayerWork, standard_layer
 from flaxbert.nn.disentangled_attention import DisentangledOptions
 from flaxbert.nn.disentangled_encoder import DisentangledEncoder, JointBlock
-from flaxbert.nn.disentangled_heads import ContextPooler, ContextReplacedTokenHead
+from flaxbert.nn.disentangled_heads import ContextPooler, NormedReplacedTokenHead
 from flaxbert.nn.dropout import dropout, fold
 from flaxbert.nn.embeddings import Embeddings
 from flaxbert.nn.heads import HeadStyle
@@ -117,7 +117,7 @@ class DebertaNetwork(Network):
         if "pooler" in heads:
             self.pooler = ContextPooler(config, self.execution, rngs)
         if "replaced_token" in heads:
-            self.replaced_token = ContextReplacedTokenHead(config, self.execution, rngs)
+            self.replaced_token = NormedReplacedTokenHead(config, self.execution, rngs)
 
     def encode(self, tokens: Tokens, key: Any, keep_hidden: bool, first_only: bool) -> tuple[Any, Any]:
         """Returns the last hidden states, or what the enhanced mask decoder makes of those before the last block."""
@@ -131,7 +131,7 @@ class DebertaNetwork(Network):
     def apply_heads(self, hidden: jax.Array, tokens: Tokens, entity_mask: Any, key: Any) -> ModelOutput:
         """Returns what the heads make of the last hidden states."""
         if hasattr(self, "replaced_token"):
-            return ModelOutput(logits=self.replaced_token(hidden, tokens))
+            hidden = tokens.first_of_own_segment(hidden) + hidden
         if not hasattr(self, "pooler"):
             return super().apply_heads(hidden, tokens, entity_mask, key)
         pooled = self.pooler(hidden, fold(key, 0))

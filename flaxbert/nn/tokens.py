@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxbert.nn.split_length import pick_tokens
+from flaxbert.nn.split_length import first_token, pick_tokens
 
 
 @jax.tree_util.register_dataclass
@@ -56,6 +56,17 @@ class Tokens:
           hidden: Of all tokens, ``[batch, length, embed]``.
         """
         return pick_tokens(hidden, self.first_positions).reshape(-1, 1, hidden.shape[-1])
+
+    def first_of_own_segment(self, hidden: jax.Array) -> jax.Array:
+        """Returns for every token the vector of the first token of its segment, ``[batch, length or 1, embed]``.
+
+        Args:
+          hidden: Of all tokens, ``[batch, length, embed]``; in packed rows, positions count from the first token of each segment.
+        """
+        if not self.packed:
+            return first_token(hidden)[:, :1]
+        places = jnp.arange(self.length, dtype=jnp.int32)[None] - self.positions()
+        return pick_tokens(hidden, jnp.broadcast_to(jnp.maximum(places, 0), self.input_ids.shape))
 
     def positions(self) -> jax.Array:
         """Returns positions from 0, int32 ``[batch or 1, length]``."""

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from flaxbert.config import FreezeRule
-from flaxbert.core.arrays import Params, TypedArray
+from flaxbert.core.arrays import Params, TypedArray, is_quantized
 from flaxbert.core.rules import Rule, match_rules
 from flaxbert.core.sharding import param_shardings, replicated
 from flaxbert.core.trees import STACKED, flatten_names, flatten_parts, leaf_kinds, unflatten_parts
@@ -135,7 +135,7 @@ def split_parts(params: Mapping[str, Any], rules: Sequence[FreezeRule]) -> tuple
     trainable: dict[str, Any] = {}
     frozen: dict[str, Any] = {}
     for name, leaf in flatten_names(params).items():
-        fixed = frozen_by_rule[name] or (isinstance(leaf, TypedArray) and leaf.is_quantized)
+        fixed = frozen_by_rule[name] or is_quantized(leaf)
         parts = leaf.stored_parts() if isinstance(leaf, TypedArray) else {"": leaf}
         for part, array in parts.items():
             target = frozen if fixed or not _is_trainable(array) else trainable

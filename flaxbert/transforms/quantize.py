@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxbert.core.arrays import GroupedArray, Params, QuantizedArray, SparseArray, TypedArray
+from flaxbert.core.arrays import GroupedArray, Params, QuantizedArray, SparseArray, is_quantized
 from flaxbert.core.rules import Rule, match_rules
 from flaxbert.core.trees import flatten_names, map_leaves, unflatten_names
 from flaxbert.errors import ConfigError, RuleError, ShapeError
@@ -152,7 +152,7 @@ def _check_groups(params: Mapping[str, Any], specs: Mapping[str, QuantizationSpe
     lengths: dict[QuantizationSpec, dict[str, int]] = {}
     for name, leaf in flatten_names(params).items():
         spec = specs[name]
-        if spec is not None and spec.bits == 4 and not (isinstance(leaf, TypedArray) and leaf.is_quantized):
+        if spec is not None and spec.bits == 4 and not is_quantized(leaf):
             lengths.setdefault(spec, {})[name] = leaf.shape[contracted_axis(name, leaf, "integer codes")]
     for spec, found in lengths.items():
         size = spec.group_size or DEFAULT_GROUP_SIZE
@@ -172,7 +172,7 @@ def _check_groups(params: Mapping[str, Any], specs: Mapping[str, QuantizationSpe
 
 
 def _quantize_leaf(name: str, leaf: Any, spec: QuantizationSpec) -> tuple[Any, LeafReport]:
-    if isinstance(leaf, TypedArray) and leaf.is_quantized:
+    if is_quantized(leaf):
         raise RuleError(
             f"'{name}' is quantized already; rounding it twice would add a second error. Quantize the float model, or "
             "let an earlier rule give this leaf the value None."
@@ -239,6 +239,4 @@ def dequantize(params: Mapping[str, Any]) -> Params:
     Args:
       params: Tree of named leaves.
     """
-    return map_leaves(
-        lambda _, leaf: leaf.materialize() if isinstance(leaf, TypedArray) and leaf.is_quantized else leaf, params
-    )
+    return map_leaves(lambda _, leaf: leaf.materialize() if is_quantized(leaf) else leaf, params)

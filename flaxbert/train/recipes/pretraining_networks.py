@@ -42,8 +42,6 @@ SIZES: dict[str, tuple[int, int]] = {
 
 _DISTANCES = {"relative_attention": True, "position_biased_input": False, "type_vocab_size": 0, "layer_norm_eps": 1e-7}
 
-_SIZE_KEYS = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-
 _HARMLESS = frozenset(
     {
         "use_cache",
@@ -152,7 +150,7 @@ def new_model_config(source: PretrainModel, vocab_size: int, row_length: int, pa
     family = get_family(source.family)
     kept = {key: value for key, value in defaults.items() if SIZE_NAMES.get(key) not in source.architecture}
     config = family.config_from_json({**kept, **source.architecture})
-    known = {*family.config_to_json(family.config_from_json(defaults), "feature-extraction"), *_SIZE_KEYS}
+    known = {*family.config_to_json(family.config_from_json(defaults), "feature-extraction"), *defaults}
     unknown = sorted((set(source.architecture) & set(config.extra)) - known - _HARMLESS)
     if unknown:
         raise ConfigError(
