@@ -110,6 +110,13 @@ class PackedArray(TypedArray, kind="packed", parts=("planes", "scale", "offset")
         """Entries of a group."""
         return self.shape[self.axis] // self.scale.shape[self.axis]
 
+    def logical_axes(self, part: str) -> tuple[int | None, ...]:
+        """Returns the axes as for any leaf, with the planes' own axis between them."""
+        axes: list[int | None] = list(range(len(self.scale.shape)))
+        if part == "planes":
+            axes.insert(len(axes) + self.axis, None)
+        return tuple(axes)
+
     def codes(self) -> jax.Array:
         """Returns the codes one to a byte, uint8 of the logical shape."""
         planes, axis = jnp.asarray(self.planes), self.axis

@@ -302,8 +302,8 @@ def _store(
         packed = pack_pairs(codes, axis)
         return GroupedArray(packed=place_like(packed, leaf), scale=place_like(scale, leaf)), dense
     planes = pack_planes(codes, axis, spec.bits)
-    parts = (planes, to_bfloat16(scale), to_bfloat16(offset))
-    return PackedArray(*(place_like(part, leaf) for part in parts)), dense
+    placed = place_like(planes, leaf, new_axis=weights.ndim + axis)
+    return PackedArray(placed, *(place_like(to_bfloat16(part), leaf) for part in (scale, offset))), dense
 
 
 def _quantize_leaf(name: str, leaf: Any, spec: QuantizationSpec, statistics: Statistics) -> tuple[Any, LeafReport]:
