@@ -38,7 +38,7 @@ def run(
 
     configure()
     import flaxbert
-    from flaxbert.train.recipes.prune import Measured, parse_weights, prune_model
+    from flaxbert.compression.pruning import Measured, parse_weights, prune_model
 
     parse_weights(chosen)
     measured = Measured(examples or data.validation, data, task_options)

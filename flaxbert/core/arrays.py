@@ -27,7 +27,7 @@ class TypedArray:
     """Base of typed leaves: the logical view of a stored array.
 
     Attributes:
-      kind: Name of the storage form in manifests and reports.
+      kind: Name of the storage form in manifests and reports; empty for leaves that are never stored.
       parts: Names of the stored arrays, the fields of the dataclass in order.
       is_quantized: Whether it stands for rounded numbers, which are not trained and not rounded again.
     """
@@ -40,7 +40,8 @@ class TypedArray:
         cls.kind = kind
         cls.parts = parts
         cls.is_quantized = is_quantized
-        LEAF_KINDS[kind] = cls
+        if kind:
+            LEAF_KINDS[kind] = cls
 
     @property
     def shape(self) -> tuple[int, ...]:

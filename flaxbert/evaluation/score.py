@@ -62,10 +62,10 @@ class Score:
             partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
-def labelled_examples(
+def read_labelled(
     model: Model, config: DataConfig, source: object, options: TaskConfig = TaskConfig()
 ) -> tuple[Task, Any, Setting]:
-    """Reads labelled examples of a model's own task, with the model's labels.
+    """Reads labelled examples of a model's task.
 
     Args:
       model: A model with a task that reads examples.
@@ -74,15 +74,15 @@ def labelled_examples(
       options: What the task needs beyond texts and labels.
 
     Returns:
-      The task, the examples, and what the task's functions depend on.
+      The task, the examples, and the setting that goes with them.
 
     Raises:
-      ConfigError: The model has no task that reads labelled examples, or no examples are named.
+      ConfigError: The model has no task that can be scored, or no examples are named.
       DataError: The examples are malformed or hold a label that the model does not know.
     """
     task = find_task(model.task)
     if task is None:
-        raise ConfigError(f"Labelled examples are those of {', '.join(TASKS)}; this model is for '{model.task}'.")
+        raise ConfigError(f"evaluate scores {', '.join(TASKS)}; this model is for '{model.task}'.")
     if isinstance(source, str) and not source:
         raise ConfigError("No examples are named; give --examples FILE.")
     max_length = min(config.max_length or model.max_length, model.max_length)
@@ -120,7 +120,7 @@ def score_model(
       ConfigError: The model has no task that can be scored, or no examples are named.
       DataError: The examples are malformed or hold a label that the model does not know.
     """
-    task, examples, setting = labelled_examples(model, config, source, options)
+    task, examples, setting = read_labelled(model, config, source, options)
     encoded, outputs = model.run_task(examples, setting, batch_size=batch_size, labelled=True)
     scored = task.score(encoded, outputs, setting)
     metric, _ = task.primary(setting)

@@ -7,12 +7,12 @@ import pytest
 
 from flaxbert.cli.compression import REPORT_FILE
 from flaxbert.cli.main import main
+from flaxbert.compression.pruning import Measured, prune_model
 from flaxbert.config import OneShotConfig
 from flaxbert.core.arrays import SparseArray
 from flaxbert.core.trees import flatten_names
 from flaxbert.errors import ConfigError, DataError, RuleError
 from flaxbert.model import load
-from flaxbert.train.recipes.prune import Measured, prune_model
 from tests.weights.tiny import CONFIG, write_tiny
 
 TEXT = "a fine film"

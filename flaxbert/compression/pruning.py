@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flaxbert.architecture import ModelConfig
+from flaxbert.compression.importance import unit_importance
 from flaxbert.config import CorpusConfig, DataConfig, OneShotConfig, TaskConfig
 from flaxbert.core.arrays import is_quantized
 from flaxbert.core.rules import Rule
@@ -15,11 +16,10 @@ from flaxbert.data.inputs import expand_inputs
 from flaxbert.data.ordering import resolve_length_buckets
 from flaxbert.data.vocabulary_selection import check_same_pieces, count_tokens, narrow_tokenizer, select_tokens
 from flaxbert.errors import ConfigError, RuleError
-from flaxbert.evaluation.score import labelled_examples
+from flaxbert.evaluation.score import read_labelled
 from flaxbert.families import get_family
 from flaxbert.families.base import Family
 from flaxbert.model import Model
-from flaxbert.train.importance import unit_importance
 from flaxbert.train.losses import loss_for
 from flaxbert.train.recipes.plan import model_forward
 from flaxbert.transforms import default_sparsity_rules, sparsify
@@ -185,7 +185,7 @@ def _scores(
     if options.importance == "random":
         return {kind: random_scores(found, options.seed) for kind, found in units.items()}
     model = state.model
-    task, examples, setting = labelled_examples(model, measured.data, measured.examples, measured.task)
+    task, examples, setting = read_labelled(model, measured.data, measured.examples, measured.task)
     encoded = task.encode(model.tokenizer, examples, setting, labelled=True)
     return unit_importance(
         model_forward(model),

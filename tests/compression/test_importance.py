@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from flaxbert.architecture import Execution
+from flaxbert.compression.importance import apply_gates, unit_importance
 from flaxbert.core.trees import flatten_names, leaf_names
 from flaxbert.data.batches import collate
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import DataError
 from flaxbert.families import get_family
 from flaxbert.families.graph import forward, graph_definition
-from flaxbert.train.importance import apply_gates, unit_importance
 from flaxbert.train.losses import loss_for
 from flaxbert.transforms import sparsify
 from tests.nn.models import small_config, small_params
