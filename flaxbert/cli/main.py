@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),
     "predict": ("flaxbert.cli.predict", "label, tag, answer or embed texts from arguments, a file or standard input"),
     "quantize": ("flaxbert.cli.quantize", "store a model's matrices in few bits: int8, 4 to 1 bits, float8, mixed"),
-    "sparsify": ("flaxbert.cli.sparsify", "set a share of a model's weights to zero, for good"),
+    "prune": ("flaxbert.cli.prune", "remove layers, heads, neurons, tokens or single weights of a model"),
     "convert": ("flaxbert.cli.convert", "write a checkpoint of any readable format as safetensors"),
     "verify": ("flaxbert.cli.verify", "check a model folder, and compare it with stock transformers"),
     "push": ("flaxbert.cli.push", "upload a model folder to the hub"),

@@ -19,6 +19,7 @@ from flaxbert.config.pretraining import (
     PretrainModel,
     PretrainPhase,
 )
+from flaxbert.config.pruning import OneShotConfig
 from flaxbert.config.run import RunConfig
 from flaxbert.config.task import IGNORED_LABEL, TaskConfig
 from flaxbert.config.train import FreezeRule, OptimizerName, ScheduleName, TrainConfig
@@ -37,6 +38,7 @@ __all__ = [
     "MeshConfig",
     "ModelSource",
     "ObjectiveConfig",
+    "OneShotConfig",
     "OptimizerName",
     "OutputConfig",
     "PrecisionName",

@@ -120,13 +120,13 @@ def check_mesh_fits(mesh: Mesh, config: Any, batch_size: int, lengths: Sequence[
         )
     for length in lengths:
         _check_length(length, mesh)
-    for field, axis in (
-        ("num_attention_heads", TENSOR),
-        ("intermediate_size", TENSOR),
-        ("hidden_size", FSDP),
-        ("embedding_width", FSDP),
-    ):
-        size = getattr(config, field)
+    sizes = [
+        (field, getattr(layer, field), TENSOR)
+        for layer in config.layer_sizes
+        for field in ("num_attention_heads", "intermediate_size")
+    ]
+    sizes += [(field, getattr(config, field), FSDP) for field in ("hidden_size", "embedding_width")]
+    for field, size, axis in sizes:
         if size % shape[axis]:
             fits = [ways for ways in range(1, shape[axis]) if size % ways == 0]
             raise MeshError(
