@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from flaxbert.cli.compression import check_output, plan_comparison, save_compressed
+from flaxbert.config import DataConfig
+
 if TYPE_CHECKING:
     from flaxbert.transforms import CompressionReport
 
@@ -13,6 +16,9 @@ def run(
     group_size: int = 0,
     keep: list[str] | None = None,
     task: str | None = None,
+    report: str = "",
+    examples: str = "",
+    data: DataConfig = DataConfig(max_length=0),
 ) -> int:
     """Stores a model's matrices as integer codes: int8, which is also computed in, or 4 bits, which are written out for each product.
 
@@ -23,13 +29,18 @@ def run(
       group_size: Weights that share a scale, for 4 bits; 0 takes 64.
       keep: Regular expressions of leaf names that stay as they are, for example "encoder.layers.0.*".
       task: Task to load the model for; default what the folder holds.
+      report: New folder for a page that compares the two models, as flaxbert compare writes it; empty writes none.
+      examples: Labelled examples for the quality in that report; --data FILE is the same.
+      data: Where labels and texts stand in these examples.
 
     Returns:
       The exit code.
     """
-    report = quantize_model(model, output, bits=bits, group_size=group_size, keep=keep, task=task)
-    print(report.to_text(), end="")
+    compare = plan_comparison(model, output, report, examples, data)
+    done = quantize_model(model, output, bits=bits, group_size=group_size, keep=keep, task=task)
+    print(done.to_text(), end="")
     print(f"Saved to {output}.")
+    compare()
     return 0
 
 
@@ -59,8 +70,6 @@ def quantize_model(
       ConfigError: The output folder exists already.
       RuleError: An entry of ``keep`` matches no leaf, or the model is quantized already.
     """
-    from flaxbert.cli.compression import check_output, save_compressed
-
     folder = check_output(output)
     from flaxbert.core.runtime import configure
 
@@ -75,5 +84,5 @@ def quantize_model(
     kept: tuple[QuantizationRule, ...] = tuple(Rule(pattern, None) for pattern in keep or ())
     rules = (*kept, *default_quantization_rules(spec))
     params, report = quantize(loaded.params, rules)
-    save_compressed(loaded.replace(params=params), report, folder)
+    save_compressed(loaded.replace(params=params), report, folder, source=model)
     return report

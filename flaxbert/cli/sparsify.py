@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from flaxbert.cli.compression import check_output, plan_comparison, save_compressed
+from flaxbert.config import DataConfig
+
 if TYPE_CHECKING:
     from flaxbert.transforms import CompressionReport
     from flaxbert.transforms.sparsify import SparsitySpec
@@ -15,6 +18,9 @@ def run(
     scope: Literal["leaf", "global"] = "leaf",
     keep: list[str] | None = None,
     task: str | None = None,
+    report: str = "",
+    examples: str = "",
+    data: DataConfig = DataConfig(max_length=0),
 ) -> int:
     """Sets the weights of smallest magnitude in the encoder's matrices to zero.
 
@@ -26,13 +32,18 @@ def run(
       scope: With a rate: rank weights within each leaf, or over all leaves together (global).
       keep: Regular expressions of leaf names that stay dense, for example "encoder.layers.0.*".
       task: Task to load the model for; default what the folder holds.
+      report: New folder for a page that compares the two models, as flaxbert compare writes it; empty writes none.
+      examples: Labelled examples for the quality in that report; --data FILE is the same.
+      data: Where labels and texts stand in these examples.
 
     Returns:
       The exit code.
     """
-    report = sparsify_model(model, output, pattern=pattern, rate=rate, scope=scope, keep=keep, task=task)
-    print(report.to_text(), end="")
+    compare = plan_comparison(model, output, report, examples, data)
+    done = sparsify_model(model, output, pattern=pattern, rate=rate, scope=scope, keep=keep, task=task)
+    print(done.to_text(), end="")
     print(f"Saved to {output}.")
+    compare()
     return 0
 
 
@@ -92,8 +103,6 @@ def sparsify_model(
       RuleError: An entry of ``keep`` matches no leaf, or the model is quantized already.
       ShapeError: The inputs of a matrix are not divisible by M.
     """
-    from flaxbert.cli.compression import check_output, save_compressed
-
     folder = check_output(output)
     spec = parse_sparsity(pattern, rate, scope)
     from flaxbert.core.runtime import configure
@@ -108,5 +117,5 @@ def sparsify_model(
     kept: tuple[SparsityRule, ...] = tuple(Rule(name, None) for name in keep or ())
     rules = (*kept, *default_sparsity_rules(spec))
     params, report = sparsify(loaded.params, rules)
-    save_compressed(loaded.replace(params=params), report, folder)
+    save_compressed(loaded.replace(params=params), report, folder, source=model)
     return report
