@@ -35,7 +35,7 @@ def run(
       examples: File, folder or hub id of labelled examples, for the quality; --data FILE is the same. Empty: all but quality.
       data: Where labels and texts stand in the examples; train, validation and test are not read.
       task: What the models' task needs beyond texts and labels.
-      texts: File of texts for speed and the errors of hidden states, one a line or a table; empty makes texts of the tokenizer's vocabulary.
+      texts: File of texts for speed and the errors of hidden states, one a line or a table; empty takes those of the examples, else words of the vocabulary.
       names: Names of the models in tables; empty takes the last parts of their paths.
       batch_sizes: Rows of the batches that are timed.
       lengths: Tokens of the rows that are timed; empty takes 128, or the maximum of the model that takes least.

@@ -132,9 +132,9 @@ def _measure_reference(
     tokens = min(USUAL_LENGTH, model.config.max_length)
     texts = None
     if model.tokenizer is not None:
-        texts = tuple(
-            texts_for(model.tokenizer, settings.texts, data, settings.num_texts, max(1, tokens // 2), settings.seed)
-        )
+        known = () if judged is None else judged.texts
+        most, longest = settings.num_texts, max(1, tokens // 2)
+        texts = tuple(texts_for(model.tokenizer, settings.texts, data, known, most, longest, settings.seed))
     elif settings.texts:
         raise ConfigError(
             f"'{folder.name}' has no tokenizer, so that {settings.texts} can not be read; leave out --texts."

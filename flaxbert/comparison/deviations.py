@@ -4,16 +4,26 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxbert.core.arrays import materialize
 from flaxbert.core.trees import flatten_names
 from flaxbert.errors import ConfigError
+from flaxbert.inference import PooledVectors
 from flaxbert.model import Model
 from flaxbert.transforms.report import LeafReport, compare_leaf
+from flaxbert.weights.sentence_transformers import SentencePooling
 
 EMBEDDINGS = 0
 """Number of the hidden states before the first block."""
+
+MOST_SCORED = 4
+"""Tokens of a text whose words a masked language model scores."""
+
+_SCORES_WORDS = ("fill-mask", "pretraining")
+_SCORES_TOKENS = ("token-classification", "question-answering", "replaced-token-detection", "late-interaction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +60,11 @@ class HiddenStates:
 
     Attributes:
       states: Token vectors ``[tokens, embed]`` after the embeddings and every block, real tokens only.
-      outputs: Scores of the head, flattened; None where the task has none.
-      mask: Which tokens of the batch are real.
+      outputs: Scores of the head, of real tokens only, or pooled sentence vectors where the task has no head.
     """
 
     states: tuple[np.ndarray, ...]
-    outputs: np.ndarray | None
-    mask: np.ndarray
+    outputs: np.ndarray
 
 
 def matching_layers(num_layers: int, num_reference_layers: int) -> tuple[int, ...]:
@@ -101,23 +109,18 @@ def hidden_states(model: Model, batch: Mapping[str, Any]) -> HiddenStates:
     Returns:
       Hidden states and scores of the real tokens.
     """
-    output = model.apply(model.params, batch, keep_hidden=True)
     mask = np.asarray(batch["attention_mask"]).reshape(-1, batch["attention_mask"].shape[-1]) == 1
+    if model.task in _SCORES_WORDS:  # the scores of all words at all tokens would be larger than the model
+        places = np.arange(min(MOST_SCORED, int(mask.sum(axis=1).min())), dtype=np.int32)
+        batch = {**batch, "masked_positions": np.tile(places, (len(mask), 1))}
+    output = model.apply(model.params, batch, keep_hidden=True)
     states = tuple(np.asarray(state, np.float32)[mask] for state in output.hidden_states)
     if output.logits is None:
-        return HiddenStates(states, None, mask)
+        pooling = model.pooling if model.pooling is not None else SentencePooling()
+        vectors = PooledVectors(tuple(pooling.modes))(output, model.params, jax.tree.map(jnp.asarray, dict(batch)))
+        return HiddenStates(states, np.asarray(vectors, np.float32))
     scores = np.asarray(output.logits, np.float32)
-    scores = scores[mask] if scores.shape[:2] == mask.shape and scores.ndim > 1 and _per_token(model) else scores
-    return HiddenStates(states, scores, mask)
-
-
-def _per_token(model: Model) -> bool:
-    return model.task not in (
-        "sequence-classification",
-        "multiple-choice",
-        "relation-classification",
-        "next-sentence-prediction",
-    )
+    return HiddenStates(states, scores[mask] if model.task in _SCORES_TOKENS else scores)
 
 
 def layer_errors(found: HiddenStates, reference: HiddenStates) -> tuple[LayerError, ...]:
@@ -147,7 +150,7 @@ def output_error(found: HiddenStates, reference: HiddenStates) -> float | None:
       found: As for ``layer_errors``.
       reference: The same.
     """
-    if found.outputs is None or reference.outputs is None or found.outputs.shape != reference.outputs.shape:
+    if found.outputs.shape != reference.outputs.shape:
         return None
     return relative_error(found.outputs, reference.outputs)
 
@@ -179,7 +182,8 @@ def weight_errors(params: Mapping[str, Any], reference: Mapping[str, Any], same_
 
 def _leaf_error(name: str, leaf: Any, reference: Any) -> LeafReport:
     weights, stored = (np.asarray(materialize(entry), np.float32) for entry in (reference, leaf))
-    share = float(np.mean(leaf.mask)) if getattr(leaf, "kind", "") == "sparse" else 1.0
+    mask = getattr(leaf, "mask", None)
+    share = 1.0 if mask is None else float(np.mean(mask))
     return compare_leaf(name, getattr(leaf, "kind", "dense"), reference, leaf, weights, stored, share)
 
 

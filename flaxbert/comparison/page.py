@@ -10,7 +10,7 @@ from typing import Any
 from flaxbert.comparison.deviations import worst_leaves
 from flaxbert.comparison.lineage import lineage_of
 from flaxbert.comparison.picture import DARK, LIGHT, as_data, draw_panel, panels
-from flaxbert.comparison.results import Comparison, ModelResult, storage_text
+from flaxbert.comparison.results import Comparison, ModelResult
 from flaxbert.core.files import whole_file
 from flaxbert.core.units import format_bytes, format_count
 from flaxbert.evaluation.report import format_metric
@@ -41,7 +41,6 @@ def render_page(comparison: Comparison) -> str:
         "percent": lambda share, digits=1: f"{share:.{digits}%}",
         "signed": lambda value: f"{value:+.4f}",
         "milliseconds": lambda seconds: f"{seconds * 1e3:.2f}",
-        "storage": storage_text,
     }
     text = importlib.resources.files("flaxbert.comparison").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(text).render(**_content(comparison))

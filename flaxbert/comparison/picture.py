@@ -206,7 +206,7 @@ def _color(axes: Any, panel: Panel, theme: Theme) -> None:
     axes.grid(visible=True, color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(0.12)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.08 * max(panel.x))
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(theme.grid)

@@ -32,7 +32,7 @@ class ModelResult:
       products: Multiplications of one forward pass by type of the operands.
       quality: Its quality; None where no examples were given or it was refused.
       layers: Error of hidden states; empty for the reference and where it was refused.
-      output_error: Relative error of the head's scores on the same texts; None where there is none.
+      output_error: Relative error of the head's scores, or of sentence vectors, on the same texts; None where they can not be compared.
       weights: Error of weights; None for the reference and where it was refused.
       refused: Reason by ``quality``, ``hidden states``, ``weights`` or ``speed`` for what could not be compared.
     """
@@ -158,7 +158,7 @@ def storage_text(model: ModelResult) -> str:
     Args:
       model: The model.
     """
-    return ", ".join(f"{entry.num_leaves} {entry.form} {entry.dtype}" for entry in model.folder.size.storage)
+    return ", ".join(f"{e.num_leaves} {e.form} ({e.bits_per_weight:.3g} bits)" for e in model.folder.size.storage)
 
 
 def _overview_row(model: ModelResult, reference: ModelResult, compute: str) -> list[str]:

@@ -13,7 +13,7 @@ class ComparisonSettings:
 
     Attributes:
       examples: File, folder or hub id of labelled examples for the quality; empty measures none.
-      texts: File of texts for the errors of hidden states and for speed; empty makes texts of the tokenizer's vocabulary.
+      texts: File of texts for the errors of hidden states and for speed; empty takes those of the examples, else words of the vocabulary.
       names: Names of the models in tables, in their order; empty takes the last parts of their paths.
       batch_sizes: Rows of the batches that are timed.
       lengths: Tokens of a row that is timed; empty takes 128, or the maximum of the model that takes least.

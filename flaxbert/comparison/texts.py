@@ -33,13 +33,16 @@ def make_texts(tokenizer: Any, num_texts: int, num_tokens: int, seed: int = 0) -
     return [text if text.strip() else "." for text in texts]
 
 
-def texts_for(tokenizer: Any, file: str, config: DataConfig, num_texts: int, num_tokens: int, seed: int) -> list[str]:
-    """Returns the texts of a file, or made-up ones.
+def texts_for(
+    tokenizer: Any, file: str, config: DataConfig, known: Sequence[str], num_texts: int, num_tokens: int, seed: int
+) -> list[str]:
+    """Returns the texts of a file, else those of labelled examples, else made-up ones.
 
     Args:
       tokenizer: As for ``make_texts``.
-      file: File of texts; empty makes them.
+      file: File of texts; empty takes others.
       config: Column of the texts in a table.
+      known: Texts of labelled examples; empty makes texts.
       num_texts: Most texts.
       num_tokens: As for ``make_texts``.
       seed: As for ``make_texts``.
@@ -47,9 +50,9 @@ def texts_for(tokenizer: Any, file: str, config: DataConfig, num_texts: int, num
     Raises:
       DataError: The file can not be read or holds no text.
     """
-    if not file:
-        return make_texts(tokenizer, num_texts, num_tokens, seed)
-    return read_texts((), file, config.text_column, "")[0][:num_texts]
+    if file:
+        return read_texts((), file, config.text_column, "")[0][:num_texts]
+    return list(known[:num_texts]) or make_texts(tokenizer, num_texts, num_tokens, seed)
 
 
 def random_examples(model: Model, num_texts: int, num_tokens: int, seed: int) -> TokenizedExamples:

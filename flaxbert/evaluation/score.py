@@ -72,6 +72,7 @@ class Judged:
       higher_is_better: Whether more of it is better.
       scored: Metrics, and what intervals are resampled from.
       decisions: What the model decided for each example, in their order.
+      texts: The texts that it read, without second ones; of questions those that hold the answers.
     """
 
     num_examples: int
@@ -79,6 +80,7 @@ class Judged:
     higher_is_better: bool
     scored: Scored
     decisions: tuple[Any, ...]
+    texts: tuple[str, ...] = ()
 
 
 def judge(
@@ -123,6 +125,7 @@ def judge(
         higher_is_better=higher_is_better,
         scored=task.score(encoded, outputs, setting),
         decisions=tuple(task.decision(prediction, setting) for prediction in predictions),
+        texts=tuple(getattr(examples, "texts", None) or getattr(examples, "contexts", None) or ()),
     )
 
 

@@ -78,4 +78,4 @@ def judge_pairs(model: Model, config: DataConfig, source: object, *, batch_size:
     found = similarity(first, second, "" if model.pooling is None else model.pooling.similarity)
     metrics = {name: METRICS["regression"][name].function(found, scores) for name in CORRELATIONS}
     scored = Scored(metrics, (found, scores), {name: name for name in CORRELATIONS}, no_report)
-    return Judged(len(scores), CORRELATIONS[0], True, scored, tuple(found.tolist()))
+    return Judged(len(scores), CORRELATIONS[0], True, scored, tuple(found.tolist()), tuple(examples.texts))
