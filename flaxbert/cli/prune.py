@@ -12,6 +12,7 @@ def run(
     data: DataConfig = DataConfig(max_length=0, max_validation_examples=256),
     task_options: TaskConfig = TaskConfig(),
     task: str | None = None,
+    report: str = "",
     **options: Any,
 ) -> int:
     """Prunes a model in one shot. Several kinds go together: tokens first, then layers, heads and neurons, last single weights.
@@ -25,15 +26,17 @@ def run(
       data: Where labels and texts stand in the examples; max_validation_examples bounds their number.
       task_options: What the model's task needs beyond texts and labels.
       task: Task to load the model for; default what the folder holds.
+      report: New folder for a page that compares the two models, as flaxbert compare writes it; empty writes none.
       **options: Fields of ``OneShotConfig``: what is removed.
 
     Returns:
       The exit code.
     """
-    from flaxbert.cli.compression import check_output, save_compressed
+    from flaxbert.cli.compression import check_output, plan_comparison, save_compressed
 
     folder = check_output(output)
     chosen = OneShotConfig(**options)
+    compare = plan_comparison(model, output, report, examples if report else "", data)
     from flaxbert.core.runtime import configure
 
     configure()
@@ -42,8 +45,9 @@ def run(
 
     parse_weights(chosen)
     measured = Measured(examples or data.validation, data, task_options)
-    pruned, report = prune_model(flaxbert.load(model, task=task), chosen, measured)
-    save_compressed(pruned, report, folder)
-    print(report.to_text(), end="")
+    pruned, done = prune_model(flaxbert.load(model, task=task), chosen, measured)
+    save_compressed(pruned, done, folder, source=model)
+    print(done.to_text(), end="")
     print(f"Saved to {output}.")
+    compare()
     return 0

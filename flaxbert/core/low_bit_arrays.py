@@ -25,6 +25,7 @@ class StaticQuantizedArray(
     TypedArray,
     kind="static",
     parts=("codes", "scale", "input_scale", "input_zero", "shift"),
+    computes_in="int8",
     is_quantized=True,
 ):
     """A kernel ``[..., in, out]`` as int8 codes whose inputs are rounded with scales that were measured beforehand.
@@ -71,7 +72,7 @@ class StaticQuantizedArray(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PackedArray(TypedArray, kind="packed", parts=("planes", "scale", "offset"), is_quantized=True):
+class PackedArray(TypedArray, kind="packed", parts=("planes", "scale", "offset"), computes_in="", is_quantized=True):
     """A matrix as codes of 1, 2 or 3 bits, one plane of bits after the other, with scale and offset for every group along the contracted axis.
 
     ``dense = codes * scale + offset`` of the group, codes from 0 to ``2**bits - 1``. Binary weights are codes 0 and 1 with the offset at minus half the
@@ -160,7 +161,7 @@ class PackedArray(TypedArray, kind="packed", parts=("planes", "scale", "offset")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ChannelGroupedArray(
-    GroupedArray, kind="channel_grouped", parts=("packed", "scale", "channel"), is_quantized=True
+    GroupedArray, kind="channel_grouped", parts=("packed", "scale", "channel"), computes_in="", is_quantized=True
 ):
     """A ``GroupedArray`` whose input channels were scaled before rounding (AWQ; Lin et al., 2024): ``dense = codes * scale * channel``.
 
@@ -186,8 +187,10 @@ class ChannelGroupedArray(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Float8Array(TypedArray, kind="float8", parts=("values", "scale"), is_quantized=True):
+class Float8Array(TypedArray, kind="float8", parts=("values", "scale"), computes_in="float8_e4m3fn", is_quantized=True):
     """A matrix in float8 with one scale per output channel: ``dense = values * scale`` (Micikevicius et al., 2022).
+
+    NVIDIA GPUs multiply it by tokens that are rounded to float8 too; other backends write it out.
 
     Attributes:
       values: float8_e4m3fn, ``[..., in, out]``.
@@ -196,6 +199,11 @@ class Float8Array(TypedArray, kind="float8", parts=("values", "scale"), is_quant
 
     values: Any
     scale: Any
+
+    @classmethod
+    def product_dtype(cls, platform: str) -> str:
+        """Returns float8 on GPUs; other backends have no such products."""
+        return cls.computes_in if platform in ("gpu", "cuda") else ""
 
     def materialize(self) -> jax.Array:
         """Returns ``values * scale`` in float32."""
@@ -220,7 +228,7 @@ Listener = Callable[[str, jax.Array], None]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ObservedArray(TypedArray, kind="", parts=("values",)):
+class ObservedArray(TypedArray, kind="", parts=("values",), computes_in=""):
     """A leaf that tells what it is multiplied by, for calibration; never stored.
 
     Attributes:

@@ -3,10 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from flaxbert.config import ActivationsName, RangeName, RoundingName, SchemeName
 from flaxbert.core.arrays import GroupedArray, Params, QuantizedArray, SparseArray, is_quantized
 from flaxbert.core.low_bit_arrays import (
     FLOAT8,
@@ -38,7 +39,6 @@ from flaxbert.transforms.rounding import (
 )
 from flaxbert.transforms.statistics import (
     InputStatistics,
-    RangeName,
     Statistics,
     largest_magnitude,
     smoothing_scales,
@@ -49,10 +49,6 @@ DEFAULT_GROUP_SIZE = 64
 INT8_MAXIMUM = 127
 AWQ_STRENGTHS = tuple(step / 20 for step in range(20))
 """Exponents of the mean magnitude that AWQ tries (Lin et al., 2024, equation 5)."""
-
-SchemeName = Literal["uniform", "ternary", "float8"]
-RoundingName = Literal["nearest", "gptq", "awq"]
-ActivationsName = Literal["dynamic", "static"]
 
 
 @dataclasses.dataclass(frozen=True)

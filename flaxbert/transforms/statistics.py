@@ -2,15 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from flaxbert.config import RangeName
 from flaxbert.errors import ConfigError
-
-RangeName = Literal["minmax", "percentile", "entropy"]
-"""How the range of static activations is chosen."""
 
 NUM_BINS = 2048
 """Bins of a histogram of magnitudes."""

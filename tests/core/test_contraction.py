@@ -261,7 +261,7 @@ def test_a_table_with_one_scale_per_column_can_not_be_looked_up():
 
 
 def test_unknown_leaves_are_refused():
-    class Unknown(TypedArray, kind="unknown-in-a-test", parts=("codes",)):
+    class Unknown(TypedArray, kind="unknown-in-a-test", parts=("codes",), computes_in=""):
         codes = jnp.zeros((2, 2))
 
     try:

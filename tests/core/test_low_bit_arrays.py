@@ -184,3 +184,29 @@ def test_an_observed_leaf_tells_its_inputs_and_changes_nothing():
     table = ObservedArray(jnp.ones((4, 3)), "table")
     assert take(table, jnp.asarray([1])).shape == (1, 3)
     assert (leaf.shape, table.dtype) == ((4, 3), np.float32)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_float8_is_multiplied_in_float8_on_gpus_and_written_out_elsewhere(transposed):
+    leaf = float8((32, 6), 1 if transposed else 0)[0]
+    inputs = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6 if transposed else 32)), jnp.float32)
+    function = jax.jit(lambda inputs, leaf: contract(inputs, leaf, transposed=transposed))
+    lowered = {
+        platform: function.trace(inputs, leaf).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda")
+    }
+    products = {
+        platform: [line for line in text.splitlines() if "dot_general" in line] for platform, text in lowered.items()
+    }
+    assert ["f8E4M3FN" in line for line in products["cuda"]] == [True]
+    assert ["f8E4M3FN" in line for line in products["cpu"]] == [False]
+    assert (leaf.product_dtype("gpu"), leaf.product_dtype("cpu"), leaf.product_dtype("tpu")) == (
+        "float8_e4m3fn",
+        "",
+        "",
+    )
+    gradient = jax.grad(lambda inputs: jnp.sum(function(inputs, leaf)))(inputs)
+    dense = leaf.materialize()
+    np.testing.assert_allclose(
+        gradient, jnp.broadcast_to(jnp.sum(dense, 0 if transposed else 1), inputs.shape), rtol=1e-5, atol=1e-5
+    )
