@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),
     "predict": ("flaxbert.cli.predict", "label, tag, answer or embed texts from arguments, a file or standard input"),
-    "quantize": ("flaxbert.cli.quantize", "store a model's matrices as int8, and run them so, or as 4-bit codes"),
+    "quantize": ("flaxbert.cli.quantize", "store a model's matrices in few bits: int8, 4 to 1 bits, float8, mixed"),
     "sparsify": ("flaxbert.cli.sparsify", "set a share of a model's weights to zero, for good"),
     "compare": ("flaxbert.cli.compare", "set models side by side: size, speed, quality, error"),
     "convert": ("flaxbert.cli.convert", "write a checkpoint of any readable format as safetensors"),

@@ -43,8 +43,7 @@ def run(
     done = sparsify_model(model, output, pattern=pattern, rate=rate, scope=scope, keep=keep, task=task)
     print(done.to_text(), end="")
     print(f"Saved to {output}.")
-    compare()
-    return 0
+    return compare()
 
 
 def parse_sparsity(pattern: str | None, rate: float | None, scope: str) -> "SparsitySpec":

@@ -27,7 +27,7 @@ class TypedArray:
     """Base of typed leaves: the logical view of a stored array.
 
     Attributes:
-      kind: Name of the storage form in manifests and reports.
+      kind: Name of the storage form in manifests and reports; empty for leaves that are never stored.
       parts: Names of the stored arrays, the fields of the dataclass in order.
       computes_in: Type of both operands where ``contract`` multiplies by such a leaf in low precision, for example ``int8``; empty where
         it writes the leaf out and multiplies in the model's compute type, so that only storage is saved. Every kind has to say it.
@@ -46,7 +46,8 @@ class TypedArray:
         cls.parts = parts
         cls.computes_in = computes_in
         cls.is_quantized = is_quantized
-        LEAF_KINDS[kind] = cls
+        if kind:
+            LEAF_KINDS[kind] = cls
 
     @classmethod
     def product_dtype(cls, platform: str) -> str:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray, TypedArray
 from flaxbert.core.integer_dot import integer_dot
+from flaxbert.core.low_bit_arrays import Float8Array, ObservedArray, PackedArray, StaticQuantizedArray
 from flaxbert.core.reductions import column_sum, row_magnitude
 from flaxbert.errors import ShapeError
 
@@ -143,6 +144,36 @@ def _quantized_backward(
 _quantized_dot.defvjp(_quantized_forward, _quantized_backward)
 
 
+def _round_inputs(inputs: jax.Array, input_scale: jax.Array, input_zero: jax.Array) -> jax.Array:
+    """Returns int8 codes of inputs with scales that are known beforehand."""
+    scaled = inputs.astype(jnp.float32) * (1.0 / input_scale) + input_zero
+    return jnp.clip(jnp.round(scaled), -INT8_MAXIMUM - 1.0, INT8_MAXIMUM).astype(jnp.int8)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _static_dot(inputs: jax.Array, leaf: StaticQuantizedArray, _dtype: Any) -> jax.Array:
+    tokens = _round_inputs(inputs, leaf.input_scale[:, 0], leaf.input_zero[0, 0])
+    return integer_dot(tokens, leaf.codes, 0).astype(jnp.float32) * leaf.scale[0] + leaf.shift[0]
+
+
+def _static_forward(inputs: jax.Array, leaf: StaticQuantizedArray, dtype: Any) -> tuple[jax.Array, Any]:
+    return _static_dot(inputs, leaf, dtype), (leaf, jnp.zeros((0,), inputs.dtype))
+
+
+def _static_backward(dtype: Any, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    """Gradient of the inputs alone: straight through their rounding; what was calibrated is not trained."""
+    leaf, like = residuals
+    kernel = (leaf.codes.astype(jnp.float32) * leaf.scale / leaf.input_scale).astype(dtype)
+    return _dot(cotangent.astype(dtype), kernel, (cotangent.ndim - 1,), (1,)).astype(like.dtype), None
+
+
+_static_dot.defvjp(_static_forward, _static_backward)
+
+
+_WRITTEN_OUT = (SparseArray, GroupedArray, PackedArray, Float8Array)
+"""Leaves that are written out in the compute type for the time of a product."""
+
+
 def contract(
     inputs: Float[Array, "*batch in_axis"],
     leaf: Any,
@@ -161,8 +192,9 @@ def contract(
       bias: Added in float32; None for none.
       compute_dtype: Type that the operands are cast to; accumulation is in float32. ``QuantizedArray`` kernels are
         multiplied as int8 by int8 whatever this says; their gradients are computed in it, and the rounding of the
-        activations passes gradients straight through (Bengio, Leonard and Courville, 2013). ``GroupedArray`` kernels are written out in it
-        for the time of the product.
+        activations passes gradients straight through (Bengio, Leonard and Courville, 2013). So are ``StaticQuantizedArray``
+        kernels, with scales of the activations that were measured beforehand. Other typed kernels are written out in it for the time
+        of the product.
       transposed: Contract with the leaf's last axis instead of its first, as the decoder tied to an embedding does.
       num_heads: Splits the result into heads that stand before the length; 0 leaves it as it is.
 
@@ -174,10 +206,17 @@ def contract(
       TypeError: A typed leaf that contraction does not know.
     """
     dtype = jnp.dtype(compute_dtype)
+    if isinstance(leaf, ObservedArray):
+        leaf.tell(inputs)
+        leaf = leaf.values
+    if isinstance(leaf, StaticQuantizedArray):
+        if transposed:
+            raise ShapeError(f"A static kernel {leaf.shape} can not be contracted along its outputs.")
+        return _add_bias(_static_dot(inputs, leaf, dtype), bias, num_heads)
     if isinstance(leaf, QuantizedArray):
         scale = _scale_per_output(leaf, transposed)
         return _add_bias(_quantized_dot(inputs, leaf.codes, scale, transposed, dtype), bias, num_heads)
-    if isinstance(leaf, SparseArray | GroupedArray):
+    if isinstance(leaf, _WRITTEN_OUT):
         leaf = leaf.materialize()
     if isinstance(leaf, TypedArray):
         raise TypeError(f"contract does not know how to multiply by a {type(leaf).__name__}.")
@@ -200,21 +239,24 @@ def take(leaf: Any, indices: Int[Array, "*batch"], *, compute_dtype: Any = jnp.f
       ShapeError: A quantized table has no scale per row.
       TypeError: A typed leaf that look-ups do not know.
     """
-    if isinstance(leaf, QuantizedArray):
+    if isinstance(leaf, ObservedArray):
+        leaf = leaf.values
+    if isinstance(leaf, QuantizedArray | Float8Array):
         if leaf.scale.shape[0] != leaf.shape[0]:
             raise ShapeError(
                 f"Rows of a quantized table {leaf.shape} with scales {tuple(leaf.scale.shape)} can not be looked up; "
                 "quantize it with one scale per row."
             )
-        rows = jnp.take(leaf.codes, indices, axis=0).astype(jnp.float32)
+        stored = leaf.codes if isinstance(leaf, QuantizedArray) else leaf.values
+        rows = jnp.take(stored, indices, axis=0).astype(jnp.float32)
         return (rows * jnp.take(leaf.scale, indices, axis=0)).astype(compute_dtype)
-    if isinstance(leaf, GroupedArray):
+    if isinstance(leaf, GroupedArray | PackedArray):
         if leaf.axis != -1:
             raise ShapeError(
                 f"Rows of a table {leaf.shape} can not be looked up: its groups lie along the rows, not the columns."
             )
-        parts = (jnp.take(part, indices.reshape(-1), axis=0) for part in (leaf.packed, leaf.scale))
-        return GroupedArray(*parts).materialize().astype(compute_dtype).reshape(*indices.shape, leaf.shape[-1])
+        rows = jax.tree.map(lambda part: jnp.take(part, indices.reshape(-1), axis=0), leaf)
+        return rows.materialize().astype(compute_dtype).reshape(*indices.shape, leaf.shape[-1])
     if isinstance(leaf, SparseArray):
         leaf = leaf.materialize()
     if isinstance(leaf, TypedArray):

@@ -30,7 +30,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ),
     ("weights",),
     ("tasks", "model", "inference"),
-    ("train", "evaluation", "comparison", "retrieval", "serve", "registry", "cluster", "planning"),
+    ("train", "evaluation", "compression", "comparison", "retrieval", "serve", "registry", "cluster", "planning"),
     ("cli", "__init__", "__main__"),
 )
 """The parts of flaxbert from the bottom to the top. A part may import lower tiers, itself, and what PEERS allows."""
@@ -48,6 +48,7 @@ PEERS: dict[str, frozenset[str]] = {
     "evaluation.report": frozenset({"evaluation.alignment", "evaluation.metrics", "evaluation.bootstrap"}),
     "model": frozenset({"inference", "tasks"}),
     "train": frozenset({"evaluation", "registry"}),
+    "compression": frozenset({"train", "evaluation"}),
     "planning": frozenset({"train", "evaluation"}),
     "comparison": frozenset({"train", "evaluation"}),
     "serve": frozenset({"registry"}),

@@ -9,6 +9,7 @@ from flaxbert.cli.compression import REPORT_FILE, check_output
 from flaxbert.cli.main import main
 from flaxbert.cli.quantize import quantize_model
 from flaxbert.cli.sparsify import parse_sparsity, sparsify_model
+from flaxbert.compression.options import QuantizationOptions
 from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray
 from flaxbert.core.trees import flatten_names
 from flaxbert.errors import ConfigError, FlaxbertError, RuleError, ShapeError
@@ -79,7 +80,7 @@ def test_keep_leaves_the_named_leaves_alone_and_must_match(model, tmp_path):
     assert all(leaf.name.startswith("encoder.layers.1.") for leaf in report.changed)
     assert not isinstance(leaves(tmp_path / "a")[KERNEL], SparseArray)
     with pytest.raises(RuleError, match="'encoder.layer.0.x' matches no leaf"):
-        quantize_model(model, str(tmp_path / "b"), keep=["encoder.layer.0.x"])
+        quantize_model(model, str(tmp_path / "b"), QuantizationOptions(keep=("encoder.layer.0.x",)))
     assert not (tmp_path / "b").exists()
 
 

@@ -10,6 +10,7 @@ from flaxbert.cli.sparsify import sparsify_model
 from flaxbert.comparison.compare import compare_models
 from flaxbert.comparison.results import Comparison
 from flaxbert.comparison.settings import ComparisonSettings
+from flaxbert.compression.options import QuantizationOptions
 from flaxbert.config import DataConfig
 from flaxbert.model import load
 from tests.weights.tiny import write_tiny
@@ -32,7 +33,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     folders = {name: str(root / name) for name in ("float", "int8", "int4", "sparse", "both")}
     write_tiny(root / "float")
     quantize_model(folders["float"], folders["int8"])
-    quantize_model(folders["float"], folders["int4"], bits=4, group_size=4)
+    quantize_model(folders["float"], folders["int4"], QuantizationOptions(bits=4, group_size=4))
     sparsify_model(folders["float"], folders["sparse"])
     quantize_model(folders["sparse"], folders["both"])
     return folders
