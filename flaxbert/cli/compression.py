@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flaxbert.comparison.lineage import REPORT_FILE, read_compression_report, with_lineage
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, TaskConfig
 from flaxbert.errors import ConfigError, FlaxbertError
 
 if TYPE_CHECKING:
@@ -51,8 +51,14 @@ def save_compressed(model: Any, report: "CompressionReport", folder: pathlib.Pat
 
 
 def plan_comparison(
-    model: str, output: str, report: str, examples: str = "", data: DataConfig = DataConfig(max_length=0)
-) -> Callable[[], None]:
+    model: str,
+    output: str,
+    report: str,
+    examples: str = "",
+    data: DataConfig = DataConfig(max_length=0),
+    task: TaskConfig = TaskConfig(),
+    read_anyway: bool = False,
+) -> Callable[[], int]:
     """Returns what compares the original with the compressed model once that is written; does nothing where no report is asked for.
 
     Args:
@@ -61,22 +67,24 @@ def plan_comparison(
       report: New folder for the page and its numbers; empty asks for none.
       examples: Labelled examples for the quality; empty compares all else.
       data: Where labels and texts stand in the examples.
+      task: What the model's task needs beyond texts and labels.
+      read_anyway: Whether the command has another use for the examples.
 
     Returns:
-      A function that compares, writes the page and prints the tables.
+      A function that compares, writes the page, prints the tables and returns the exit code.
 
     Raises:
       ConfigError: The folder of the report exists already or is that of the model, or examples are named without a report.
     """
     if not report:
-        if examples:
+        if examples and not read_anyway:
             raise ConfigError(f"--data {examples} is read for a report only; name its folder with --report FOLDER.")
-        return lambda: None
+        return lambda: 0
     folder = check_output(report)
     if folder.resolve() == pathlib.Path(output).resolve():
         raise ConfigError(f"--report is {report}, the folder of the model itself; name another new folder.")
 
-    def compare() -> None:
+    def compare() -> int:
         import sys
 
         from flaxbert.comparison.compare import compare_models
@@ -89,6 +97,7 @@ def plan_comparison(
                 [model, output],
                 ComparisonSettings(examples=examples),
                 data,
+                task,
                 command=public_command(["flaxbert", *sys.argv[1:]]),
             )
         except FlaxbertError as error:
@@ -96,5 +105,6 @@ def plan_comparison(
         page, _ = write_comparison(found, folder)
         print(found.to_text(), end="")
         print(f"Wrote {page}.")
+        return 0
 
     return compare

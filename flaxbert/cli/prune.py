@@ -36,7 +36,7 @@ def run(
 
     folder = check_output(output)
     chosen = OneShotConfig(**options)
-    compare = plan_comparison(model, output, report, examples if report else "", data)
+    compare = plan_comparison(model, output, report, examples, data, task_options, chosen.importance == "gradient")
     from flaxbert.core.runtime import configure
 
     configure()
@@ -49,5 +49,4 @@ def run(
     save_compressed(pruned, done, folder, source=model)
     print(done.to_text(), end="")
     print(f"Saved to {output}.")
-    compare()
-    return 0
+    return compare()

@@ -35,13 +35,11 @@ def run(
       The exit code.
     """
     chosen = QuantizeConfig(**options)
-    judged = examples if report or not chosen.is_mixed else ""
-    compare = plan_comparison(model, output, report, judged, data)
+    compare = plan_comparison(model, output, report, examples, data, task_options, chosen.is_mixed)
     done = quantize_model(model, output, chosen, examples, data, task_options, task)
     print(done.to_text(), end="")
     print(f"Saved to {output}.")
-    compare()
-    return 0
+    return compare()
 
 
 def quantize_model(

@@ -68,7 +68,7 @@ def test_a_report_follows_at_once(command, folders, tmp_path, capsys, monkeypatc
 
     calls = []
 
-    def compare_models(sources, chosen, data, *, command):
+    def compare_models(sources, chosen, data, task, *, command):
         calls.append((sources, chosen.examples, data.text_column))
         quick = settings.ComparisonSettings(rounds=1, batch_sizes=(1,), num_texts=2, loading=False)
         return original(sources, quick, data, command=command)

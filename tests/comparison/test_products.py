@@ -10,13 +10,31 @@ import pytest
 from flaxbert.comparison.products import count_products, low_precision_share
 from flaxbert.core.arrays import LEAF_KINDS, GroupedArray, QuantizedArray, SparseArray
 from flaxbert.core.contraction import contract
+from flaxbert.core.low_bit_arrays import (
+    FLOAT8,
+    ChannelGroupedArray,
+    Float8Array,
+    PackedArray,
+    StaticQuantizedArray,
+)
 
 WEIGHTS = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+
+
+def ones(*shape):
+    return jnp.ones(shape, jnp.float32)
+
 
 LEAVES = {
     "quantized": lambda: QuantizedArray(jnp.asarray(WEIGHTS * 30, jnp.int8), jnp.ones((1, 8), jnp.float32)),
     "grouped": lambda: GroupedArray(jnp.asarray(WEIGHTS[:8] * 30, jnp.int8), jnp.ones((4, 8), jnp.float32)),
     "sparse": lambda: SparseArray(jnp.asarray(WEIGHTS), jnp.asarray(WEIGHTS > 0)),
+    "static": lambda: StaticQuantizedArray(
+        jnp.asarray(WEIGHTS * 30, jnp.int8), ones(1, 8), ones(16, 1), ones(1, 1), ones(1, 8)
+    ),
+    "packed": lambda: PackedArray(jnp.zeros((2, 2, 8), jnp.uint8), *[ones(1, 8).astype(jnp.bfloat16)] * 2),
+    "channel_grouped": lambda: ChannelGroupedArray(jnp.asarray(WEIGHTS[:8] * 30, jnp.int8), ones(4, 8), ones(16, 1)),
+    "float8": lambda: Float8Array(jnp.asarray(WEIGHTS, FLOAT8), ones(1, 8)),
 }
 """A kernel of 16 inputs and 8 outputs in every kind; a new kind needs a line here."""
 
