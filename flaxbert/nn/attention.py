@@ -193,6 +193,8 @@ def num_attention_parts(batch: int, platform: str, trains: bool) -> int:
       trains: Whether the call belongs to a training step.
     """
     threads = num_threads()
+    if not isinstance(batch, int):  # symbolic, as exports are traced
+        return 1
     if platform != "cpu" or jax.sharding.get_abstract_mesh().size > 1 or (trains and threads <= 2):
         return 1
     return min(batch, threads, MOST_ATTENTION_PARTS)

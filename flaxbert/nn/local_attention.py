@@ -51,6 +51,8 @@ def choose_block(length: int, radius: int) -> int:
       length: Tokens of a row.
       radius: Tokens that are seen on either side.
     """
+    if not isinstance(length, int):  # symbolic, as exports are traced
+        return 0
     block = max(2 * radius, SMALLEST_BLOCK)
     return block if length >= LENGTH_OF_BLOCKS * block else 0
 
@@ -95,7 +97,7 @@ def make_window(
     """
     batch, length = segment_ids.shape
     block = choose_block(length, radius) if block is None else block
-    if radius >= length - 1:
+    if isinstance(length, int) and radius >= length - 1:
         return Window(turned, None)
     if sequence_ways() > 1:
         return Window(turned, None, 0, radius, is_split=True)
