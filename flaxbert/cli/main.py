@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quantize": ("flaxbert.cli.quantize", "store a model's matrices as int8, and run them so, or as 4-bit codes"),
     "sparsify": ("flaxbert.cli.sparsify", "set a share of a model's weights to zero, for good"),
     "convert": ("flaxbert.cli.convert", "write a checkpoint of any readable format as safetensors"),
+    "export": ("flaxbert.cli.export", "write a model for ONNX Runtime, OpenVINO, jax alone or stock transformers"),
     "verify": ("flaxbert.cli.verify", "check a model folder, and compare it with stock transformers"),
     "push": ("flaxbert.cli.push", "upload a model folder to the hub"),
     "checkpoints list": ("flaxbert.cli.checkpoints", "list the saved versions of a run"),

@@ -72,9 +72,7 @@ def attention(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -
     site = f"attention.{translator.num_attentions}"
     translator.num_attentions += 1
     query = graph.emit("Mul", [query, graph.constant(np.float32(_literal(scaled)))], query.shape, "float32")
-    columns = graph.emit(
-        "Transpose", [key], (*key.shape[:2], key.shape[3], key.shape[2]), "float32", perm=[0, 1, 3, 2]
-    )
+    columns = graph.emit("Transpose", [key], (*key.shape[:2], key.shape[3], key.shape[2]), "float32", perm=[0, 1, 3, 2])
     shape = (*query.shape[:3], key.shape[2])
     scores = products.of_activations(graph, query, columns, shape, f"{site}.scores")
     for bias in inputs[3:]:
@@ -102,7 +100,9 @@ def take_along_axis(translator: Any, equation: Any, inner: Any, inputs: list[Val
         return None
     graph, shape = translator.graph, equation.outvars[0].aval.shape
     places = graph.expand(places, shape)
-    rest = [size if place == axis else wanted for place, (size, wanted) in enumerate(zip(values.shape, shape, strict=True))]
+    rest = [
+        size if place == axis else wanted for place, (size, wanted) in enumerate(zip(values.shape, shape, strict=True))
+    ]
     return graph.emit("GatherElements", [graph.expand(values, rest), places], shape, values.dtype, axis=axis)
 
 

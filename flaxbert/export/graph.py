@@ -29,6 +29,7 @@ _TYPES: dict[str, int] = {
     "bool": TensorProto.BOOL,
     "int8": TensorProto.INT8,
     "uint8": TensorProto.UINT8,
+    "int4": TensorProto.INT4,
     "accumulator": TensorProto.INT32,
 }
 
@@ -97,6 +98,16 @@ def same_shape(first: Sequence[Any], second: Sequence[Any]) -> bool:
     return len(first) == len(second) and all(str(a) == str(b) for a, b in zip(first, second, strict=True))
 
 
+def describe(value: Value) -> onnx.ValueInfoProto:
+    """Returns name, type and sizes of a value as files say them.
+
+    Args:
+      value: A value with a name.
+    """
+    sizes = [int(size) if is_number(size) else _DIMENSIONS.get(str(size), str(size)) for size in value.shape]
+    return helper.make_tensor_value_info(value.name, onnx_type(value.dtype), sizes)
+
+
 class Graph:
     """Nodes and initializers in the order in which they are made.
 
@@ -110,6 +121,7 @@ class Graph:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
+        self.shapes: dict[str, Value] = {}
         self._made: dict[Any, tuple[Value, ...]] = {}
         self._constants: dict[Any, str] = {}
         self._sources: dict[str, tuple[Value, int]] = {}
@@ -122,9 +134,8 @@ class Graph:
           name: Its name.
           shape: Sizes; symbolic ones are named after themselves.
         """
-        sizes = [size if is_number(size) else _DIMENSIONS.get(str(size), str(size)) for size in shape]
-        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.INT64, sizes))
         value = Value(shape, "int32", name)
+        self.inputs.append(describe(value))
         for axis, size in enumerate(shape):
             if not is_number(size):
                 self._sources.setdefault(str(size), (value, axis))
@@ -137,9 +148,7 @@ class Graph:
           value: The value.
           name: Name of the output.
         """
-        result = self.emit("Identity", [value], value.shape, value.dtype, output=name)
-        sizes = [size if is_number(size) else _DIMENSIONS.get(str(size), str(size)) for size in result.shape]
-        self.outputs.append(helper.make_tensor_value_info(name, onnx_type(result.dtype), sizes))
+        self.outputs.append(describe(self.emit("Identity", [value], value.shape, value.dtype, output=name)))
 
     def unique(self, stem: str) -> str:
         """Returns a name that is not taken.
@@ -169,13 +178,24 @@ class Graph:
         """
         return self.constant(np.asarray(numbers, np.int64))
 
-    def initializer(self, name: str, array: np.ndarray, data_type: int | None = None) -> str:
+    def add_packed(self, name: str, codes: np.ndarray) -> None:
+        """Stores 4-bit codes, two to a byte, the first in its lower half.
+
+        Args:
+          name: Their name.
+          codes: int8 in [-8, 7].
+        """
+        flat = codes.reshape(-1).astype(np.uint8) & 0xF
+        flat = np.pad(flat, (0, flat.size % 2))
+        packed = (flat[0::2] | (flat[1::2] << 4)).tobytes()
+        self.initializers[name] = helper.make_tensor(name, TensorProto.INT4, codes.shape, packed, raw=True)
+
+    def initializer(self, name: str, array: np.ndarray) -> str:
         """Stores an array under a name, once.
 
         Args:
           name: Its name.
           array: Its entries.
-          data_type: ONNX's number of a type that numpy has not; the entries are then stored as they are packed.
 
         Returns:
           The name.
@@ -183,8 +203,6 @@ class Graph:
         if name not in self.initializers:
             array = np.ascontiguousarray(array) if array.ndim else array
             self.initializers[name] = numpy_helper.from_array(array, name)
-            if data_type is not None:
-                self.initializers[name].data_type = data_type
         return name
 
     def reference(self, value: Value) -> str:
@@ -269,10 +287,9 @@ class Graph:
         stem = self.unique(f"{label}/{operator}" if label else operator)
         outputs = [output] if output else [f"{stem}:{place}" if place else stem for place in range(len(results))]
         self.nodes.append(helper.make_node(operator, names, outputs, name=stem, **attributes))
-        values = tuple(
-            Value(tuple(shape), dtype, name) for (shape, dtype), name in zip(results, outputs, strict=True)
-        )
+        values = tuple(Value(tuple(shape), dtype, name) for (shape, dtype), name in zip(results, outputs, strict=True))
         self._made[key] = values
+        self.shapes.update({value.name: value for value in values})
         return values
 
     def size(self, size: Any) -> Value:

@@ -49,7 +49,9 @@ def _slice(translator: Any, equation: Any, inputs: list[Value]) -> Value:
         return value
     last = [TO_THE_END if str(ends[axis]) == str(value.shape[axis]) else ends[axis] for axis in axes]
     bounds = [graph.shape_of([starts[axis] for axis in axes]), graph.shape_of(last)]
-    more = [graph.integers(*axes)] + ([graph.integers(*(steps[a] for a in axes))] if any(steps[a] != 1 for a in axes) else [])
+    more = [graph.integers(*axes)] + (
+        [graph.integers(*(steps[a] for a in axes))] if any(steps[a] != 1 for a in axes) else []
+    )
     return graph.emit("Slice", [value, *bounds, *more], equation.outvars[0].aval.shape, value.dtype)
 
 
@@ -109,7 +111,11 @@ def _gather(translator: Any, equation: Any, inputs: list[Value]) -> Value:
     if not collapsed:
         places = graph.reshape(places, (1,) * (1 if not places.shape else len(places.shape)))
     taken = graph.emit(
-        "Gather", [value, places], (*value.shape[:axis], *places.shape, *value.shape[axis + 1 :]), value.dtype, axis=axis
+        "Gather",
+        [value, places],
+        (*value.shape[:axis], *places.shape, *value.shape[axis + 1 :]),
+        value.dtype,
+        axis=axis,
     )
     return graph.reshape(taken, shape)
 

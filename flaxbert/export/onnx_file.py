@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from flaxbert.core.trees import flatten_names
-from flaxbert.export.graph import OPSET, Graph, Value
+from flaxbert.export.graph import OPSET, Graph, Value, describe
 from flaxbert.export.products import Products
 from flaxbert.export.signature import Signature
 from flaxbert.export.translate import Translator
@@ -31,7 +31,10 @@ def build_graph(signature: Signature, products: Products) -> Graph:
     graph = Graph(leaves)
     closed = signature.trace()
     values = [Value(tuple(leaf.shape), "float32", leaf=name) for name, leaf in leaves.items()]
-    values += [graph.add_input(name, atom.aval.shape) for name, atom in zip(signature.inputs, closed.jaxpr.invars[len(values) :], strict=True)]
+    values += [
+        graph.add_input(name, atom.aval.shape)
+        for name, atom in zip(signature.inputs, closed.jaxpr.invars[len(values) :], strict=True)
+    ]
     translator = Translator(graph, products)
     results = translator.run(closed, values)
     for name, value, atom in zip(signature.outputs, results, closed.jaxpr.outvars, strict=True):
@@ -63,12 +66,14 @@ def to_model(graph: Graph, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """
     nodes = used_nodes(graph)
     needed = {name for node in nodes for name in node.input}
+    outputs = {output.name for output in graph.outputs}
     body = helper.make_graph(
         nodes,
         "flaxbert",
         graph.inputs,
         graph.outputs,
         [tensor for name, tensor in graph.initializers.items() if name in needed],
+        value_info=[describe(graph.shapes[name]) for node in nodes for name in node.output if name not in outputs],
     )
     domains = {node.domain for node in nodes if node.domain}
     opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
@@ -77,7 +82,9 @@ def to_model(graph: Graph, metadata: Mapping[str, str]) -> onnx.ModelProto:
     return model
 
 
-def write_model(model: onnx.ModelProto, file: pathlib.Path, largest_bytes: int = LARGEST_FILE_BYTES) -> list[pathlib.Path]:
+def write_model(
+    model: onnx.ModelProto, file: pathlib.Path, largest_bytes: int = LARGEST_FILE_BYTES
+) -> list[pathlib.Path]:
     """Writes a model, its weights in a file beside it where they would not fit.
 
     Args:

@@ -100,7 +100,10 @@ def _rsqrt(translator: Any, equation: Any, inputs: list[Value]) -> Value:
 def _log1p(translator: Any, equation: Any, inputs: list[Value]) -> Value:
     graph, value = translator.graph, inputs[0]
     return graph.emit(
-        "Log", [graph.emit("Add", [value, graph.constant(np.float32(1))], value.shape, "float32")], value.shape, "float32"
+        "Log",
+        [graph.emit("Add", [value, graph.constant(np.float32(1))], value.shape, "float32")],
+        value.shape,
+        "float32",
     )
 
 
@@ -142,9 +145,7 @@ def _argmax(translator: Any, equation: Any, inputs: list[Value]) -> Value:
     axis = int(equation.params["axes"][0])
     if value.dtype == "bool":
         value = translator.graph.emit("Cast", [value], value.shape, "int32", to=TensorProto.INT64)
-    return translator.graph.emit(
-        "ArgMax", [value], equation.outvars[0].aval.shape, "int32", axis=axis, keepdims=0
-    )
+    return translator.graph.emit("ArgMax", [value], equation.outvars[0].aval.shape, "int32", axis=axis, keepdims=0)
 
 
 def _cumulate(translator: Any, equation: Any, inputs: list[Value]) -> Value:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from flaxbert.errors import ConfigError
 from flaxbert.export.functions import FUNCTIONS
@@ -15,7 +16,9 @@ from flaxbert.export.products import Products
 MOST_FOLDED = 1 << 27
 """Constants of more entries are not computed beforehand."""
 
-_CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call"})
+_CALLS = frozenset(
+    {"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
+)
 _NAMED_JAXPRS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
@@ -74,7 +77,7 @@ class Translator:
             result = None if function is None else function(self, equation, inner, inputs)
             if result is not None:
                 return [result]
-            return self.run(inner if hasattr(inner, "consts") else jax.extend.core.ClosedJaxpr(inner, ()), inputs)
+            return self.run(inner if hasattr(inner, "consts") else ClosedJaxpr(inner, ()), inputs)
         folded = self._fold(equation, inputs)
         if folded is not None:
             return folded
@@ -102,7 +105,7 @@ class Translator:
         if equation.primitive.name in ("iota", "dim_as_value") and not inputs and not sizes:
             return None
         arrays = [
-            jax.numpy.asarray(np.broadcast_to(self.graph.dense(value), atom.aval.shape), atom.aval.dtype)
+            jax.numpy.asarray(np.broadcast_to(np.asarray(self.graph.dense(value)), atom.aval.shape), atom.aval.dtype)
             for value, atom in zip(inputs, equation.invars, strict=True)
         ]
         with jax.ensure_compile_time_eval():
