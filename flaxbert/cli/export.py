@@ -1,6 +1,7 @@
 """``flaxbert export``: writes a model for ONNX Runtime, OpenVINO, jax alone or stock transformers, and compares it at once."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 
 def run(
@@ -46,10 +47,21 @@ def run(
     Returns:
       The exit code.
     """
-    options = dict(locals())
+    return export(dict(locals()))
+
+
+def export(options: Mapping[str, Any]) -> int:
+    """Runs the command.
+
+    Args:
+      options: The arguments of ``run``.
+
+    Returns:
+      The exit code.
+    """
     from flaxbert.cli.compression import check_output
 
-    check_output(output)
+    check_output(options["output"])
     from flaxbert.core.runtime import configure
 
     configure()
@@ -61,34 +73,29 @@ def run(
 
     fields = {field.name for field in dataclasses.fields(ExportOptions)}
     chosen = ExportOptions(**{name: value for name, value in options.items() if name in fields})
-    loaded = flaxbert.load(model, task=task, offline=offline)
-    examples = _calibration_examples(loaded, calibration, text_column, text_pair_column, data_format)
-    result = export_model(loaded, output, chosen, examples=examples)
+    loaded = flaxbert.load(options["model"], task=options["task"], offline=options["offline"])
+    result = export_model(loaded, options["output"], chosen, examples=_calibration_examples(loaded, options))
     for notice in result.notices:
         print(notice)
     if result.comparisons:
         print("Compared with flaxbert:")
         print(to_table(result.comparisons))
-    print(f"Saved to {output}: {', '.join(result.files)}.")
+    print(f"Saved to {options['output']}: {', '.join(result.files)}.")
     return 0
 
 
-def _calibration_examples(
-    model: object, file: str, text_column: str, text_pair_column: str, data_format: str
-) -> object:
-    """Returns the tokenized texts of a file; None without a file."""
-    if not file:
+def _calibration_examples(loaded: Any, options: Mapping[str, Any]) -> Any:
+    """Returns the tokenized texts of the calibration file; None without one."""
+    if not options["calibration"]:
         return None
-    from typing import Any
-
     from flaxbert.config import DataConfig, TaskConfig
     from flaxbert.evaluation.predict import read_inputs
     from flaxbert.tasks.base import setting_of
     from flaxbert.tasks.registry import TASKS, find_task
 
-    loaded: Any = model
-    config = DataConfig(text_column=text_column, text_pair_column=text_pair_column, label_column="", format=data_format)
-    examples = read_inputs(loaded, (), file, config)
+    columns = {name: options[name] for name in ("text_column", "text_pair_column")}
+    config = DataConfig(**columns, label_column="", format=options["data_format"])
+    examples = read_inputs(loaded, (), options["calibration"], config)
     task = find_task(loaded.task) or TASKS["sequence-classification"]
     setting = setting_of(loaded.config, TaskConfig(), loaded.max_length, config)
     return task.encode(loaded.tokenizer, examples, setting, labelled=False).features

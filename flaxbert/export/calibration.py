@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from flaxbert.data.batches import collate
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError, DataError
+from flaxbert.export.engines import require
 from flaxbert.export.graph import Value, describe
 from flaxbert.export.onnx_file import build_graph, to_model
 from flaxbert.export.products import Products
@@ -98,8 +99,6 @@ def measure_ranges(
 
 
 def _observed_session(signature: Signature, sites: dict[str, str]) -> Any:
-    import onnxruntime
-
     values: dict[str, Value] = {}
 
     def observe(site: str, value: Value) -> None:
@@ -109,9 +108,10 @@ def _observed_session(signature: Signature, sites: dict[str, str]) -> Any:
     graph = build_graph(signature, Products(observe))
     graph.outputs = [describe(value) for value in values.values()]
     model = to_model(graph, {})
-    options = onnxruntime.SessionOptions()
+    runtime = require("onnxruntime", "Calibration")
+    options = runtime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _extremes(

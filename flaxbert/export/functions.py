@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxbert.export.graph import Graph, Value
+from flaxbert.export.graph import Value
 from flaxbert.export.indexing import take_rows
 
 
@@ -23,7 +23,7 @@ def _literal(equation: Any) -> float | None:
     return next((float(atom.val) for atom in equation.invars if hasattr(atom, "val") and np.ndim(atom.val) == 0), None)
 
 
-def linear(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value | None:
+def _linear(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value | None:
     """``core.contraction._linear``: MatMul, Add and, for heads, Reshape and Transpose after the bias, where engines fuse them."""
     graph, kernel = translator.graph, inputs[1]
     product = next(found for found in _equations(inner) if found.primitive.name == "dot_general")
@@ -43,7 +43,7 @@ def linear(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> V
     return graph.emit("Transpose", [split], shape, "float32", perm=order)
 
 
-def layer_norm(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value:
+def _layer_norm(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value:
     """``nn.layers.layer_norm``."""
     epsilons = [_literal(found) for found in _equations(inner) if found.primitive.name == "add"]
     epsilon = next(value for value in epsilons if value is not None)
@@ -57,14 +57,14 @@ def layer_norm(translator: Any, equation: Any, inner: Any, inputs: list[Value]) 
     )
 
 
-def gelu(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value | None:
+def _gelu(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value | None:
     """``nn.activations.gelu_erf`` and ``jax.nn.gelu``."""
     names = {found.primitive.name for found in _equations(inner)}
     kind = "tanh" if "tanh" in names else "none"
     return translator.graph.emit("Gelu", inputs[:1], inputs[0].shape, "float32", approximate=kind)
 
 
-def attention(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value | None:
+def _attention(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value | None:
     """``nn.softmax_attention._attend``: MatMul, Add, Softmax, MatMul."""
     graph, products = translator.graph, translator.products
     query, key, value = (translator.full(inputs[place], equation.invars[place]) for place in range(3))
@@ -81,7 +81,7 @@ def attention(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -
     return products.of_activations(graph, weights, value, (*query.shape[:3], value.shape[3]), f"{site}.mixed")
 
 
-def take(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value | None:
+def _take(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value | None:
     """``jnp.take``: Gather, without the steps that count negative numbers from the end."""
     gathers = [found for found in _equations(inner) if found.primitive.name == "gather"]
     if len(gathers) != 1 or len(inputs) != 2:
@@ -92,7 +92,7 @@ def take(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Val
     return take_rows(translator, inputs[0], inputs[1], equation, int(numbers.collapsed_slice_dims[0]))
 
 
-def take_along_axis(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value | None:
+def _take_along_axis(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value | None:
     """``jnp.take_along_axis``: GatherElements."""
     values, places = (translator.full(value, atom) for value, atom in zip(inputs, equation.invars, strict=True))
     axis = _gathered_axis(inner)
@@ -114,22 +114,20 @@ def _gathered_axis(inner: Any) -> int | None:
     return int(numbers.start_index_map[0]) if len(numbers.start_index_map) == 1 else None
 
 
-def relu(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value:
+def _relu(translator: Any, equation: Any, inner: Any, inputs: list[Value]) -> Value:
     """``jax.nn.relu``."""
     return translator.graph.emit("Relu", inputs[:1], inputs[0].shape, "float32")
 
 
 FUNCTIONS: dict[str, Callable[..., Value | None]] = {
-    "_linear": linear,
-    "layer_norm": layer_norm,
-    "gelu_erf": gelu,
-    "gelu": gelu,
-    "_attend": attention,
-    "_take": take,
-    "take": take,
-    "take_along_axis": take_along_axis,
-    "relu": relu,
+    "_linear": _linear,
+    "layer_norm": _layer_norm,
+    "gelu_erf": _gelu,
+    "gelu": _gelu,
+    "_attend": _attention,
+    "_take": _take,
+    "take": _take,
+    "take_along_axis": _take_along_axis,
+    "relu": _relu,
 }
 """Functions by name. Each returns its result, or None to be translated equation by equation."""
-
-__all__ = ["FUNCTIONS", "Graph"]

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from flaxbert.core.arrays import materialize
 from flaxbert.errors import ConfigError
@@ -23,15 +21,16 @@ _SMALL = 1024
 """Constants of at most so many entries are stored once, however often they are written."""
 
 _TYPES: dict[str, int] = {
-    "float32": TensorProto.FLOAT,
-    "int32": TensorProto.INT64,  # all whole numbers are int64, as in the inputs of stock exports, so nothing is cast
-    "int64": TensorProto.INT64,
-    "bool": TensorProto.BOOL,
-    "int8": TensorProto.INT8,
-    "uint8": TensorProto.UINT8,
-    "int4": TensorProto.INT4,
-    "accumulator": TensorProto.INT32,
+    "float32": 1,
+    "uint8": 2,
+    "int8": 3,
+    "accumulator": 6,  # int32, which sums of products of bytes are
+    "int32": 7,  # all whole numbers are int64, as in the inputs of stock exports, so that nothing is cast
+    "int64": 7,
+    "bool": 9,
+    "int4": 22,
 }
+"""ONNX's numbers of types (TensorProto.DataType); float32 stands as FLOAT there, int64 as INT64."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,12 +97,14 @@ def same_shape(first: Sequence[Any], second: Sequence[Any]) -> bool:
     return len(first) == len(second) and all(str(a) == str(b) for a, b in zip(first, second, strict=True))
 
 
-def describe(value: Value) -> onnx.ValueInfoProto:
+def describe(value: Value) -> Any:
     """Returns name, type and sizes of a value as files say them.
 
     Args:
       value: A value with a name.
     """
+    from onnx import helper
+
     sizes = [int(size) if is_number(size) else _DIMENSIONS.get(str(size), str(size)) for size in value.shape]
     return helper.make_tensor_value_info(value.name, onnx_type(value.dtype), sizes)
 
@@ -117,10 +118,10 @@ class Graph:
 
     def __init__(self, leaves: Mapping[str, Any]) -> None:
         self.leaves = leaves
-        self.nodes: list[onnx.NodeProto] = []
-        self.inputs: list[onnx.ValueInfoProto] = []
-        self.outputs: list[onnx.ValueInfoProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.nodes: list[Any] = []
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self.initializers: dict[str, Any] = {}
         self.shapes: dict[str, Value] = {}
         self._made: dict[Any, tuple[Value, ...]] = {}
         self._constants: dict[Any, str] = {}
@@ -133,6 +134,9 @@ class Graph:
         Args:
           name: Its name.
           shape: Sizes; symbolic ones are named after themselves.
+
+        Returns:
+          Its value.
         """
         value = Value(shape, "int32", name)
         self.inputs.append(describe(value))
@@ -185,6 +189,8 @@ class Graph:
           name: Their name.
           codes: int8 in [-8, 7].
         """
+        from onnx import TensorProto, helper
+
         flat = codes.reshape(-1).astype(np.uint8) & 0xF
         flat = np.pad(flat, (0, flat.size % 2))
         packed = (flat[0::2] | (flat[1::2] << 4)).tobytes()
@@ -201,6 +207,8 @@ class Graph:
           The name.
         """
         if name not in self.initializers:
+            from onnx import numpy_helper
+
             array = np.ascontiguousarray(array) if array.ndim else array
             self.initializers[name] = numpy_helper.from_array(array, name)
         return name
@@ -218,7 +226,7 @@ class Graph:
                 return value.leaf
             return self.initializer(value.leaf, np.asarray(materialize(self.leaves[value.leaf])))
         array = np.asarray(value.array)
-        if onnx_type(value.dtype) == TensorProto.INT64:
+        if onnx_type(value.dtype) == _TYPES["int64"]:
             array = array.astype(np.int64)
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= _SMALL else id(value.array)
         if key not in self._constants:
@@ -257,6 +265,9 @@ class Graph:
           label: What the node is named after; empty: its operator.
           output: Name of the result; empty: as the node.
           **attributes: Attributes of the operator.
+
+        Returns:
+          The result.
         """
         return self.emit_many(operator, inputs, [(shape, dtype)], label=label, output=output, **attributes)[0]
 
@@ -279,7 +290,12 @@ class Graph:
           label: As for ``emit``.
           output: As for ``emit``.
           **attributes: As for ``emit``.
+
+        Returns:
+          The results.
         """
+        from onnx import helper
+
         names = ["" if value is None else self.reference(value) for value in inputs]
         key = (operator, tuple(names), repr(sorted(attributes.items())))
         if key in self._made and not output:

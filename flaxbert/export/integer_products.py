@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
 
 from flaxbert.core.arrays import GroupedArray
 from flaxbert.errors import ConfigError
-from flaxbert.export.graph import Graph, Value
+from flaxbert.export.graph import Graph, Value, onnx_type
 from flaxbert.export.products import Products, kernel_parts, table_parts
 
 LARGEST_CODE = 255
@@ -34,7 +33,7 @@ class DynamicProducts(Products):
         )
         shape = (*inputs.shape[:-1], codes.shape[-1])
         sums = graph.emit("MatMulInteger", [rounded, codes, zero], shape, "accumulator", label=label)
-        sums = graph.emit("Cast", [sums], shape, "float32", label=label, to=TensorProto.FLOAT)
+        sums = graph.emit("Cast", [sums], shape, "float32", label=label, to=onnx_type("float32"))
         scales = graph.emit("Mul", [step, scale], scale.shape, "float32", label=label)
         return graph.emit("Mul", [sums, scales], shape, "float32", label=label)
 

@@ -1,11 +1,10 @@
 """Models as ONNX files."""
 
+import json
 import pathlib
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
-
-import onnx
-from onnx import helper
 
 from flaxbert.core.trees import flatten_names
 from flaxbert.export.graph import OPSET, Graph, Value, describe
@@ -42,7 +41,7 @@ def build_graph(signature: Signature, products: Products) -> Graph:
     return graph
 
 
-def used_nodes(graph: Graph) -> list[onnx.NodeProto]:
+def used_nodes(graph: Graph) -> list[Any]:
     """Returns the nodes that the outputs hang on.
 
     Args:
@@ -57,13 +56,15 @@ def used_nodes(graph: Graph) -> list[onnx.NodeProto]:
     return kept[::-1]
 
 
-def to_model(graph: Graph, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def to_model(graph: Graph, metadata: Mapping[str, str]) -> Any:
     """Returns a graph as a model of the file format.
 
     Args:
       graph: The graph.
       metadata: Properties by key.
     """
+    from onnx import helper
+
     nodes = used_nodes(graph)
     needed = {name for node in nodes for name in node.input}
     outputs = {output.name for output in graph.outputs}
@@ -82,9 +83,7 @@ def to_model(graph: Graph, metadata: Mapping[str, str]) -> onnx.ModelProto:
     return model
 
 
-def write_model(
-    model: onnx.ModelProto, file: pathlib.Path, largest_bytes: int = LARGEST_FILE_BYTES
-) -> list[pathlib.Path]:
+def write_model(model: Any, file: pathlib.Path, largest_bytes: int = LARGEST_FILE_BYTES) -> list[pathlib.Path]:
     """Writes a model, its weights in a file beside it where they would not fit.
 
     Args:
@@ -95,6 +94,8 @@ def write_model(
     Returns:
       The files that were written.
     """
+    import onnx
+
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if size < largest_bytes:
         onnx.save_model(model, str(file))
@@ -114,9 +115,6 @@ def metadata_of(model: Any) -> dict[str, str]:
     Args:
       model: The ``Model``.
     """
-    import json
-    from importlib import metadata
-
     config = model.config
     names = {str(number): name for number, name in enumerate(config.labels)}
     return {

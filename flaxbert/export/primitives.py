@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
 
 from flaxbert.errors import ConfigError
 from flaxbert.export import indexing
@@ -144,7 +143,7 @@ def _argmax(translator: Any, equation: Any, inputs: list[Value]) -> Value:
     value = translator.full(inputs[0], equation.invars[0])
     axis = int(equation.params["axes"][0])
     if value.dtype == "bool":
-        value = translator.graph.emit("Cast", [value], value.shape, "int32", to=TensorProto.INT64)
+        value = translator.graph.emit("Cast", [value], value.shape, "int32", to=onnx_type("int64"))
     return translator.graph.emit("ArgMax", [value], equation.outvars[0].aval.shape, "int32", axis=axis, keepdims=0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flaxbert.core.arrays import TypedArray
-from flaxbert.export.graph import Graph, Value, is_number
+from flaxbert.export.graph import Graph, Value, is_number, onnx_type
 
 
 @dataclasses.dataclass
@@ -35,7 +35,15 @@ class Products:
         return self.float_product(graph, inputs, leaf, transposed, label)
 
     def float_product(self, graph: Graph, inputs: Value, leaf: Value, transposed: bool, label: str) -> Value:
-        """Returns the product in float32; arguments as for ``by_leaf``."""
+        """Returns the product in float32.
+
+        Args:
+          graph: As for ``by_leaf``.
+          inputs: The same.
+          leaf: The same; stored forms are written out.
+          transposed: The same.
+          label: The same.
+        """
         if transposed:  # the matrix is stored once, as the look-up reads it
             leaf = graph.emit("Transpose", [leaf], leaf.shape[::-1], leaf.dtype, perm=[1, 0])
         return graph.emit("MatMul", [inputs, leaf], (*inputs.shape[:-1], leaf.shape[-1]), "float32", label=label)
@@ -75,7 +83,9 @@ class Products:
         scales = graph.emit(
             "Gather", [Value(scale.shape, "float32", name), indices], (*indices.shape, 1), "float32", axis=0
         )
-        return graph.emit("Mul", [graph.emit("Cast", [taken], shape, "float32", to=1), scales], shape, "float32")
+        return graph.emit(
+            "Mul", [graph.emit("Cast", [taken], shape, "float32", to=onnx_type("float32")), scales], shape, "float32"
+        )
 
 
 def kernel_parts(leaf: Any) -> tuple[np.ndarray, np.ndarray] | None:

@@ -65,6 +65,9 @@ class Translator:
         Args:
           equation: The equation.
           inputs: Values of its inputs.
+
+        Raises:
+          ConfigError: It can not be written as a graph.
         """
         name = equation.primitive.name
         if name == "platform_index":

@@ -107,6 +107,9 @@ def compare(engine: Engine, signature: Signature, batches: Sequence[Mapping[str,
 
     Returns:
       One entry for each batch and output; scores of padding are left out.
+
+    Raises:
+      WeightsError: An output has another shape.
     """
     model, found = signature.model, []
     for batch in batches:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from flaxbert.core.axes import Size
 from flaxbert.core.sharding import SEQUENCE
 from flaxbert.nn.attention import HIDDEN_BIAS
 from flaxbert.nn.dropout import MaskPart, key_words
@@ -44,7 +45,7 @@ class Window:
     is_split: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
-def choose_block(length: int, radius: int) -> int:
+def choose_block(length: Size, radius: int) -> int:
     """Returns the tokens of a block, or 0 where all pairs are scored and masked instead.
 
     Args:
