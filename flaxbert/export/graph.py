@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flaxbert.core.arrays import materialize
+from flaxbert.core.axes import Size
 from flaxbert.errors import ConfigError
 
 OPSET = 21
@@ -174,7 +175,7 @@ class Graph:
         array = np.asarray(array)
         return Value(array.shape, dtype or str(array.dtype), array=array)
 
-    def integers(self, *numbers: int) -> Value:
+    def integers(self, *numbers: Size) -> Value:
         """Returns a constant row of whole numbers, as shapes, axes and bounds are written.
 
         Args:
