@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prune": ("flaxbert.cli.prune", "remove layers, heads, neurons, tokens or single weights of a model"),
     "compare": ("flaxbert.cli.compare", "set models side by side: size, speed, quality, error"),
     "convert": ("flaxbert.cli.convert", "write a checkpoint of any readable format as safetensors"),
+    "export": ("flaxbert.cli.export", "write a model for ONNX Runtime, OpenVINO, jax alone or stock transformers"),
     "verify": ("flaxbert.cli.verify", "check a model folder, and compare it with stock transformers"),
     "push": ("flaxbert.cli.push", "upload a model folder to the hub"),
     "checkpoints list": ("flaxbert.cli.checkpoints", "list the saved versions of a run"),

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.core.axes import Size
 from flaxbert.core.precision import Precision
 from flaxbert.errors import ConfigError
 from flaxbert.nn.activations import get_activation
@@ -262,7 +263,7 @@ class GatedFeedForward(nnx.Module):
         self.down = Dense(inner, width, narrow_deviation(config), dtype, rngs, use_bias)
 
     def __call__(
-        self, hidden: Float[Array, "batch length embed"], key: Any, num_rows: int = 0
+        self, hidden: Float[Array, "batch length embed"], key: Any, num_rows: Size = 0
     ) -> Float[Array, "batch length embed"]:
         """Returns what is added to the hidden states; ``num_rows`` as for ``keep_mask``."""
         config = self.config

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.core.axes import Size
 from flaxbert.core.precision import Precision
 from flaxbert.core.runtime import num_threads
 from flaxbert.errors import ConfigError
@@ -134,7 +135,7 @@ def splash_attention(
 
 
 def choose_attention(
-    name: str, compute_dtype: Any, length: int, drops_weights: bool, platform: str, scores_positions: bool = False
+    name: str, compute_dtype: Any, length: Size, drops_weights: bool, platform: str, scores_positions: bool = False
 ) -> str:
     """Resolves ``auto`` and checks an explicit choice.
 
@@ -181,7 +182,7 @@ def _platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def num_attention_parts(batch: int, platform: str, trains: bool) -> int:
+def num_attention_parts(batch: Size, platform: str, trains: bool) -> int:
     """Returns in how many parts softmax attention computes a batch: on one CPU device, one for each thread.
 
     Over a mesh the batch is split already, and cutting it once more would move it between devices. A training step takes a
@@ -193,6 +194,8 @@ def num_attention_parts(batch: int, platform: str, trains: bool) -> int:
       trains: Whether the call belongs to a training step.
     """
     threads = num_threads()
+    if not isinstance(batch, int):  # symbolic, as exports are traced
+        return 1
     if platform != "cpu" or jax.sharding.get_abstract_mesh().size > 1 or (trains and threads <= 2):
         return 1
     return min(batch, threads, MOST_ATTENTION_PARTS)
