@@ -7,6 +7,13 @@ the words before the dot in overrides such as ``--train.learning_rate 3e-5``.
 from flaxbert.config.cluster import ClusterConfig
 from flaxbert.config.corpus import CorpusConfig, DedupConfig, ExtensionConfig, PrepareConfig, TokenizerConfig
 from flaxbert.config.data import DataConfig
+from flaxbert.config.distillation import (
+    DistillationConfig,
+    DistillConfig,
+    OtherTeacher,
+    StudentConfig,
+    TeacherConfig,
+)
 from flaxbert.config.mesh import MeshConfig
 from flaxbert.config.model import AttentionName, ModelSource, PrecisionName, ProblemType, RematPolicy
 from flaxbert.config.output import OutputConfig
@@ -30,6 +37,8 @@ __all__ = [
     "CorpusConfig",
     "DataConfig",
     "DedupConfig",
+    "DistillConfig",
+    "DistillationConfig",
     "ExtensionConfig",
     "FreezeRule",
     "MaskingConfig",
@@ -38,6 +47,7 @@ __all__ = [
     "ModelSource",
     "ObjectiveConfig",
     "OptimizerName",
+    "OtherTeacher",
     "OutputConfig",
     "PrecisionName",
     "PrepareConfig",
@@ -49,7 +59,9 @@ __all__ = [
     "RematPolicy",
     "RunConfig",
     "ScheduleName",
+    "StudentConfig",
     "TaskConfig",
+    "TeacherConfig",
     "TokenizerConfig",
     "TrainConfig",
 ]

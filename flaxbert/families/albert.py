@@ -22,9 +22,9 @@ from flaxbert.families.layout import (
     norm,
 )
 from flaxbert.families.work import LayerWork, standard_layers
+from flaxbert.nn.attention_capture import keep_all, returning, unstacked
 from flaxbert.nn.dropout import fold
 from flaxbert.nn.embeddings import Embeddings
-from flaxbert.nn.attention_capture import keep_all, returning, unstacked
 from flaxbert.nn.encoder import Block, Encoder
 from flaxbert.nn.heads import HeadStyle
 from flaxbert.nn.layers import Dense

@@ -85,7 +85,7 @@ class Evaluator:
         return dict(self.score(params, "validation").metrics)
 
 
-_MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
+MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("model", ("path", "task", "problem_type", "scan_layers", "precision")),
     ("data", ("train", "max_length", "max_train_examples", "length_buckets")),
     ("task", ("tag_scheme", "model_scheme", "stride", "entity_markers")),
@@ -119,7 +119,7 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
     with CheckpointStore(
         folder / "checkpoints", keep=config.train.keep_checkpoints, higher_is_better=prepared.metric[1]
     ) as store:
-        newest = find_checkpoint(store, config.train, config.to_dict(), _MUST_AGREE, say)
+        newest = find_checkpoint(store, config.train, config.to_dict(), MUST_AGREE, say)
         model = prepared.model
         callbacks = build_callbacks(
             config.output,
