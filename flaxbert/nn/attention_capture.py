@@ -41,6 +41,9 @@ def collecting(wanted: bool = True) -> Iterator[list[AttentionInputs]]:
 
     Args:
       wanted: Whether anything is kept; if not, the list stays empty and an outer one is closed for the block.
+
+    Yields:
+      The list.
     """
     found: list[AttentionInputs] = []
     token = _kept.set(found if wanted else None)

@@ -9,7 +9,6 @@ from jax.sharding import Mesh, NamedSharding
 
 from flaxbert.core.sharding import param_shardings, shard
 from flaxbert.core.trees import flatten_parts, leaf_kinds, unflatten_parts
-from flaxbert.train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +62,7 @@ class FixedLeaves:
           step: ``(state, batch, key) -> (state, metrics)`` that expects the arrays among the frozen ones of the state.
         """
 
-        def run(state: TrainState, batch: Any, key: Any, arrays: Mapping[str, Any]) -> tuple[TrainState, Any]:
+        def run(state: Any, batch: Any, key: Any, arrays: Mapping[str, Any]) -> tuple[Any, Any]:
             joined, metrics = step(state.replace(frozen={**state.frozen, **arrays}), batch, key)
             own = {name: array for name, array in joined.frozen.items() if name not in arrays}
             return joined.replace(frozen=own), metrics
@@ -83,7 +82,7 @@ class StepWithFixed:
     step: Any
     fixed: FixedLeaves
 
-    def __call__(self, state: TrainState, batch: Any, key: Any) -> tuple[TrainState, Any]:
+    def __call__(self, state: Any, batch: Any, key: Any) -> tuple[Any, Any]:
         """Takes a step."""
         return self.step(state, batch, key, self.fixed.arrays)
 

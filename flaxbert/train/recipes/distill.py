@@ -38,7 +38,7 @@ from flaxbert.train.recipes.distillation_stage import (
     make_projections,
     student_part,
 )
-from flaxbert.train.recipes.finetune import MUST_AGREE, Evaluator
+from flaxbert.train.recipes.evaluator import MUST_AGREE, Evaluator
 from flaxbert.train.recipes.outcome import FinetuneResult, build_callbacks, run_info, score, write_outcome
 from flaxbert.train.recipes.plan import class_weights
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host

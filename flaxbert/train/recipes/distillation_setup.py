@@ -71,6 +71,9 @@ def load_teachers(config: DistillConfig) -> tuple[Model, ...]:
     Args:
       config: The run.
 
+    Returns:
+      The teachers, the first of which also shows what is inside.
+
     Raises:
       ConfigError: None is named, or one has no head for a task that is distilled.
       WeightsError: One can not be loaded.

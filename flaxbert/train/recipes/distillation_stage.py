@@ -19,7 +19,7 @@ from flaxbert.model import Model
 from flaxbert.train.distillation import DistillationObjective, DistillationOutput
 from flaxbert.train.fixed_leaves import FixedLeaves
 from flaxbert.train.flops import NetworkWork
-from flaxbert.train.recipes.finetune import EVALUATION_BATCH_SIZE
+from flaxbert.train.recipes.evaluator import EVALUATION_BATCH_SIZE
 from flaxbert.train.recipes.plan import StepJob
 from flaxbert.train.recipes.setup import Prepared
 from flaxbert.train.step import Forward
