@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from flaxbert.core.sharding import BATCH_SPEC, DATA, FSDP, ROWS, batch_shardings, batch_ways, replicated
 from flaxbert.core.trees import unflatten_parts
 from flaxbert.errors import ShapeError
+from flaxbert.train.fixed_leaves import FixedLeaves, StepWithFixed
 from flaxbert.train.guard import APPLIED, OVERFLOW, StepGuard
 from flaxbert.train.losses import LossFunction
 from flaxbert.train.optimizer import Leaves, Optimizer, global_norm
@@ -313,6 +314,7 @@ def make_train_step(
     mesh: Mesh | None = None,
     loss_scale_growth_steps: int = 0,
     guard: StepGuard = StepGuard(),
+    fixed: FixedLeaves | None = None,
 ) -> Any:
     """Compiles-on-demand one optimizer step.
 
@@ -331,16 +333,23 @@ def make_train_step(
       mesh: The mesh of ``shardings``.
       loss_scale_growth_steps: Finite steps after which the loss scale doubles; 0 without loss scale.
       guard: Which steps are left out.
+      fixed: Leaves that ``forward`` finds in its parameters beside those of the state.
 
     Returns:
       A jitted ``step(state, batch, dropout_key) -> (state, StepMetrics)`` that donates (overwrites) its state. The key of
       a step is ``fold_in(dropout_key, state.step)``; None switches dropout off.
     """
-    gradients_of = _Gradients(forward, loss, kinds, accumulation_steps, shardings, mesh)
+    inner = shardings
+    if fixed is not None:
+        kinds = {**kinds, **fixed.kinds}
+        inner = None if shardings is None else shardings.replace(frozen={**shardings.frozen, **fixed.shardings})
+    gradients_of = _Gradients(forward, loss, kinds, accumulation_steps, inner, mesh)
     sharded = mesh is not None and mesh.size > 1
     step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps, guard)
     out_shardings = None if shardings is None or mesh is None else (shardings, replicated(mesh))
-    return jax.jit(step, donate_argnums=(0,), out_shardings=out_shardings)
+    if fixed is None:
+        return jax.jit(step, donate_argnums=(0,), out_shardings=out_shardings)
+    return StepWithFixed(jax.jit(fixed.join(step), donate_argnums=(0,), out_shardings=out_shardings), fixed)
 
 
 def make_norms(optimizer: Optimizer, sharded: bool = False) -> Callable[[TrainState, Any], dict[str, jax.Array]]:
