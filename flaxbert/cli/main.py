@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),
     "predict": ("flaxbert.cli.predict", "label, tag, answer or embed texts from arguments, a file or standard input"),
     "quantize": ("flaxbert.cli.quantize", "store a model's matrices in few bits: int8, 4 to 1 bits, float8, mixed"),
-    "sparsify": ("flaxbert.cli.sparsify", "set a share of a model's weights to zero, for good"),
+    "prune": ("flaxbert.cli.prune", "remove layers, heads, neurons, tokens or single weights of a model"),
     "compare": ("flaxbert.cli.compare", "set models side by side: size, speed, quality, error"),
     "convert": ("flaxbert.cli.convert", "write a checkpoint of any readable format as safetensors"),
     "verify": ("flaxbert.cli.verify", "check a model folder, and compare it with stock transformers"),
@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 SHORT_OPTIONS = {
     "--profile": ("--train.profile", frozenset({"pretrain", "finetune"})),
-    "--data": ("--examples", frozenset({"compare", "quantize", "sparsify"})),
+    "--data": ("--examples", frozenset({"compare", "quantize", "prune"})),
 }
 """Options with a short name, and the commands that have them."""
 

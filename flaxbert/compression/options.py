@@ -4,101 +4,64 @@ import dataclasses
 
 from flaxbert.compression.examples import read_calibration, read_judge
 from flaxbert.compression.quantization import candidate_specs, mix_bits, quantize_model
-from flaxbert.config import DataConfig, TaskConfig
+from flaxbert.config import DataConfig, QuantizeConfig, TaskConfig
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError
 from flaxbert.model import Model
-from flaxbert.transforms.quantize import ActivationsName, QuantizationSpec, RoundingName, SchemeName
+from flaxbert.transforms.quantize import QuantizationSpec
 from flaxbert.transforms.report import CompressionReport
-from flaxbert.transforms.statistics import RangeName
 
 
-@dataclasses.dataclass(frozen=True)
-class QuantizationOptions:
-    """What is asked for; the fields of ``QuantizationSpec``, and:
+def check_options(options: QuantizeConfig, examples: str) -> None:
+    """Refuses options that do not fit together, before a model is loaded.
 
-    Attributes:
-      bits: As for ``QuantizationSpec``, as all up to ``smoothing``.
-      group_size: The same.
-      scheme: The same.
-      rounding: The same.
-      activations: The same.
-      activation_range: The same.
-      percentile: The same.
-      smoothing: The same.
-      calibration: File of texts, with labels for mixed bits.
-      num_examples: Examples drawn from it; 0 for all.
-      budget: Mixed bits within this share of the float model's size; 0 for none.
-      auto: Mixed bits that keep the metric within this tolerance; negative for none.
-      choices: Numbers of bits that mixed bits choose from.
-      examples: Labelled examples to judge by.
-      keep: Patterns of leaves that stay as they are.
+    Args:
+      options: What is asked for.
+      examples: Labelled examples; empty for none.
+
+    Raises:
+      ConfigError: They do not fit together, or files are missing.
     """
+    if not options.is_mixed:
+        if spec_of(options).needs_statistics and not options.calibration:
+            what = "Static activations" if options.activations == "static" else options.rounding
+            raise ConfigError(
+                f"{what} must know the inputs: name a file of texts such as the model will see (--calibration FILE)."
+            )
+        return
+    if options.auto >= 0 and not examples:
+        raise ConfigError("--auto needs labelled examples to judge by: --examples FILE.")
+    if not (options.calibration or examples):
+        raise ConfigError("Mixed bits need labelled examples to measure curvature on: --calibration FILE.")
+    candidate_specs(options.choices, options.group_size, options.rounding)
 
-    bits: int = 8
-    group_size: int = 0
-    scheme: SchemeName = "uniform"
-    rounding: RoundingName = "nearest"
-    activations: ActivationsName = "dynamic"
-    activation_range: RangeName = "minmax"
-    percentile: float = 99.99
-    smoothing: float = 0.0
-    calibration: str = ""
-    num_examples: int = 256
-    budget: float = 0.0
-    auto: float = -1.0
-    choices: tuple[int, ...] = (2, 3, 4, 8)
-    examples: str = ""
-    keep: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.num_examples < 0:
-            raise ConfigError(f"num_examples is {self.num_examples}; give a number of examples, or 0 for all.")
-        if not self.is_mixed:
-            self.spec()
-            return
-        if self.budget and self.auto >= 0:
-            raise ConfigError("--budget and --auto exclude each other: the one gives a size, the other a quality.")
-        if not 0 <= self.budget <= 1:
-            raise ConfigError(f"budget is {self.budget}, but is a share of the float model's size, in (0, 1].")
-        for field, usual in (("bits", 8), ("scheme", "uniform"), ("activations", "dynamic")):
-            if getattr(self, field) != usual:
-                raise ConfigError(
-                    f"--{field} {getattr(self, field)} does not go with mixed bits, which --budget and --auto choose among --choices."
-                )
-        if self.auto >= 0 and not self.examples:
-            raise ConfigError("--auto needs labelled examples to judge by: --examples FILE.")
-        if not (self.calibration or self.examples):
-            raise ConfigError("Mixed bits need labelled examples to measure curvature on: --calibration FILE.")
-        candidate_specs(self.choices, self.group_size, self.rounding)
+def spec_of(options: QuantizeConfig) -> QuantizationSpec:
+    """Returns the one specification of all matrices that options ask for.
 
-    @property
-    def is_mixed(self) -> bool:
-        """Whether leaves get different numbers of bits."""
-        return self.budget != 0 or self.auto >= 0
+    Args:
+      options: What is asked for, without mixed bits.
 
-    def spec(self) -> QuantizationSpec:
-        """Returns the one specification of all matrices."""
-        return QuantizationSpec(
-            self.bits,
-            self.group_size,
-            self.scheme,
-            self.rounding,
-            self.activations,
-            self.activation_range,
-            self.percentile,
-            self.smoothing,
-        )
+    Raises:
+      ConfigError: The options do not fit together.
+    """
+    names = [field.name for field in dataclasses.fields(QuantizationSpec)]
+    return QuantizationSpec(**{name: getattr(options, name) for name in names})
 
 
 def quantize_by(
-    model: Model, options: QuantizationOptions, data: DataConfig = DataConfig(), task: TaskConfig = TaskConfig()
+    model: Model,
+    options: QuantizeConfig,
+    examples: str = "",
+    data: DataConfig = DataConfig(),
+    task: TaskConfig = TaskConfig(),
 ) -> tuple[Model, CompressionReport]:
     """Quantizes a model as asked.
 
     Args:
       model: The float model.
       options: What is asked for.
+      examples: Labelled examples to judge by.
       data: Columns and format of calibration and examples.
       task: What the model's task needs beyond texts and labels.
 
@@ -111,19 +74,20 @@ def quantize_by(
       RuleError: A pattern matches no leaf, or the model is quantized already.
       ShapeError: Groups do not divide a leaf.
     """
+    check_options(options, examples)
+    keep = tuple(options.keep)
     if not options.is_mixed:
-        examples = None
-        if options.spec().needs_statistics:
-            examples = read_calibration(model, options.calibration, data, options.num_examples, options=task)
-        return quantize_model(model, options.spec(), examples, options.keep)
-    judge = read_judge(model, options.examples, data, task) if options.auto >= 0 else None
-    labelled = _labelled(model, options, data, task)
+        spec, texts = spec_of(options), None
+        if spec.needs_statistics:
+            texts = read_calibration(model, options.calibration, data, options.num_examples, options=task)
+        return quantize_model(model, spec, texts, keep)
+    judge = read_judge(model, examples, data, task) if options.auto >= 0 else None
+    labelled = _labelled(model, options.calibration or examples, options.num_examples, data, task)
     specs = candidate_specs(options.choices, options.group_size, options.rounding)
-    mixed = mix_bits(model, labelled, specs, options.keep)
+    mixed = mix_bits(model, labelled, specs, keep)
     return mixed.within(options.budget) if judge is None else mixed.cheapest(judge, options.auto)
 
 
-def _labelled(model: Model, options: QuantizationOptions, data: DataConfig, task: TaskConfig) -> TokenizedExamples:
-    limited = dataclasses.replace(data, max_validation_examples=options.num_examples)
-    source = options.calibration or options.examples
+def _labelled(model: Model, source: str, num_examples: int, data: DataConfig, task: TaskConfig) -> TokenizedExamples:
+    limited = dataclasses.replace(data, max_validation_examples=num_examples)
     return read_judge(model, source, limited, task).features(model)

@@ -83,6 +83,14 @@ class TypedArray:
         """Returns the stored arrays by part name."""
         return {part: getattr(self, part) for part in self.parts}
 
+    def logical_axes(self, part: str) -> tuple[int | None, ...]:
+        """Returns which logical axis each axis of a part runs along; None for an axis that is not of the matrix.
+
+        Args:
+          part: Name of the part.
+        """
+        return tuple(range(len(getattr(self, part).shape)))
+
     @property
     def size_bytes(self) -> int:
         """Bytes that the stored parts occupy."""

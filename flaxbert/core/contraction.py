@@ -15,7 +15,14 @@ from jaxtyping import Array, Float, Int
 
 from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray, TypedArray
 from flaxbert.core.integer_dot import integer_dot
-from flaxbert.core.low_bit_arrays import Float8Array, ObservedArray, PackedArray, StaticQuantizedArray
+from flaxbert.core.low_bit_arrays import (
+    FLOAT8,
+    FLOAT8_MAXIMUM,
+    Float8Array,
+    ObservedArray,
+    PackedArray,
+    StaticQuantizedArray,
+)
 from flaxbert.core.reductions import column_sum, row_magnitude
 from flaxbert.errors import ShapeError
 
@@ -170,7 +177,43 @@ def _static_backward(dtype: Any, residuals: Any, cotangent: jax.Array) -> tuple[
 _static_dot.defvjp(_static_forward, _static_backward)
 
 
-_WRITTEN_OUT = (SparseArray, GroupedArray, PackedArray, Float8Array)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _float8_dot(inputs: jax.Array, leaf: Float8Array, dtype: Any, transposed: bool) -> jax.Array:
+    axis = 1 if transposed else 0
+
+    def write_out(inputs: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
+        dense = (values.astype(jnp.float32) * scale).astype(dtype)
+        return _dot(inputs.astype(dtype), dense, (inputs.ndim - 1,), (axis,))
+
+    def multiply(inputs: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
+        inputs = inputs.astype(jnp.float32)
+        own = jnp.maximum(row_magnitude(inputs) * (1.0 / FLOAT8_MAXIMUM), SMALLEST_SCALE)
+        tokens = (inputs / own).astype(FLOAT8)
+        return _dot(tokens, values, (inputs.ndim - 1,), (axis,)) * own * jnp.squeeze(scale, axis)
+
+    if (
+        leaf.scale.shape[axis] != 1
+    ):  # scales along the contracted axis, as those of a tied table, can not wait until after the sum
+        return write_out(inputs, leaf.values, leaf.scale)
+    return lax.platform_dependent(inputs, leaf.values, leaf.scale, cuda=multiply, default=write_out)
+
+
+def _float8_forward(inputs: jax.Array, leaf: Float8Array, dtype: Any, transposed: bool) -> tuple[jax.Array, Any]:
+    return _float8_dot(inputs, leaf, dtype, transposed), (leaf, jnp.zeros((0,), inputs.dtype))
+
+
+def _float8_backward(dtype: Any, transposed: bool, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    """Gradient of the inputs alone: straight through their rounding."""
+    leaf, like = residuals
+    dense = leaf.materialize().astype(dtype)
+    contracted = (0,) if transposed else (1,)
+    return _dot(cotangent.astype(dtype), dense, (cotangent.ndim - 1,), contracted).astype(like.dtype), None
+
+
+_float8_dot.defvjp(_float8_forward, _float8_backward)
+
+
+_WRITTEN_OUT = (SparseArray, GroupedArray, PackedArray)
 """Leaves that are written out in the compute type for the time of a product."""
 
 
@@ -193,7 +236,7 @@ def contract(
       compute_dtype: Type that the operands are cast to; accumulation is in float32. ``QuantizedArray`` kernels are
         multiplied as int8 by int8 whatever this says; their gradients are computed in it, and the rounding of the
         activations passes gradients straight through (Bengio, Leonard and Courville, 2013). So are ``StaticQuantizedArray``
-        kernels, with scales of the activations that were measured beforehand. Other typed kernels are written out in it for the time
+        kernels, with scales of the activations that were measured beforehand, and on NVIDIA GPUs ``Float8Array`` kernels in float8. Other typed kernels are written out in it for the time
         of the product.
       transposed: Contract with the leaf's last axis instead of its first, as the decoder tied to an embedding does.
       num_heads: Splits the result into heads that stand before the length; 0 leaves it as it is.
@@ -216,6 +259,8 @@ def contract(
     if isinstance(leaf, QuantizedArray):
         scale = _scale_per_output(leaf, transposed)
         return _add_bias(_quantized_dot(inputs, leaf.codes, scale, transposed, dtype), bias, num_heads)
+    if isinstance(leaf, Float8Array):
+        return _add_bias(_float8_dot(inputs, leaf, dtype, transposed), bias, num_heads)
     if isinstance(leaf, _WRITTEN_OUT):
         leaf = leaf.materialize()
     if isinstance(leaf, TypedArray):

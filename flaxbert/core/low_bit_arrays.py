@@ -111,6 +111,13 @@ class PackedArray(TypedArray, kind="packed", parts=("planes", "scale", "offset")
         """Entries of a group."""
         return self.shape[self.axis] // self.scale.shape[self.axis]
 
+    def logical_axes(self, part: str) -> tuple[int | None, ...]:
+        """Returns the axes as for any leaf, with the planes' own axis between them."""
+        axes: list[int | None] = list(range(len(self.scale.shape)))
+        if part == "planes":
+            axes.insert(len(axes) + self.axis, None)
+        return tuple(axes)
+
     def codes(self) -> jax.Array:
         """Returns the codes one to a byte, uint8 of the logical shape."""
         planes, axis = jnp.asarray(self.planes), self.axis
@@ -180,8 +187,10 @@ class ChannelGroupedArray(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Float8Array(TypedArray, kind="float8", parts=("values", "scale"), computes_in="", is_quantized=True):
+class Float8Array(TypedArray, kind="float8", parts=("values", "scale"), computes_in="float8_e4m3fn", is_quantized=True):
     """A matrix in float8 with one scale per output channel: ``dense = values * scale`` (Micikevicius et al., 2022).
+
+    NVIDIA GPUs multiply it by tokens that are rounded to float8 too; other backends write it out.
 
     Attributes:
       values: float8_e4m3fn, ``[..., in, out]``.
@@ -190,6 +199,11 @@ class Float8Array(TypedArray, kind="float8", parts=("values", "scale"), computes
 
     values: Any
     scale: Any
+
+    @classmethod
+    def product_dtype(cls, platform: str) -> str:
+        """Returns float8 on GPUs; other backends have no such products."""
+        return cls.computes_in if platform in ("gpu", "cuda") else ""
 
     def materialize(self) -> jax.Array:
         """Returns ``values * scale`` in float32."""

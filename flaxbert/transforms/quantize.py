@@ -3,10 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from flaxbert.config import ActivationsName, RangeName, RoundingName, SchemeName
 from flaxbert.core.arrays import GroupedArray, Params, QuantizedArray, SparseArray, is_quantized
 from flaxbert.core.low_bit_arrays import (
     FLOAT8,
@@ -38,7 +39,6 @@ from flaxbert.transforms.rounding import (
 )
 from flaxbert.transforms.statistics import (
     InputStatistics,
-    RangeName,
     Statistics,
     largest_magnitude,
     smoothing_scales,
@@ -49,10 +49,6 @@ DEFAULT_GROUP_SIZE = 64
 INT8_MAXIMUM = 127
 AWQ_STRENGTHS = tuple(step / 20 for step in range(20))
 """Exponents of the mean magnitude that AWQ tries (Lin et al., 2024, equation 5)."""
-
-SchemeName = Literal["uniform", "ternary", "float8"]
-RoundingName = Literal["nearest", "gptq", "awq"]
-ActivationsName = Literal["dynamic", "static"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,8 +298,8 @@ def _store(
         packed = pack_pairs(codes, axis)
         return GroupedArray(packed=place_like(packed, leaf), scale=place_like(scale, leaf)), dense
     planes = pack_planes(codes, axis, spec.bits)
-    parts = (planes, to_bfloat16(scale), to_bfloat16(offset))
-    return PackedArray(*(place_like(part, leaf) for part in parts)), dense
+    placed = place_like(planes, leaf, new_axis=weights.ndim + axis)
+    return PackedArray(placed, *(place_like(to_bfloat16(part), leaf) for part in (scale, offset))), dense
 
 
 def _quantize_leaf(name: str, leaf: Any, spec: QuantizationSpec, statistics: Statistics) -> tuple[Any, LeafReport]:

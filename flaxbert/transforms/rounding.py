@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Scale of an all-zero group: the smallest normal number, which no device flushes to zero."""
@@ -122,11 +122,13 @@ def affine_grid(weights: np.ndarray, axis: int, bits: int) -> Grid:
       bits: Bits of a code.
     """
     steps = 2**bits - 1
+    # Weights that are all alike have no range; what the offset, in bfloat16, can not hold of them needs one.
+    least = np.abs(weights).max(axis=axis, keepdims=True) * np.float32(2**-9) + np.float32(SMALLEST_SCALE)
     low, high = (reduce(weights, axis=axis, keepdims=True) for reduce in (np.min, np.max))
     candidates = []
     for below in CLIPPED:
         for above in CLIPPED:
-            scale = _short(np.maximum((high * above - low * below) / np.float32(steps), np.float32(SMALLEST_SCALE)))
+            scale = _short(np.maximum((high * above - low * below) / np.float32(steps), least))
             candidates.append(Grid(scale, _short(low * below), 0, steps))
     return _best(weights, axis, candidates)
 
@@ -249,7 +251,7 @@ def pack_pairs(codes: np.ndarray, axis: int) -> Int[np.ndarray, "..."]:
     return ((even & 15) | (odd << 4)).astype(np.int8)
 
 
-def pack_planes(codes: np.ndarray, axis: int, bits: int) -> Int[np.ndarray, "..."]:
+def pack_planes(codes: np.ndarray, axis: int, bits: int) -> UInt8[np.ndarray, "..."]:
     """Returns codes as planes of bits, eight entries along the axis to a byte, the planes on an axis before it.
 
     Args:

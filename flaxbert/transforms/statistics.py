@@ -2,15 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from flaxbert.config import RangeName
 from flaxbert.errors import ConfigError
-
-RangeName = Literal["minmax", "percentile", "entropy"]
-"""How the range of static activations is chosen."""
 
 NUM_BINS = 2048
 """Bins of a histogram of magnitudes."""
@@ -93,11 +90,9 @@ def largest_magnitude(statistics: InputStatistics, name: RangeName, percentile: 
       percentile: The share for ``percentile``, in (0, 100].
 
     Raises:
-      ConfigError: A histogram is needed and there is none, or the name is unknown.
+      ConfigError: A histogram is needed and there is none.
     """
     largest = max(float(statistics.largest.max()), SMALLEST_RANGE)
-    if name not in get_args(RangeName):
-        raise ConfigError(f"The range of activations is '{name}'; choose {', '.join(get_args(RangeName))}.")
     if name == "minmax":
         return largest
     if statistics.histogram is None:

@@ -60,7 +60,7 @@ PEERS: dict[str, frozenset[str]] = {
 
 ASIDE: dict[str, frozenset[str]] = {
     "data": frozenset({"errors", "config", "core.digests", "core.files"}),
-    "transforms": frozenset({"errors", "config", "core", "core.axes"}),
+    "transforms": frozenset({"errors", "config", "architecture", "core", "core.axes"}),
     "core.sharding": frozenset({"errors", "config", "core", "core.axes"}),
 }
 """Parts that stand beside the tiers and may import these parts alone."""

@@ -48,7 +48,7 @@ def test_a_page_and_its_numbers_are_written(folders, tmp_path, capsys):
         (["compare", "a", "b", "--roundz", "3"], "'rounds'", 2),
         (["quantize", "no-such", "{new}", "--data", "dev.tsv"], "--report FOLDER", 1),
         (["quantize", "no-such", "{new}", "--report", "{taken}"], "exists already", 1),
-        (["sparsify", "no-such", "{new}", "--report", "{new}"], "the folder of the model itself", 1),
+        (["prune", "no-such", "{new}", "--report", "{new}"], "the folder of the model itself", 1),
     ],
 )
 def test_wrong_words_end_before_any_work(arguments, message, code, tmp_path, capsys):
@@ -62,7 +62,7 @@ def test_wrong_words_end_before_any_work(arguments, message, code, tmp_path, cap
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("command", ["quantize", "sparsify"])
+@pytest.mark.parametrize("command", [["quantize"], ["prune", "--pattern", "2:4"]], ids=lambda command: command[0])
 def test_a_report_follows_at_once(command, folders, tmp_path, capsys, monkeypatch):
     from flaxbert.comparison import compare, settings
 
@@ -75,7 +75,7 @@ def test_a_report_follows_at_once(command, folders, tmp_path, capsys, monkeypatc
 
     original = compare.compare_models
     monkeypatch.setattr(compare, "compare_models", compare_models)
-    words = [command, folders[0], str(tmp_path / "new"), "--report", str(tmp_path / "report")]
+    words = [command[0], folders[0], str(tmp_path / "new"), *command[1:], "--report", str(tmp_path / "report")]
     assert main([*words, "--data", "dev.tsv", "--data.text_column", "words"]) == 0
     assert calls == [([folders[0], str(tmp_path / "new")], "dev.tsv", "words")]
     document = json.loads((tmp_path / "report" / "comparison.json").read_text("utf-8"))

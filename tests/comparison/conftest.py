@@ -5,13 +5,12 @@ import pathlib
 
 import pytest
 
+from flaxbert.cli.main import main
 from flaxbert.cli.quantize import quantize_model
-from flaxbert.cli.sparsify import sparsify_model
 from flaxbert.comparison.compare import compare_models
 from flaxbert.comparison.results import Comparison
 from flaxbert.comparison.settings import ComparisonSettings
-from flaxbert.compression.options import QuantizationOptions
-from flaxbert.config import DataConfig
+from flaxbert.config import DataConfig, QuantizeConfig
 from flaxbert.model import load
 from tests.weights.tiny import write_tiny
 
@@ -33,8 +32,8 @@ def models(tmp_path_factory) -> dict[str, str]:
     folders = {name: str(root / name) for name in ("float", "int8", "int4", "sparse", "both")}
     write_tiny(root / "float")
     quantize_model(folders["float"], folders["int8"])
-    quantize_model(folders["float"], folders["int4"], QuantizationOptions(bits=4, group_size=4))
-    sparsify_model(folders["float"], folders["sparse"])
+    quantize_model(folders["float"], folders["int4"], QuantizeConfig(bits=4, group_size=4))
+    assert main(["prune", folders["float"], folders["sparse"], "--pattern", "2:4"]) == 0
     quantize_model(folders["sparse"], folders["both"])
     return folders
 

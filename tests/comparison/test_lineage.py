@@ -15,7 +15,7 @@ def test_two_transforms_in_a_row_are_both_remembered(models):
     assert report["transform"] == "quantize"
     lineage = lineage_of(report)
     assert lineage["base_model"] == "float"
-    assert [step["transform"] for step in lineage["steps"]] == ["sparsify", "quantize"]
+    assert [step["transform"] for step in lineage["steps"]] == ["prune", "quantize"]
     first, second = lineage["steps"]
     assert first["bytes_after"] == second["bytes_before"]
     assert "leaves" not in first

@@ -81,7 +81,7 @@ def test_the_page_says_what_was_found(comparison, page):
     assert "stored only: written out for each product, float32 products" in text
     assert comparison.versions["jax"] in text
     assert comparison.command in text
-    assert "sparsify" in text  # in the lineage of the model that was compressed twice
+    assert "prune" in text  # in the lineage of the model that was compressed twice
 
 
 def test_names_are_text_and_never_html(comparison):
