@@ -174,11 +174,7 @@ class Network(nnx.Module):
           ShapeError: Multiple choice without an axis of choices or another task with one, or a relation without entities.
         """
         shape = input_ids.shape
-        if len(shape) != (3 if self.task == "multiple-choice" else 2):
-            expected = "[batch, choices, length]" if self.task == "multiple-choice" else "[batch, length]"
-            raise ShapeError(f"input_ids has shape {list(shape)}, but {self.task} takes {expected}.")
-        if self.task == "relation-classification" and entity_mask is None:
-            raise ShapeError("The batch has no 'entity_mask', which says what tokens the two entities have.")
+        self._check(shape, entity_mask)
         rows = lambda array: None if array is None else array.reshape(-1, shape[-1])
         dropout_key = None if dropout_key is None else key_words(dropout_key)
         visible = attention_mask if segment_ids is None else segment_ids
@@ -204,6 +200,14 @@ class Network(nnx.Module):
             last_hidden_state=None if first_only else hidden,
             attention=self.attention_of_layers(attention) if keep_attention else None,
         )
+
+    def _check(self, shape: tuple[int, ...], entity_mask: Any) -> None:
+        """Refuses inputs that the task does not take."""
+        if len(shape) != (3 if self.task == "multiple-choice" else 2):
+            expected = "[batch, choices, length]" if self.task == "multiple-choice" else "[batch, length]"
+            raise ShapeError(f"input_ids has shape {list(shape)}, but {self.task} takes {expected}.")
+        if self.task == "relation-classification" and entity_mask is None:
+            raise ShapeError("The batch has no 'entity_mask', which says what tokens the two entities have.")
 
     def attention_of_layers(self, kept: list[AttentionInputs]) -> tuple[AttentionInputs, ...]:
         """Returns one entry for each layer of what was kept while the encoder ran.
