@@ -19,7 +19,7 @@ from flaxbert.config.pretraining import (
     PretrainModel,
     PretrainPhase,
 )
-from flaxbert.config.pruning import OneShotConfig
+from flaxbert.config.pruning import OneShotConfig, PruneConfig, PruneMethod
 from flaxbert.config.run import RunConfig
 from flaxbert.config.task import IGNORED_LABEL, TaskConfig
 from flaxbert.config.train import FreezeRule, OptimizerName, ScheduleName, TrainConfig
@@ -48,6 +48,8 @@ __all__ = [
     "PretrainModel",
     "PretrainPhase",
     "ProblemType",
+    "PruneConfig",
+    "PruneMethod",
     "RematPolicy",
     "RunConfig",
     "ScheduleName",

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray, TypedArray
 from flaxbert.core.integer_dot import integer_dot
 from flaxbert.core.low_bit_arrays import Float8Array, ObservedArray, PackedArray, StaticQuantizedArray
+from flaxbert.core.movement_array import MovementArray
 from flaxbert.core.reductions import column_sum, row_magnitude
 from flaxbert.errors import ShapeError
 
@@ -170,7 +171,7 @@ def _static_backward(dtype: Any, residuals: Any, cotangent: jax.Array) -> tuple[
 _static_dot.defvjp(_static_forward, _static_backward)
 
 
-_WRITTEN_OUT = (SparseArray, GroupedArray, PackedArray, Float8Array)
+_WRITTEN_OUT = (SparseArray, MovementArray, GroupedArray, PackedArray, Float8Array)
 """Leaves that are written out in the compute type for the time of a product."""
 
 
@@ -257,7 +258,7 @@ def take(leaf: Any, indices: Int[Array, "*batch"], *, compute_dtype: Any = jnp.f
             )
         rows = jax.tree.map(lambda part: jnp.take(part, indices.reshape(-1), axis=0), leaf)
         return rows.materialize().astype(compute_dtype).reshape(*indices.shape, leaf.shape[-1])
-    if isinstance(leaf, SparseArray):
+    if isinstance(leaf, SparseArray | MovementArray):
         leaf = leaf.materialize()
     if isinstance(leaf, TypedArray):
         raise TypeError(f"take does not know how to look up rows of a {type(leaf).__name__}.")

@@ -33,7 +33,7 @@ from flaxbert.train.optimizer import Optimizer
 from flaxbert.train.optimizers import make_optimizer
 from flaxbert.train.recipes.setup import Prepared, Say, global_batch_size
 from flaxbert.train.state import TrainState, create_state, state_shardings
-from flaxbert.train.step import Forward, make_norms, make_train_step
+from flaxbert.train.step import Forward, MaskUpdate, make_norms, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,7 @@ class StepJob:
       total_steps: Optimizer steps of the whole run.
       loss: Weighted sum of losses and of weights of a batch.
       example: A batch of one example, of the largest shape of the run.
+      masks: Changes masks in the course of training; None where none change.
     """
 
     params: Params
@@ -80,6 +81,7 @@ class StepJob:
     total_steps: int
     loss: LossFunction
     example: Mapping[str, np.ndarray]
+    masks: MaskUpdate | None = None
 
     @property
     def batch_size(self) -> int:
@@ -167,6 +169,7 @@ def _build_step(job: StepJob, plan: BatchPlan, state: TrainState, kinds: Mapping
         mesh=job.mesh,
         loss_scale_growth_steps=job.train.loss_scale_growth_steps if scaled else 0,
         guard=StepGuard.of(job.train),
+        masks=job.masks,
     )
 
 
