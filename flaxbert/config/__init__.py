@@ -26,7 +26,7 @@ from flaxbert.config.pretraining import (
     PretrainModel,
     PretrainPhase,
 )
-from flaxbert.config.pruning import OneShotConfig
+from flaxbert.config.pruning import OneShotConfig, PruneConfig, PruneMethod
 from flaxbert.config.quantization import ActivationsName, QuantizeConfig, RangeName, RoundingName, SchemeName
 from flaxbert.config.run import RunConfig
 from flaxbert.config.task import IGNORED_LABEL, TaskConfig
@@ -60,6 +60,8 @@ __all__ = [
     "PretrainModel",
     "PretrainPhase",
     "ProblemType",
+    "PruneConfig",
+    "PruneMethod",
     "QuantizeConfig",
     "RangeName",
     "RematPolicy",

@@ -25,6 +25,9 @@ Batch = Mapping[str, Any]
 Forward = Callable[..., Any]
 """``forward(params, batch, dropout_key=key or None)``, returns a ``ModelOutput``."""
 
+MaskUpdate = Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+"""``update(steps taken, trainable, frozen)``, returns the frozen arrays with the masks that hold from here on."""
+
 LOSS_SCALE_STEP = 2.0
 """Factor by which the loss scale grows and shrinks."""
 
@@ -244,6 +247,7 @@ class _Step:
     sharded: bool
     loss_scale_growth_steps: int
     guard: StepGuard
+    masks: MaskUpdate | None
 
     def _outcome(self, state: TrainState, loss: jax.Array, grad_norm: jax.Array, finite: jax.Array) -> jax.Array:
         outcome = self.guard.judge(state.guard, loss, grad_norm, finite)
@@ -281,6 +285,9 @@ class _Step:
             loss_scale, finite_steps = state.loss_scale, state.finite_steps
             if scaled:
                 loss_scale, finite_steps = _next_loss_scale(state, finite, self.loss_scale_growth_steps)
+            frozen = state.frozen
+            if self.masks is not None:
+                frozen = self.masks(state.step + jnp.int32(1), trainable, frozen)
             guard = self.guard.record(state.guard, outcome, loss, grad_norm)
             ended = (guard.reason != 0) & (state.first_bad_step == NO_BAD_STEP)
             metrics = StepMetrics(
@@ -295,6 +302,7 @@ class _Step:
             return state.replace(
                 step=state.step + jnp.int32(1),
                 trainable=trainable,
+                frozen=frozen,
                 optimizer=optimizer_state,
                 loss_scale=loss_scale,
                 finite_steps=finite_steps,
@@ -315,6 +323,7 @@ def make_train_step(
     loss_scale_growth_steps: int = 0,
     guard: StepGuard = StepGuard(),
     fixed: FixedLeaves | None = None,
+    masks: MaskUpdate | None = None,
 ) -> Any:
     """Compiles-on-demand one optimizer step.
 
@@ -334,6 +343,7 @@ def make_train_step(
       loss_scale_growth_steps: Finite steps after which the loss scale doubles; 0 without loss scale.
       guard: Which steps are left out.
       fixed: Leaves that ``forward`` finds in its parameters beside those of the state.
+      masks: Changes masks after the update of some steps; None where none change.
 
     Returns:
       A jitted ``step(state, batch, dropout_key) -> (state, StepMetrics)`` that donates (overwrites) its state. The key of
@@ -345,7 +355,7 @@ def make_train_step(
         inner = None if shardings is None else shardings.replace(frozen={**shardings.frozen, **fixed.shardings})
     gradients_of = _Gradients(forward, loss, kinds, accumulation_steps, inner, mesh)
     sharded = mesh is not None and mesh.size > 1
-    step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps, guard)
+    step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps, guard, masks)
     out_shardings = None if shardings is None or mesh is None else (shardings, replicated(mesh))
     if fixed is None:
         return jax.jit(step, donate_argnums=(0,), out_shardings=out_shardings)

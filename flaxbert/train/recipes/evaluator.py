@@ -71,5 +71,7 @@ MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("task", ("tag_scheme", "model_scheme", "stride", "entity_markers")),
     ("train", ("optimizer", "batch_size", "target_batch_size", "num_steps", "num_epochs", "schedule", "learning_rate")),
     ("train", ("freeze", "seed")),
+    ("prune", ("method", "rate", "pattern", "block", "scope", "begin_rate", "end_rate", "every")),
+    ("prune", ("threshold", "penalty", "score_factor", "keep")),
 )
 """Settings that a resumed run shares with its checkpoints; the data position checks seed, order and examples itself."""

@@ -12,6 +12,7 @@ from flaxbert.train.checkpoint import CheckpointStore
 from flaxbert.train.flops import NetworkWork
 from flaxbert.train.goodput import TimeLedger
 from flaxbert.train.loop import LoopResult
+from flaxbert.train.pruning import MaskSchedule
 from flaxbert.train.recipes.evaluator import MUST_AGREE, Evaluator
 from flaxbert.train.recipes.outcome import (
     FinetuneResult,
@@ -21,6 +22,7 @@ from flaxbert.train.recipes.outcome import (
     write_outcome,
 )
 from flaxbert.train.recipes.plan import finetuning_job
+from flaxbert.train.recipes.pruned import finish_pruning, prune_while_training
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
 from flaxbert.train.recipes.setup import Prepared, Say, describe, prepare, say_on_first
 from flaxbert.train.throughput import MeasuredCallbacks
@@ -60,8 +62,9 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
             ledger,
         )
         evaluator = Evaluator(prepared)
+        job = prune_while_training(finetuning_job(prepared), model.config, config.prune)
         run = TrainingRun(
-            job=finetuning_job(prepared),
+            job=job,
             pipeline=prepared.pipeline,
             steps_per_epoch=prepared.steps_per_epoch,
             evaluate=evaluator.metrics,
@@ -76,6 +79,7 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
                     model.config, model.task, finishes_first_token_alone(model.config, model.task, model.execution)
                 )
             ],
+            least_step=0 if job.masks is None else MaskSchedule(config.prune, (), job.total_steps).end,
         )
         try:
             before, result, step, params = run.complete(newest)
@@ -112,4 +116,7 @@ def _finish(
     config = prepared.model.config
     config = config.replace(extra={**config.extra, **scores.changes}) if scores.changes else config
     model = prepared.model.replace(params=to_host(params), config=config)
+    if prepared.config.prune.is_on:
+        model, pruned = finish_pruning(model, prepared.config.prune)
+        say(pruned)
     return write_outcome(prepared, model, scores, summary, callbacks, say)

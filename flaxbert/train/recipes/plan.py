@@ -34,7 +34,7 @@ from flaxbert.train.optimizer import Optimizer
 from flaxbert.train.optimizers import make_optimizer
 from flaxbert.train.recipes.setup import Prepared, Say, global_batch_size
 from flaxbert.train.state import TrainState, create_state, state_shardings
-from flaxbert.train.step import Forward, make_norms, make_train_step
+from flaxbert.train.step import Forward, MaskUpdate, make_norms, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,7 @@ class StepJob:
       loss: Weighted sum of losses and of weights of a batch.
       example: A batch of one example, of the largest shape of the run.
       fixed: What ``forward`` finds in its parameters beside those that are trained.
+      masks: Changes masks in the course of training; None where none change.
     """
 
     params: Params
@@ -83,6 +84,7 @@ class StepJob:
     loss: LossFunction
     example: Mapping[str, np.ndarray]
     fixed: FixedLeaves | None = None
+    masks: MaskUpdate | None = None
 
     @property
     def batch_size(self) -> int:
@@ -175,6 +177,7 @@ def _build_step(job: StepJob, plan: BatchPlan, state: TrainState, kinds: Mapping
         loss_scale_growth_steps=job.train.loss_scale_growth_steps if scaled else 0,
         guard=StepGuard.of(job.train),
         fixed=job.fixed,
+        masks=job.masks,
     )
 
 
