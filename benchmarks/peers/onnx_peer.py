@@ -10,7 +10,13 @@ import numpy as np
 from benchmarks.settings import Settings, serve
 
 
-def _export(settings: Settings, target: pathlib.Path) -> None:
+def export_torch(settings: Settings, target: pathlib.Path) -> None:
+    """Writes the model of a folder as torch exports it.
+
+    Args:
+      settings: Which model; batch and length are those of the example.
+      target: The ONNX file.
+    """
     import torch
     import transformers
 
@@ -56,7 +62,7 @@ def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
 
     folder = pathlib.Path(tempfile.mkdtemp(prefix="flaxbert-bench-"))
     path = folder / "model.onnx"
-    _export(settings, path)
+    export_torch(settings, path)
     if settings.variant == "int8":
         from onnxruntime.transformers.optimizer import optimize_model
 

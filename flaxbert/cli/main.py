@@ -13,6 +13,7 @@ from flaxbert.errors import ConfigError, FlaxbertError, nearest
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("flaxbert.cli.demo", "fine-tune, compress and predict on text that every Python carries, offline"),
     "finetune": ("flaxbert.cli.finetune", "train a model for a task from a config file or options"),
+    "distill": ("flaxbert.cli.distill", "train a small model to do what a large one does"),
     "glue": ("flaxbert.cli.glue", "fine-tune on the tasks of GLUE with several seeds and print the usual table"),
     "tokenizer train": ("flaxbert.cli.tokenizer", "learn a tokenizer from raw text"),
     "tokenizer extend": ("flaxbert.cli.tokenizer", "add the words of raw text to the vocabulary of a model"),
@@ -30,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prune": ("flaxbert.cli.prune", "remove layers, heads, neurons, tokens or single weights of a model"),
     "compare": ("flaxbert.cli.compare", "set models side by side: size, speed, quality, error"),
     "convert": ("flaxbert.cli.convert", "write a checkpoint of any readable format as safetensors"),
+    "export": ("flaxbert.cli.export", "write a model for ONNX Runtime, OpenVINO, jax alone or stock transformers"),
     "verify": ("flaxbert.cli.verify", "check a model folder, and compare it with stock transformers"),
     "push": ("flaxbert.cli.push", "upload a model folder to the hub"),
     "checkpoints list": ("flaxbert.cli.checkpoints", "list the saved versions of a run"),

@@ -41,6 +41,14 @@ def low_precision_share(products: dict[str, float], compute_type: str) -> float:
     return (total - usual) / total if total else 0.0
 
 
+def _own_branch(platforms: Any) -> int:
+    """Returns the number of the branch that the default backend takes; the last one where none names it."""
+    backend = jax.default_backend()
+    names = {"gpu": ("cuda", "rocm")}.get(backend, (backend,))
+    fitting = (place for place, own in enumerate(platforms) if own is not None and set(own) & set(names))
+    return next(fitting, len(platforms) - 1)
+
+
 def _count(jaxpr: Any, times: float, totals: dict[str, float]) -> None:
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -48,7 +56,10 @@ def _count(jaxpr: Any, times: float, totals: dict[str, float]) -> None:
             kind = str(equation.invars[1].aval.dtype)
             totals[kind] = totals.get(kind, 0.0) + times * _multiplications(equation)
         inner = list(_inner(equation))
-        if name == _BRANCHES and inner:  # the branch that multiplies most stands for all
+        platforms = equation.params.get("branches_platforms")
+        if name == _BRANCHES and platforms is not None:
+            inner = [equation.params["branches"][_own_branch(platforms)].jaxpr]
+        elif name == _BRANCHES and inner:  # the branch that multiplies most stands for all
             counted: list[dict[str, float]] = [{} for _ in inner]
             for branch, own in zip(inner, counted, strict=True):
                 _count(branch, times, own)

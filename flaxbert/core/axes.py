@@ -6,6 +6,9 @@ configuration gives; an activation axis (``batch``, ``length``) has a size that 
 
 from typing import Any
 
+Size = Any
+"""A number of entries: an int or, while a network is traced for any batch and length, an expression of symbols (``jax.export``)."""
+
 BATCH = "batch"
 LENGTH = "length"
 EMBED = "embed"

@@ -16,8 +16,8 @@ NUM_LANES = 16
 
 
 def _fold(values: jax.Array, combine: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-    """Folds the last axis onto itself until it is one vector wide or odd."""
-    while values.shape[-1] > NUM_LANES and values.shape[-1] % 2 == 0:
+    """Folds the last axis onto itself until it is one vector wide or odd; not at all where its size is symbolic."""
+    while isinstance(values.shape[-1], int) and values.shape[-1] > NUM_LANES and values.shape[-1] % 2 == 0:
         half = values.shape[-1] // 2
         values = combine(values[..., :half], values[..., half:])
     return values

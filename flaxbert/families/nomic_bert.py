@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.core import axes
+from flaxbert.core.axes import Size
 from flaxbert.core.precision import Precision
 from flaxbert.core.rules import Rule
 from flaxbert.errors import ConfigError
@@ -103,7 +104,7 @@ class NomicBertFeedForward(FeedForward):
         self.norm = LayerNorm(width, config.layer_norm_epsilon, dtype)
 
     def __call__(
-        self, hidden: Float[Array, "batch length embed"], key: Any, num_rows: int = 0
+        self, hidden: Float[Array, "batch length embed"], key: Any, num_rows: Size = 0
     ) -> Float[Array, "batch length embed"]:
         """Returns the new hidden states; ``num_rows`` as for ``keep_mask``, where there are those of the first token only."""
         wide = get_activation(self.config.hidden_act)(self.gate(hidden)) * self.up(hidden)

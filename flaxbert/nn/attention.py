@@ -13,9 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.core.axes import Size
 from flaxbert.core.precision import Precision
 from flaxbert.core.runtime import num_threads
 from flaxbert.errors import ConfigError
+from flaxbert.nn.attention_capture import keep
 from flaxbert.nn.dropout import MaskPart, dropout, fold, key_words
 from flaxbert.nn.layers import Dense, LayerNorm
 from flaxbert.nn.softmax_attention import softmax_attention
@@ -134,7 +136,7 @@ def splash_attention(
 
 
 def choose_attention(
-    name: str, compute_dtype: Any, length: int, drops_weights: bool, platform: str, scores_positions: bool = False
+    name: str, compute_dtype: Any, length: Size, drops_weights: bool, platform: str, scores_positions: bool = False
 ) -> str:
     """Resolves ``auto`` and checks an explicit choice.
 
@@ -181,7 +183,7 @@ def _platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def num_attention_parts(batch: int, platform: str, trains: bool) -> int:
+def num_attention_parts(batch: Size, platform: str, trains: bool) -> int:
     """Returns in how many parts softmax attention computes a batch: on one CPU device, one for each thread.
 
     Over a mesh the batch is split already, and cutting it once more would move it between devices. A training step takes a
@@ -193,6 +195,8 @@ def num_attention_parts(batch: int, platform: str, trains: bool) -> int:
       trains: Whether the call belongs to a training step.
     """
     threads = num_threads()
+    if not isinstance(batch, int):  # symbolic, as exports are traced
+        return 1
     if platform != "cpu" or jax.sharding.get_abstract_mesh().size > 1 or (trains and threads <= 2):
         return 1
     return min(batch, threads, MOST_ATTENTION_PARTS)
@@ -226,6 +230,7 @@ def attend(
     Returns:
       The mixed values.
     """
+    keep(query, key, value)
     rate = rate if dropout_key is not None else 0.0
     scored = position_scores is not None
     name = choose_attention(execution.attention, query.dtype, query.shape[2], rate > 0.0, _platform(), scored)

@@ -208,7 +208,9 @@ class DisentangledAttention(SelfAttention):
         scale, scores = (config.head_dim * (1 + self.num_score_types())) ** -0.5, None
         if shared.rows is not None:
             rows = dropout(shared.rows, fold(key, 1), config.hidden_dropout_rate, by_example=False)
-            places = ordered_rows(tokens.length, options.position_buckets, options.num_distances(config))[1]
+            places = None
+            if shared.places is None:
+                places = ordered_rows(tokens.length, options.position_buckets, options.num_distances(config))[1]
             scores = relative_scores(query, keys, *self.project_rows(rows), shared.places, places)
             scores = jnp.where(is_real, scores * jnp.float32(scale), jnp.float32(0.0)).astype(query.dtype)
         rate = config.attention_dropout_rate

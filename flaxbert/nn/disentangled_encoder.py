@@ -116,7 +116,8 @@ class DisentangledEncoder(Encoder):
             used, places = ordered_rows(length, num_buckets, num_distances)[0], None
         else:
             used = jnp.arange(options.num_rows(config), dtype=jnp.int32)
-            farthest = max(length, config.max_position_embeddings)
+            most = config.max_position_embeddings
+            farthest = max(length, most) if isinstance(length, int) else most  # symbolic lengths are those of exports
             places = rows_of_positions(tokens.positions(), num_buckets, num_distances, farthest)
         rows = self.distance(jnp.asarray(used))
         if hasattr(self, "distance_norm"):

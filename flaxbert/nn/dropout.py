@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, UInt32
 
+from flaxbert.core.axes import Size
 from flaxbert.core.traced_mesh import rows_before
 
 _GOLDEN = 0x9E3779B9
@@ -103,7 +104,7 @@ def keep_mask(
     *,
     transposed: bool = False,
     first_row: Any = 0,
-    num_rows: int = 0,
+    num_rows: Size = 0,
     num_groups: int = 0,
 ) -> Bool[Array, "..."]:
     """Draws which entries are kept.
@@ -143,7 +144,7 @@ def keep_mask(
     return (mixed ^ (mixed >> 16)) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
-def _rows_before(shape: tuple[int, ...], num_rows: int) -> Any:
+def _rows_before(shape: tuple[int, ...], num_rows: Size) -> Any:
     """Returns how many rows of a mask come before those of the part of the batch that the code sees."""
     examples, *inner = shape[:-1]
     if inner and num_rows:
@@ -152,7 +153,7 @@ def _rows_before(shape: tuple[int, ...], num_rows: int) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _dropout(inputs: jax.Array, words: jax.Array, rate: float, num_rows: int, by_example: bool) -> jax.Array:
+def _dropout(inputs: jax.Array, words: jax.Array, rate: float, num_rows: Size, by_example: bool) -> jax.Array:
     kept = inputs * jnp.asarray(1.0 / (1.0 - rate), inputs.dtype)
     first_row = _rows_before(inputs.shape, num_rows) if by_example and inputs.ndim > 1 else 0
     mask = keep_mask(words, rate, inputs.shape, first_row=first_row, num_rows=num_rows)
@@ -160,13 +161,13 @@ def _dropout(inputs: jax.Array, words: jax.Array, rate: float, num_rows: int, by
 
 
 def _dropout_forward(
-    inputs: jax.Array, words: jax.Array, rate: float, num_rows: int, by_example: bool
+    inputs: jax.Array, words: jax.Array, rate: float, num_rows: Size, by_example: bool
 ) -> tuple[jax.Array, jax.Array]:
     return _dropout(inputs, words, rate, num_rows, by_example), words
 
 
 def _dropout_backward(
-    rate: float, num_rows: int, by_example: bool, words: jax.Array, cotangent: jax.Array
+    rate: float, num_rows: Size, by_example: bool, words: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array, None]:
     return _dropout(cotangent, words, rate, num_rows, by_example), None
 
@@ -175,7 +176,7 @@ _dropout.defvjp(_dropout_forward, _dropout_backward)
 
 
 def dropout(
-    inputs: Float[Array, "..."], key: Any, rate: float, num_rows: int = 0, *, by_example: bool = True
+    inputs: Float[Array, "..."], key: Any, rate: float, num_rows: Size = 0, *, by_example: bool = True
 ) -> Float[Array, "..."]:
     """Zeroes entries at random and scales the rest up (Srivastava et al., 2014).
 

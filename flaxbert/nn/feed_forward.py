@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.core.axes import Size
 from flaxbert.core.precision import Precision
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.dropout import dropout, fold
@@ -29,7 +30,7 @@ class FeedForward(nnx.Module):
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon, dtype)
 
     def __call__(
-        self, hidden: Float[Array, "batch length embed"], key: Any, num_rows: int = 0
+        self, hidden: Float[Array, "batch length embed"], key: Any, num_rows: Size = 0
     ) -> Float[Array, "batch length embed"]:
         """Returns the new hidden states; ``num_rows`` as for ``keep_mask``, where there are those of the first token only."""
         wide = get_activation(self.config.hidden_act)(self.up(hidden))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from flaxbert.core.axes import Size
 from flaxbert.core.sharding import SEQUENCE
 from flaxbert.nn.attention import HIDDEN_BIAS
 from flaxbert.nn.dropout import MaskPart, key_words
@@ -44,13 +45,15 @@ class Window:
     is_split: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
-def choose_block(length: int, radius: int) -> int:
+def choose_block(length: Size, radius: int) -> int:
     """Returns the tokens of a block, or 0 where all pairs are scored and masked instead.
 
     Args:
       length: Tokens of a row.
       radius: Tokens that are seen on either side.
     """
+    if not isinstance(length, int):  # symbolic, as exports are traced
+        return 0
     block = max(2 * radius, SMALLEST_BLOCK)
     return block if length >= LENGTH_OF_BLOCKS * block else 0
 
@@ -95,7 +98,7 @@ def make_window(
     """
     batch, length = segment_ids.shape
     block = choose_block(length, radius) if block is None else block
-    if radius >= length - 1:
+    if isinstance(length, int) and radius >= length - 1:
         return Window(turned, None)
     if sequence_ways() > 1:
         return Window(turned, None, 0, radius, is_split=True)

@@ -142,7 +142,7 @@ def relative_scores(
     row_keys: Float[Array, "heads rows head_dim"] | None,
     row_queries: Float[Array, "heads rows head_dim"] | None,
     places: Any,
-    ordered_places: Int32[np.ndarray, "offsets"],
+    ordered_places: Any,
 ) -> Float[Array, "batch heads length length"]:
     """Returns ``query_i . row_key(i, j) + key_j . row_query(i, j)`` for every query i and key j, float32 (He et al., 2020, section 3.1).
 
@@ -152,7 +152,7 @@ def relative_scores(
       row_keys: Keys of the rows of distances; None leaves out the first product.
       row_queries: Queries of the rows of distances; None leaves out the second.
       places: Row of each query and key, int32 ``[batch or 1, length, length]``; None where tokens stand in order.
-      ordered_places: Row of each distance from ``1 - length`` to ``length - 1``, where tokens stand in order.
+      ordered_places: Row of each distance from ``1 - length`` to ``length - 1``, int32, where tokens stand in order; else None.
     """
     scores = []
     if row_keys is not None and places is not None:

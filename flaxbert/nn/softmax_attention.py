@@ -89,7 +89,7 @@ def softmax_attention(
     for first, last in itertools.pairwise(bounds):
         arrays = [array[first:last] for array in (query, key, value, bias)]
         scores = position_scores
-        if scores is not None and scores.shape[0] > 1:
+        if scores is not None and scores.shape[0] != 1:
             scores = scores[first:last]
         drawn = whole
         if whole is not None and first:
@@ -187,6 +187,8 @@ def _backward(
 
 
 def _is_long(query: jax.Array, key: jax.Array, position_scores: jax.Array | None, part: MaskPart | None) -> bool:
+    if not isinstance(query.shape[2], int):  # symbolic, as exports are traced
+        return False
     fits = query.shape[2] % BLOCK == 0 and key.shape[2] % BLOCK == 0
     return fits and query.shape[2] >= LONG and position_scores is None and part is None
 

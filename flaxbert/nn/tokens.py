@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flaxbert.core.axes import Size
 from flaxbert.nn.split_length import first_token, pick_tokens
 
 
@@ -37,7 +38,7 @@ class Tokens:
     packed: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
-    def length(self) -> int:
+    def length(self) -> Size:
         """Tokens of a row, padding included."""
         return self.input_ids.shape[1]
 

@@ -183,23 +183,53 @@ def save_checkpoint(
     _check_leaves(leaves, config, task)
     with fresh_folder(target, overwrite) as folder:
         typed = _write_weights(folder, config, task, leaves, max_shard_bytes)
-        settings = get_family(config.family).config_to_json(config, task)
-        quantization = quantization_config(typed)
-        if quantization is not None:
-            settings["quantization_config"] = quantization
-        _write_json(folder / "config.json", settings)
-        max_length = config.max_length
-        if tokenizer is not None:
-            _save_tokenizer(folder, tokenizer)
-            max_length = min(max_length, int(tokenizer.model_max_length))
-        if pooling is not None and not TASK_HEADS[task]:
-            max_length = min(max_length, pooling.max_length or max_length)
-            write_pooling(folder, pooling, config.hidden_size, max_length, write_safetensors)
+        write_description(folder, config, task, tokenizer, pooling, quantization_config(typed))
         for name, text in (files or {}).items():
             (folder / name).write_text(text, "utf-8")
-        manifest = {"format_version": 1, "task": task, "versions": _versions(), "files": describe_files(folder)}
-        _write_json(folder / MANIFEST_FILE, manifest)
+        write_manifest(folder, task)
     return target
+
+
+def write_description(
+    folder: pathlib.Path,
+    config: ModelConfig,
+    task: str,
+    tokenizer: Any = None,
+    pooling: SentencePooling | None = None,
+    quantization: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what a model folder says beside the weights: ``config.json``, the tokenizer's files and how vectors are pooled.
+
+    Args:
+      folder: The folder, which exists.
+      config: As for ``save_checkpoint``.
+      task: The same.
+      tokenizer: The same.
+      pooling: The same.
+      quantization: How leaves are quantized, for ``config.json``; None for nothing.
+    """
+    settings = get_family(config.family).config_to_json(config, task)
+    if quantization is not None:
+        settings["quantization_config"] = quantization
+    _write_json(folder / "config.json", settings)
+    max_length = config.max_length
+    if tokenizer is not None:
+        _save_tokenizer(folder, tokenizer)
+        max_length = min(max_length, int(tokenizer.model_max_length))
+    if pooling is not None and not TASK_HEADS[task]:
+        max_length = min(max_length, pooling.max_length or max_length)
+        write_pooling(folder, pooling, config.hidden_size, max_length, write_safetensors)
+
+
+def write_manifest(folder: pathlib.Path, task: str) -> None:
+    """Writes versions, and the SHA-256 of every file of a folder.
+
+    Args:
+      folder: The folder, otherwise complete.
+      task: Canonical task name.
+    """
+    manifest = {"format_version": 1, "task": task, "versions": _versions(), "files": describe_files(folder)}
+    _write_json(folder / MANIFEST_FILE, manifest)
 
 
 def verify_checkpoint(folder: str | pathlib.Path) -> list[str]:
@@ -227,4 +257,4 @@ def verify_checkpoint(folder: str | pathlib.Path) -> list[str]:
     return problems
 
 
-__all__ = ["MAX_SHARD_BYTES", "save_checkpoint", "verify_checkpoint"]
+__all__ = ["MAX_SHARD_BYTES", "save_checkpoint", "verify_checkpoint", "write_description", "write_manifest"]

@@ -21,7 +21,7 @@ COMPARES = "flaxbert/evaluation/reference.py"
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "orbax": "orbax-checkpoint"}
 """Distributions whose import name is another; elsewhere the two differ in case and dashes only."""
 
-OPTIONAL = {"ray": "flaxbert/cluster/"}
+OPTIONAL = {"ray": "flaxbert/cluster/", "onnx": "flaxbert/export/"}
 """Libraries that an extra of the same name installs, with the folder whose functions alone may import them."""
 
 BROUGHT_ALONG = {
@@ -135,7 +135,17 @@ def test_no_oracle_in_the_core_requirements() -> None:
 
 def test_every_extra_of_the_readme_exists() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(project["optional-dependencies"]) == {"serve", "onnx", "ray", "tpu", "cuda", "test", "bench", "dev"}
+    assert set(project["optional-dependencies"]) == {
+        "serve",
+        "onnx",
+        "openvino",
+        "ray",
+        "tpu",
+        "cuda",
+        "test",
+        "bench",
+        "dev",
+    }
 
 
 def test_every_module_is_importable_where_torch_and_tensorflow_are_not() -> None:

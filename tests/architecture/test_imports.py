@@ -30,7 +30,18 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ),
     ("weights",),
     ("tasks", "model", "inference"),
-    ("train", "evaluation", "compression", "comparison", "retrieval", "serve", "registry", "cluster", "planning"),
+    (
+        "train",
+        "evaluation",
+        "compression",
+        "comparison",
+        "retrieval",
+        "serve",
+        "registry",
+        "cluster",
+        "planning",
+        "export",
+    ),
     ("cli", "__init__", "__main__"),
 )
 """The parts of flaxbert from the bottom to the top. A part may import lower tiers, itself, and what PEERS allows."""
@@ -53,6 +64,7 @@ PEERS: dict[str, frozenset[str]] = {
     "comparison": frozenset({"train", "evaluation"}),
     "serve": frozenset({"registry"}),
     "cluster": frozenset({"train"}),
+    "export": frozenset({"evaluation"}),
     "__main__": frozenset({"cli"}),
     "cli": frozenset({"__init__"}),
 }
