@@ -17,6 +17,7 @@ from flaxbert.core.low_bit_arrays import (
     PackedArray,
     StaticQuantizedArray,
 )
+from flaxbert.core.movement_array import MovementArray
 
 WEIGHTS = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
 
@@ -34,6 +35,7 @@ LEAVES = {
     ),
     "packed": lambda: PackedArray(jnp.zeros((2, 2, 8), jnp.uint8), *[ones(1, 8).astype(jnp.bfloat16)] * 2),
     "channel_grouped": lambda: ChannelGroupedArray(jnp.asarray(WEIGHTS[:8] * 30, jnp.int8), ones(4, 8), ones(16, 1)),
+    "movement": lambda: MovementArray(jnp.asarray(WEIGHTS), ones(4, 2), jnp.arange(8).reshape(4, 2) > 3),
     "float8": lambda: Float8Array(jnp.asarray(WEIGHTS, FLOAT8), ones(1, 8)),
 }
 """A kernel of 16 inputs and 8 outputs in every kind; a new kind needs a line here."""
