@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from benchmarks.models import base_model
 from benchmarks.settings import Settings, root
+from flaxbert.train.provenance import machine
 
 
 @dataclasses.dataclass
@@ -151,20 +151,6 @@ def table(rows: Sequence[dict[str, Any]], reference: str, unit: str = "seq/s") -
             f"{row['peak_mib']:>9.0f}  {row.get('version', '')}"
         )
     return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-    """Returns what the figures depend on: processor, cores, Python."""
-    import os
-
-    model = platform.processor() or platform.machine()
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def write_json(path: str, document: dict[str, Any]) -> None:

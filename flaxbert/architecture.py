@@ -63,8 +63,8 @@ class ModelConfig:
       hidden_size: Width of the residual stream.
       embedding_size: Width of the embedding tables, projected to hidden_size; 0 takes hidden_size, without projection.
       num_hidden_layers: Number of blocks.
-      num_attention_heads: Heads per block.
-      intermediate_size: Width of the feed-forward layer.
+      num_attention_heads: Heads per block; the most of any block where they differ.
+      intermediate_size: Width of the feed-forward layer; the widest where they differ.
       hidden_act: Activation of the feed-forward layer: gelu (erf), gelu_new (tanh), relu, silu…
       hidden_dropout_rate: Dropout of embeddings and block outputs, in [0, 1).
       attention_dropout_rate: Dropout of attention weights, in [0, 1).
@@ -81,6 +81,10 @@ class ModelConfig:
       num_labels: Outputs of the classifier.
       labels: Names of the labels in order; empty where the checkpoint has none.
       projection_size: Width of the token vectors of late interaction.
+      head_size: Width of one head where the heads do not fill hidden_size, as after some were removed; 0 takes hidden_size over
+        num_attention_heads.
+      layer_heads: Heads of each block; empty where all have num_attention_heads.
+      layer_intermediate: Width of each block's feed-forward layer; empty where all have intermediate_size.
       problem_type: single_label_classification, multi_label_classification or regression; empty where not known.
       options: What the family alone needs, a frozen dataclass of its own; None where it needs nothing.
       extra: Further keys of the checkpoint's config.json, written back on export.
@@ -108,6 +112,9 @@ class ModelConfig:
     num_labels: int = 2
     labels: tuple[str, ...] = ()
     projection_size: int = 128
+    head_size: int = 0
+    layer_heads: tuple[int, ...] = ()
+    layer_intermediate: tuple[int, ...] = ()
     problem_type: str = ""
     options: Any = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
@@ -139,7 +146,13 @@ class ModelConfig:
             raise ConfigError(
                 f"position_offset {self.position_offset} leaves none of the {self.max_position_embeddings} positions."
             )
-        if self.hidden_size % self.num_attention_heads:
+        self._settle_layers("layer_heads", "num_attention_heads")
+        self._settle_layers("layer_intermediate", "intermediate_size")
+        if self.head_size < 0:
+            raise ConfigError(f"head_size of the model is {self.head_size}, but must be at least 0.")
+        if self.head_size * self.num_attention_heads == self.hidden_size:
+            object.__setattr__(self, "head_size", 0)
+        if not self.head_size and self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}."
             )
@@ -148,6 +161,17 @@ class ModelConfig:
                 raise ConfigError(f"{field} of the model is {getattr(self, field)}, but a dropout lies in [0, 1).")
         if self.labels and len(self.labels) != self.num_labels:
             raise ConfigError(f"The model has {self.num_labels} labels, but {len(self.labels)} label names.")
+
+    def _settle_layers(self, field: str, whole: str) -> None:
+        """Checks sizes of single layers, and forgets them where all layers are alike."""
+        sizes = tuple(getattr(self, field))
+        if sizes and (len(sizes) != self.num_hidden_layers or any(not isinstance(n, int) or n < 1 for n in sizes)):
+            raise ConfigError(
+                f"{field} of the model is {sizes}, but must be {self.num_hidden_layers} whole numbers of at least 1, one for each layer."
+            )
+        if sizes:
+            object.__setattr__(self, whole, max(sizes))
+        object.__setattr__(self, field, sizes if len(set(sizes)) > 1 else ())
 
     @property
     def max_length(self) -> int:
@@ -162,12 +186,22 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.head_size or self.hidden_size // self.num_attention_heads
 
     @property
     def attention_size(self) -> int:
         """Width of all attention heads together."""
         return self.num_attention_heads * self.head_dim
+
+    @property
+    def has_equal_layers(self) -> bool:
+        """Whether all layers have the same sizes."""
+        return not (self.layer_heads or self.layer_intermediate)
+
+    @property
+    def layer_sizes(self) -> tuple["ModelConfig", ...]:
+        """What each layer is built from, in order."""
+        return tuple(self.for_layer(index) for index in range(self.num_hidden_layers))
 
     @property
     def num_next_sentence_labels(self) -> int:
@@ -201,6 +235,23 @@ class ModelConfig:
           kind: Class of the options.
         """
         return self.options if isinstance(self.options, kind) else kind()
+
+    def for_layer(self, index: int) -> "ModelConfig":
+        """Returns what one layer is built from: this config with that layer's own sizes as those of all.
+
+        Args:
+          index: Number of the layer, from 0.
+        """
+        if self.has_equal_layers:
+            return self
+        return dataclasses.replace(
+            self,
+            num_attention_heads=self.layer_heads[index] if self.layer_heads else self.num_attention_heads,
+            intermediate_size=self.layer_intermediate[index] if self.layer_intermediate else self.intermediate_size,
+            head_size=self.head_dim,
+            layer_heads=(),
+            layer_intermediate=(),
+        )
 
     def replace(self, **changes: Any) -> "ModelConfig":
         """Returns a copy with some fields changed.

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -25,8 +26,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),
     "predict": ("flaxbert.cli.predict", "label, tag, answer or embed texts from arguments, a file or standard input"),
-    "quantize": ("flaxbert.cli.quantize", "store a model's matrices as int8, and run them so, or as 4-bit codes"),
-    "sparsify": ("flaxbert.cli.sparsify", "set a share of a model's weights to zero, for good"),
+    "quantize": ("flaxbert.cli.quantize", "store a model's matrices in few bits: int8, 4 to 1 bits, float8, mixed"),
+    "prune": ("flaxbert.cli.prune", "remove layers, heads, neurons, tokens or single weights of a model"),
+    "compare": ("flaxbert.cli.compare", "set models side by side: size, speed, quality, error"),
     "convert": ("flaxbert.cli.convert", "write a checkpoint of any readable format as safetensors"),
     "export": ("flaxbert.cli.export", "write a model for ONNX Runtime, OpenVINO, jax alone or stock transformers"),
     "verify": ("flaxbert.cli.verify", "check a model folder, and compare it with stock transformers"),
@@ -37,11 +39,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Module and one-line description of every command."""
 
-SHORT_OPTIONS = {"--profile": ("--train.profile", frozenset({"pretrain", "finetune"}))}
+SHORT_OPTIONS = {
+    "--profile": ("--train.profile", frozenset({"pretrain", "finetune"})),
+    "--data": ("--examples", frozenset({"compare", "quantize", "prune"})),
+}
 """Options with a short name, and the commands that have them."""
 
 LAUNCHERS = frozenset({"launch"})
 """Commands that run another one: its words follow after ``--``."""
+
+SEVERAL = frozenset({"compare"})
+"""Commands whose first argument is all words before the first option."""
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -171,6 +179,9 @@ def parse_command(name: str, words: Sequence[str]) -> tuple[Callable[..., Any], 
     if name in LAUNCHERS:
         place = own.index("--") if "--" in own else len(own)
         own, launched = own[:place], {"command": tuple(own[place + 1 :])}
+    if name in SEVERAL:
+        place = next((index for index, word in enumerate(own) if word.startswith("-")), len(own))
+        own = [*([json.dumps(own[:place])] if place else []), *own[place:]]
     for short, (full, commands) in SHORT_OPTIONS.items():
         if name in commands:
             own = [full + word.removeprefix(short) if word.split("=")[0] == short else word for word in own]

@@ -1,6 +1,9 @@
-"""``flaxbert quantize``: stores a model's matrices as int8, and runs them so, or as 4-bit codes."""
+"""``flaxbert quantize``: stores a model's matrices as codes of a few bits, and runs them in integers where that is faster."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from flaxbert.cli.compression import check_output, plan_comparison, save_compressed
+from flaxbert.config import DataConfig, QuantizeConfig, TaskConfig
 
 if TYPE_CHECKING:
     from flaxbert.transforms import CompressionReport
@@ -9,37 +12,43 @@ if TYPE_CHECKING:
 def run(
     model: str,
     output: str,
-    bits: int = 8,
-    group_size: int = 0,
-    keep: list[str] | None = None,
+    examples: str = "",
+    data: DataConfig = DataConfig(max_length=0),
+    task_options: TaskConfig = TaskConfig(),
     task: str | None = None,
+    report: str = "",
+    **options: Any,
 ) -> int:
-    """Stores a model's matrices as integer codes: int8, which is also computed in, or 4 bits, which are written out for each product.
+    """Stores a model's matrices as codes: int8, which is also computed in, or 4, 3, 2 or 1 bits or float8, which are written out for each product.
 
     Args:
       model: Folder or hub id of the model.
       output: New folder that the quantized model is written to, with compression_report.json beside it.
-      bits: 8 (weights per channel, activations per token as they come) or 4 (weights per group, two codes to a byte).
-      group_size: Weights that share a scale, for 4 bits; 0 takes 64.
-      keep: Regular expressions of leaf names that stay as they are, for example "encoder.layers.0.*".
+      examples: Labelled examples that auto judges by, and for the quality in the report.
+      data: Where labels and texts stand in calibration and examples.
+      task_options: What the model's task needs beyond texts and labels.
       task: Task to load the model for; default what the folder holds.
+      report: New folder for a page that compares the two models, as flaxbert compare writes it; empty writes none.
+      **options: Fields of ``QuantizeConfig``: how.
 
     Returns:
       The exit code.
     """
-    report = quantize_model(model, output, bits=bits, group_size=group_size, keep=keep, task=task)
-    print(report.to_text(), end="")
+    chosen = QuantizeConfig(**options)
+    compare = plan_comparison(model, output, report, examples, data, task_options, chosen.is_mixed)
+    done = quantize_model(model, output, chosen, examples, data, task_options, task)
+    print(done.to_text(), end="")
     print(f"Saved to {output}.")
-    return 0
+    return compare()
 
 
 def quantize_model(
     model: str,
     output: str,
-    *,
-    bits: int = 8,
-    group_size: int = 0,
-    keep: list[str] | None = None,
+    options: QuantizeConfig = QuantizeConfig(),
+    examples: str = "",
+    data: DataConfig = DataConfig(max_length=0),
+    task_options: TaskConfig = TaskConfig(),
     task: str | None = None,
 ) -> "CompressionReport":
     """Quantizes a model on disk and returns the report that is also written into the new folder.
@@ -47,33 +56,29 @@ def quantize_model(
     Args:
       model: Folder or hub id.
       output: Folder to write; must not exist or be empty.
-      bits: As for ``QuantizationSpec``.
-      group_size: The same.
-      keep: Regular expressions of leaf names that stay as they are; each must match one at least.
+      options: How.
+      examples: Labelled examples to judge by.
+      data: Columns and format of calibration and examples.
+      task_options: What the model's task needs beyond texts and labels.
       task: Task to load the model for; None takes what the folder holds.
 
     Returns:
       The report.
 
     Raises:
-      ConfigError: The output folder exists already.
+      ConfigError: The output folder exists already, or the options do not fit together.
+      DataError: Calibration or examples can not be read.
       RuleError: An entry of ``keep`` matches no leaf, or the model is quantized already.
     """
-    from flaxbert.cli.compression import check_output, save_compressed
-
     folder = check_output(output)
     from flaxbert.core.runtime import configure
 
     configure()
     import flaxbert
-    from flaxbert.core.rules import Rule
-    from flaxbert.transforms import QuantizationSpec, default_quantization_rules, quantize
-    from flaxbert.transforms.quantize import QuantizationRule
+    from flaxbert.compression.options import check_options, quantize_by
 
-    spec = QuantizationSpec(bits, group_size)
+    check_options(options, examples)
     loaded = flaxbert.load(model, task=task)
-    kept: tuple[QuantizationRule, ...] = tuple(Rule(pattern, None) for pattern in keep or ())
-    rules = (*kept, *default_quantization_rules(spec))
-    params, report = quantize(loaded.params, rules)
-    save_compressed(loaded.replace(params=params), report, folder)
+    compressed, report = quantize_by(loaded, options, examples, data, task_options)
+    save_compressed(compressed, report, folder, source=model)
     return report

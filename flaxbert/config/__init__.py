@@ -19,12 +19,15 @@ from flaxbert.config.pretraining import (
     PretrainModel,
     PretrainPhase,
 )
+from flaxbert.config.pruning import OneShotConfig
+from flaxbert.config.quantization import ActivationsName, QuantizeConfig, RangeName, RoundingName, SchemeName
 from flaxbert.config.run import RunConfig
 from flaxbert.config.task import IGNORED_LABEL, TaskConfig
 from flaxbert.config.train import FreezeRule, OptimizerName, ScheduleName, TrainConfig
 
 __all__ = [
     "IGNORED_LABEL",
+    "ActivationsName",
     "AttentionName",
     "ClusterConfig",
     "CorpusConfig",
@@ -37,6 +40,7 @@ __all__ = [
     "MeshConfig",
     "ModelSource",
     "ObjectiveConfig",
+    "OneShotConfig",
     "OptimizerName",
     "OutputConfig",
     "PrecisionName",
@@ -46,9 +50,13 @@ __all__ = [
     "PretrainModel",
     "PretrainPhase",
     "ProblemType",
+    "QuantizeConfig",
+    "RangeName",
     "RematPolicy",
+    "RoundingName",
     "RunConfig",
     "ScheduleName",
+    "SchemeName",
     "TaskConfig",
     "TokenizerConfig",
     "TrainConfig",

@@ -27,20 +27,37 @@ class TypedArray:
     """Base of typed leaves: the logical view of a stored array.
 
     Attributes:
-      kind: Name of the storage form in manifests and reports.
+      kind: Name of the storage form in manifests and reports; empty for leaves that are never stored.
       parts: Names of the stored arrays, the fields of the dataclass in order.
+      computes_in: Type of both operands where ``contract`` multiplies by such a leaf in low precision, for example ``int8``; empty where
+        it writes the leaf out and multiplies in the model's compute type, so that only storage is saved. Every kind has to say it.
       is_quantized: Whether it stands for rounded numbers, which are not trained and not rounded again.
     """
 
     kind: ClassVar[str] = ""
     parts: ClassVar[tuple[str, ...]] = ()
+    computes_in: ClassVar[str] = ""
     is_quantized: ClassVar[bool] = False
 
-    def __init_subclass__(cls, kind: str, parts: tuple[str, ...], is_quantized: bool = False) -> None:
+    def __init_subclass__(
+        cls, *, kind: str, parts: tuple[str, ...], computes_in: str, is_quantized: bool = False
+    ) -> None:
         cls.kind = kind
         cls.parts = parts
+        cls.computes_in = computes_in
         cls.is_quantized = is_quantized
-        LEAF_KINDS[kind] = cls
+        if kind:
+            LEAF_KINDS[kind] = cls
+
+    @classmethod
+    def product_dtype(cls, platform: str) -> str:
+        """Returns ``computes_in`` on one backend; kinds whose products depend on the backend override this.
+
+        Args:
+          platform: ``cpu``, ``gpu`` or ``tpu``.
+        """
+        del platform
+        return cls.computes_in
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,6 +82,14 @@ class TypedArray:
     def stored_parts(self) -> dict[str, Any]:
         """Returns the stored arrays by part name."""
         return {part: getattr(self, part) for part in self.parts}
+
+    def logical_axes(self, part: str) -> tuple[int | None, ...]:
+        """Returns which logical axis each axis of a part runs along; None for an axis that is not of the matrix.
+
+        Args:
+          part: Name of the part.
+        """
+        return tuple(range(len(getattr(self, part).shape)))
 
     @property
     def size_bytes(self) -> int:
@@ -99,7 +124,7 @@ def array_bytes(array: Any) -> int:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class QuantizedArray(TypedArray, kind="quantized", parts=("codes", "scale"), is_quantized=True):
+class QuantizedArray(TypedArray, kind="quantized", parts=("codes", "scale"), computes_in="int8", is_quantized=True):
     """A matrix ``[..., in, out]`` as symmetric integer codes with one scale per output channel.
 
     ``dense = codes * scale``; the scale has the shape of the codes with the input axis of size 1.
@@ -130,7 +155,7 @@ class QuantizedArray(TypedArray, kind="quantized", parts=("codes", "scale"), is_
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class GroupedArray(TypedArray, kind="grouped", parts=("packed", "scale"), is_quantized=True):
+class GroupedArray(TypedArray, kind="grouped", parts=("packed", "scale"), computes_in="", is_quantized=True):
     """A matrix as 4-bit codes, two to a byte, with one scale for every group of neighbours along the contracted axis.
 
     ``dense = codes * scale of the group``, codes in [-8, 7]. Groups have at least 4 entries, so that the shapes of the parts tell which axis
@@ -192,7 +217,7 @@ class GroupedArray(TypedArray, kind="grouped", parts=("packed", "scale"), is_qua
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SparseArray(TypedArray, kind="sparse", parts=("values", "mask")):
+class SparseArray(TypedArray, kind="sparse", parts=("values", "mask"), computes_in=""):
     """A matrix with a fixed pattern of zeros that survives further training.
 
     ``dense = values * mask``. Only ``values`` is trained; where the mask is 0 its gradient is 0 too.

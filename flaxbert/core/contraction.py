@@ -15,6 +15,14 @@ from jaxtyping import Array, Float, Int
 
 from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray, TypedArray
 from flaxbert.core.integer_dot import integer_dot
+from flaxbert.core.low_bit_arrays import (
+    FLOAT8,
+    FLOAT8_MAXIMUM,
+    Float8Array,
+    ObservedArray,
+    PackedArray,
+    StaticQuantizedArray,
+)
 from flaxbert.core.reductions import column_sum, row_magnitude
 from flaxbert.errors import ShapeError
 
@@ -143,6 +151,72 @@ def _quantized_backward(
 _quantized_dot.defvjp(_quantized_forward, _quantized_backward)
 
 
+def _round_inputs(inputs: jax.Array, input_scale: jax.Array, input_zero: jax.Array) -> jax.Array:
+    """Returns int8 codes of inputs with scales that are known beforehand."""
+    scaled = inputs.astype(jnp.float32) * (1.0 / input_scale) + input_zero
+    return jnp.clip(jnp.round(scaled), -INT8_MAXIMUM - 1.0, INT8_MAXIMUM).astype(jnp.int8)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _static_dot(inputs: jax.Array, leaf: StaticQuantizedArray, _dtype: Any) -> jax.Array:
+    tokens = _round_inputs(inputs, leaf.input_scale[:, 0], leaf.input_zero[0, 0])
+    return integer_dot(tokens, leaf.codes, 0).astype(jnp.float32) * leaf.scale[0] + leaf.shift[0]
+
+
+def _static_forward(inputs: jax.Array, leaf: StaticQuantizedArray, dtype: Any) -> tuple[jax.Array, Any]:
+    return _static_dot(inputs, leaf, dtype), (leaf, jnp.zeros((0,), inputs.dtype))
+
+
+def _static_backward(dtype: Any, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    """Gradient of the inputs alone: straight through their rounding; what was calibrated is not trained."""
+    leaf, like = residuals
+    kernel = (leaf.codes.astype(jnp.float32) * leaf.scale / leaf.input_scale).astype(dtype)
+    return _dot(cotangent.astype(dtype), kernel, (cotangent.ndim - 1,), (1,)).astype(like.dtype), None
+
+
+_static_dot.defvjp(_static_forward, _static_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _float8_dot(inputs: jax.Array, leaf: Float8Array, dtype: Any, transposed: bool) -> jax.Array:
+    axis = 1 if transposed else 0
+
+    def write_out(inputs: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
+        dense = (values.astype(jnp.float32) * scale).astype(dtype)
+        return _dot(inputs.astype(dtype), dense, (inputs.ndim - 1,), (axis,))
+
+    def multiply(inputs: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
+        inputs = inputs.astype(jnp.float32)
+        own = jnp.maximum(row_magnitude(inputs) * (1.0 / FLOAT8_MAXIMUM), SMALLEST_SCALE)
+        tokens = (inputs / own).astype(FLOAT8)
+        return _dot(tokens, values, (inputs.ndim - 1,), (axis,)) * own * jnp.squeeze(scale, axis)
+
+    if (
+        leaf.scale.shape[axis] != 1
+    ):  # scales along the contracted axis, as those of a tied table, can not wait until after the sum
+        return write_out(inputs, leaf.values, leaf.scale)
+    return lax.platform_dependent(inputs, leaf.values, leaf.scale, cuda=multiply, default=write_out)
+
+
+def _float8_forward(inputs: jax.Array, leaf: Float8Array, dtype: Any, transposed: bool) -> tuple[jax.Array, Any]:
+    return _float8_dot(inputs, leaf, dtype, transposed), (leaf, jnp.zeros((0,), inputs.dtype))
+
+
+def _float8_backward(dtype: Any, transposed: bool, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    """Gradient of the inputs alone: straight through their rounding."""
+    leaf, like = residuals
+    dense = leaf.materialize().astype(dtype)
+    contracted = (0,) if transposed else (1,)
+    return _dot(cotangent.astype(dtype), dense, (cotangent.ndim - 1,), contracted).astype(like.dtype), None
+
+
+_float8_dot.defvjp(_float8_forward, _float8_backward)
+
+
+_WRITTEN_OUT = (SparseArray, GroupedArray, PackedArray)
+"""Leaves that are written out in the compute type for the time of a product."""
+
+
 def contract(
     inputs: Float[Array, "*batch in_axis"],
     leaf: Any,
@@ -161,8 +235,9 @@ def contract(
       bias: Added in float32; None for none.
       compute_dtype: Type that the operands are cast to; accumulation is in float32. ``QuantizedArray`` kernels are
         multiplied as int8 by int8 whatever this says; their gradients are computed in it, and the rounding of the
-        activations passes gradients straight through (Bengio, Leonard and Courville, 2013). ``GroupedArray`` kernels are written out in it
-        for the time of the product.
+        activations passes gradients straight through (Bengio, Leonard and Courville, 2013). So are ``StaticQuantizedArray``
+        kernels, with scales of the activations that were measured beforehand, and on NVIDIA GPUs ``Float8Array`` kernels in float8. Other typed kernels are written out in it for the time
+        of the product.
       transposed: Contract with the leaf's last axis instead of its first, as the decoder tied to an embedding does.
       num_heads: Splits the result into heads that stand before the length; 0 leaves it as it is.
 
@@ -174,10 +249,19 @@ def contract(
       TypeError: A typed leaf that contraction does not know.
     """
     dtype = jnp.dtype(compute_dtype)
+    if isinstance(leaf, ObservedArray):
+        leaf.tell(inputs)
+        leaf = leaf.values
+    if isinstance(leaf, StaticQuantizedArray):
+        if transposed:
+            raise ShapeError(f"A static kernel {leaf.shape} can not be contracted along its outputs.")
+        return _add_bias(_static_dot(inputs, leaf, dtype), bias, num_heads)
     if isinstance(leaf, QuantizedArray):
         scale = _scale_per_output(leaf, transposed)
         return _add_bias(_quantized_dot(inputs, leaf.codes, scale, transposed, dtype), bias, num_heads)
-    if isinstance(leaf, SparseArray | GroupedArray):
+    if isinstance(leaf, Float8Array):
+        return _add_bias(_float8_dot(inputs, leaf, dtype, transposed), bias, num_heads)
+    if isinstance(leaf, _WRITTEN_OUT):
         leaf = leaf.materialize()
     if isinstance(leaf, TypedArray):
         raise TypeError(f"contract does not know how to multiply by a {type(leaf).__name__}.")
@@ -200,21 +284,24 @@ def take(leaf: Any, indices: Int[Array, "*batch"], *, compute_dtype: Any = jnp.f
       ShapeError: A quantized table has no scale per row.
       TypeError: A typed leaf that look-ups do not know.
     """
-    if isinstance(leaf, QuantizedArray):
+    if isinstance(leaf, ObservedArray):
+        leaf = leaf.values
+    if isinstance(leaf, QuantizedArray | Float8Array):
         if leaf.scale.shape[0] != leaf.shape[0]:
             raise ShapeError(
                 f"Rows of a quantized table {leaf.shape} with scales {tuple(leaf.scale.shape)} can not be looked up; "
                 "quantize it with one scale per row."
             )
-        rows = jnp.take(leaf.codes, indices, axis=0).astype(jnp.float32)
+        stored = leaf.codes if isinstance(leaf, QuantizedArray) else leaf.values
+        rows = jnp.take(stored, indices, axis=0).astype(jnp.float32)
         return (rows * jnp.take(leaf.scale, indices, axis=0)).astype(compute_dtype)
-    if isinstance(leaf, GroupedArray):
+    if isinstance(leaf, GroupedArray | PackedArray):
         if leaf.axis != -1:
             raise ShapeError(
                 f"Rows of a table {leaf.shape} can not be looked up: its groups lie along the rows, not the columns."
             )
-        parts = (jnp.take(part, indices.reshape(-1), axis=0) for part in (leaf.packed, leaf.scale))
-        return GroupedArray(*parts).materialize().astype(compute_dtype).reshape(*indices.shape, leaf.shape[-1])
+        rows = jax.tree.map(lambda part: jnp.take(part, indices.reshape(-1), axis=0), leaf)
+        return rows.materialize().astype(compute_dtype).reshape(*indices.shape, leaf.shape[-1])
     if isinstance(leaf, SparseArray):
         leaf = leaf.materialize()
     if isinstance(leaf, TypedArray):

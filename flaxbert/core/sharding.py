@@ -120,13 +120,13 @@ def check_mesh_fits(mesh: Mesh, config: Any, batch_size: int, lengths: Sequence[
         )
     for length in lengths:
         _check_length(length, mesh)
-    for field, axis in (
-        ("num_attention_heads", TENSOR),
-        ("intermediate_size", TENSOR),
-        ("hidden_size", FSDP),
-        ("embedding_width", FSDP),
-    ):
-        size = getattr(config, field)
+    sizes = [
+        (field, getattr(layer, field), TENSOR)
+        for layer in config.layer_sizes
+        for field in ("num_attention_heads", "intermediate_size")
+    ]
+    sizes += [(field, getattr(config, field), FSDP) for field in ("hidden_size", "embedding_width")]
+    for field, size, axis in sizes:
         if size % shape[axis]:
             fits = [ways for ways in range(1, shape[axis]) if size % ways == 0]
             raise MeshError(
@@ -178,14 +178,16 @@ def leaf_sharding(name: str, leaf: Any, leaf_axes: Sequence[str], mesh: Mesh) ->
         spec = _axis_spec(axis, size, mesh, name)
         specs.append(None if spec in specs else spec)  # a mesh axis can split one axis of a leaf only: the first
 
-    def sharding(array: Any) -> NamedSharding:
+    def sharding(array: Any, axes: Sequence[int | None]) -> NamedSharding:
         # What does not divide an axis evenly, such as few groups of a quantized leaf, is whole on every device.
-        own = [None if spec and array.shape[i] % mesh.shape[spec] else spec for i, spec in enumerate(specs)]
+        own = [None if axis is None else specs[axis] for axis in axes]
+        own = [None if spec and size % mesh.shape[spec] else spec for spec, size in zip(own, array.shape, strict=True)]
         return NamedSharding(mesh, PartitionSpec(*own))
 
     if isinstance(leaf, TypedArray):
-        return type(leaf)(**{part: sharding(array) for part, array in leaf.stored_parts().items()})
-    return sharding(leaf)
+        parts = leaf.stored_parts().items()
+        return type(leaf)(**{part: sharding(array, leaf.logical_axes(part)) for part, array in parts})
+    return sharding(leaf, range(len(specs)))
 
 
 def param_shardings(params: Mapping[str, Any], leaf_axes: Mapping[str, Sequence[str]], mesh: Mesh) -> Params:

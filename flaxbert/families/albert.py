@@ -24,7 +24,7 @@ from flaxbert.families.layout import (
 from flaxbert.families.work import LayerWork, standard_layers
 from flaxbert.nn.dropout import fold
 from flaxbert.nn.embeddings import Embeddings
-from flaxbert.nn.encoder import Block, Encoder
+from flaxbert.nn.encoder import Block, Encoder, check_equal_layers
 from flaxbert.nn.heads import HeadStyle
 from flaxbert.nn.layers import Dense
 from flaxbert.nn.network import Network
@@ -93,6 +93,7 @@ class AlbertEncoder(Encoder):
         nnx.Module.__init__(self)
         self.config = config
         self.execution = execution
+        check_equal_layers(config, "share weights as ALBERT's do")
         groups = [AlbertGroup(config, execution, rngs) for _ in range(config.own(AlbertOptions).num_hidden_groups)]
         self.groups = nnx.List(groups)
 
@@ -202,6 +203,10 @@ ALBERT = make_family(
         encoder=AlbertEncoder,
     ),
     layer_work=layer_work,
+    unprunable=lambda config: {
+        "layers": "its layers share their weights, so that dropping one would remove none; start from fewer layers "
+        "(num_hidden_layers of config.json) instead",
+    },
     repeats=lambda config: {
         "group": config.own(AlbertOptions).num_hidden_groups,
         "inner": config.own(AlbertOptions).inner_group_num,

@@ -9,12 +9,30 @@ from typing import Any, Literal
 import numpy as np
 
 from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.core import axes
 from flaxbert.core.axes import axis_size
 from flaxbert.core.rules import Rule, match_rules
 from flaxbert.core.trees import STACKED
 from flaxbert.families.work import LayerWork, standard_layers
 
 Transform = Literal["none", "transpose"]
+
+
+def keep_layers(config: ModelConfig, kept: Sequence[int]) -> ModelConfig:
+    """Returns the config with some layers only.
+
+    Args:
+      config: Architecture.
+      kept: Numbers of the layers, in order.
+    """
+    return config.replace(
+        num_hidden_layers=len(kept),
+        layer_heads=tuple(config.layer_heads[layer] for layer in kept) if config.layer_heads else (),
+        layer_intermediate=tuple(config.layer_intermediate[layer] for layer in kept)
+        if config.layer_intermediate
+        else (),
+        head_size=config.head_dim,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +101,13 @@ class Family:
       stock_reads_padding: Whether stock classes let padding change the results of a text, which ours never do.
       adapt_config: What the names of a checkpoint's tensors say otherwise than its config.
       layer_work: How much each layer multiplies for a task, one after the other.
+      head_axes: Parameter axes along which heads lie, and how many times all heads lie there one after the other (3 where queries,
+        keys and values are one axis).
+      neuron_axes: The same for the neurons of the feed-forward layer (2 where a gate lies beside them).
+      unprunable: What can not be removed from a model (``heads``, ``neurons``, ``layers``), and why.
+      select_layers: The config of a model that keeps some of its layers.
+      next_layer_leaves: What the names of leaves of a layer begin with that stock checkpoints count to the layer after it.
+      stock_head_size: Whether stock classes take heads that do not fill the hidden size.
     """
 
     model_type: str
@@ -103,6 +128,20 @@ class Family:
     stock_reads_padding: bool = False
     adapt_config: Callable[[ModelConfig, Collection[str]], ModelConfig] = lambda config, names: config
     layer_work: Callable[[ModelConfig, str], tuple[LayerWork, ...]] = standard_layers
+    head_axes: Mapping[str, int] = dataclasses.field(default_factory=lambda: {axes.ATTENTION: 1})
+    neuron_axes: Mapping[str, int] = dataclasses.field(default_factory=lambda: {axes.MLP: 1})
+    unprunable: Callable[[ModelConfig], Mapping[str, str]] = lambda config: {}
+    select_layers: Callable[[ModelConfig, Sequence[int]], ModelConfig] = keep_layers
+    next_layer_leaves: tuple[str, ...] = ()
+    stock_head_size: bool = False
+
+    def is_stock(self, config: ModelConfig) -> bool:
+        """Returns whether stock classes can have the sizes of a config: equal layers, and heads that fill the hidden size.
+
+        Args:
+          config: Architecture.
+        """
+        return config.has_equal_layers and (not config.head_size or self.stock_head_size)
 
     def axis_size(self, axis: str, config: ModelConfig) -> int:
         """Returns the size that a configuration gives to a parameter axis.

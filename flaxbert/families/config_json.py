@@ -41,6 +41,15 @@ _REQUIRED = frozenset({"vocab_size", "hidden_size", "num_hidden_layers", "num_at
 POSITIONS_KEY = "flaxbert_position_embedding"
 """Our own key of a file whose positions are not learned."""
 
+HEAD_SIZE_KEY = "flaxbert_head_size"
+"""Our own key of a file whose heads do not fill the hidden size."""
+
+LAYER_KEYS: dict[str, str] = {
+    "flaxbert_layer_heads": "layer_heads",
+    "flaxbert_layer_intermediate": "layer_intermediate",
+}
+"""Our own keys of a file whose layers have different sizes, with our fields."""
+
 _WITHOUT_TYPES = "flaxbert_no_token_types"
 _DERIVED = (
     "id2label",
@@ -54,6 +63,8 @@ _DERIVED = (
     "quantization_config",
     _WITHOUT_TYPES,
     POSITIONS_KEY,
+    HEAD_SIZE_KEY,
+    *LAYER_KEYS,
 )
 
 
@@ -76,6 +87,21 @@ def _value(json: Mapping[str, Any], key: str, kind: type) -> Any:
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{key} of config.json is {value!r}, but must be {_KINDS[kind]}.")
     return kind(value)
+
+
+def _read_sizes(json: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of heads and layers that stock files can not describe."""
+    sizes: dict[str, Any] = {}
+    if json.get(HEAD_SIZE_KEY) is not None:
+        sizes["head_size"] = _value(json, HEAD_SIZE_KEY, int)
+    return sizes | {field: _value(json, key, tuple) for key, field in LAYER_KEYS.items() if json.get(key) is not None}
+
+
+def _write_sizes(config: ModelConfig) -> dict[str, Any]:
+    sizes = {HEAD_SIZE_KEY: config.head_size} if config.head_size else {}
+    if not config.has_equal_layers and not config.head_size:
+        sizes = {HEAD_SIZE_KEY: config.head_dim}
+    return sizes | {key: list(getattr(config, field)) for key, field in LAYER_KEYS.items() if getattr(config, field)}
 
 
 def _plain(value: Any) -> Any:
@@ -148,6 +174,7 @@ class ConfigMapping:
             values["type_vocab_size"] = 0
         if json.get(POSITIONS_KEY):
             values["position_embedding"] = _value(json, POSITIONS_KEY, str)
+        values |= _read_sizes(json)
         if self.starts_after_padding:
             values["position_offset"] = values.get("pad_token_id", ModelConfig.pad_token_id) + 1
         if self.options is not None:
@@ -190,6 +217,7 @@ class ConfigMapping:
             json[theirs] = value
         for theirs, (ours, _) in self.option_fields.items():
             json[theirs] = _plain(getattr(config.own(self.options or object), ours))
+        json |= _write_sizes(config)
         if config.position_embedding != self.defaults.get("position_embedding", "learned"):
             json[POSITIONS_KEY] = config.position_embedding
         if config.type_vocab_size == 0 and self.type_row_needed and "type_vocab_size" in self.fields:

@@ -296,9 +296,20 @@ def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
     attention = 3.0 * width * half
     # Depthwise and pointwise keys, kernels of every head, values, and their weighted sum.
     convolution = taps * width + width * half + half * num_heads_of(config) * taps + width * half + taps * half
-    feed_forward = 2 * width * config.intermediate_size / options.num_groups
-    layer = LayerWork(attention + convolution, width * width + feed_forward, 2.0 * half)
-    return (layer,) * config.num_hidden_layers
+    inner = [2 * width * layer.intermediate_size / options.num_groups for layer in config.layer_sizes]
+    return tuple(LayerWork(attention + convolution, width * width + size, 2.0 * half) for size in inner)
+
+
+def unprunable(config: ModelConfig) -> dict[str, str]:
+    """Returns what can not be removed from a model, with the reason.
+
+    Args:
+      config: Architecture.
+    """
+    reasons = {"heads": "the convolutions beside its heads are made of the queries of all heads"}
+    if _is_grouped(config):
+        reasons["neurons"] = "its feed-forward layers are grouped, and all groups must stay equally wide"
+    return reasons
 
 
 CONVBERT = make_family(
@@ -329,4 +340,5 @@ CONVBERT = make_family(
         "group_mlp": lambda config: config.intermediate_size // config.own(ConvBertOptions).num_groups,
     },
     stock_reads_padding=True,
+    unprunable=unprunable,
 )

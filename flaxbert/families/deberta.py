@@ -302,20 +302,22 @@ def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
       config: Architecture.
       task: Canonical task name; filling masks may run the last block once more.
     """
-    options, plain = config.own(DisentangledOptions), standard_layer(config)
+    options = config.own(DisentangledOptions)
     num_scored, rows = options.scores_contents + options.scores_positions, options.num_rows(config)
-    layer = dataclasses.replace(
-        plain,
-        per_distance=float(num_scored * config.attention_size),
-        num_distances=rows,
-        per_row=float(num_scored * config.hidden_size * config.attention_size),
-    )
-    layers = [layer] * config.num_hidden_layers
+    layers = [
+        dataclasses.replace(
+            standard_layer(layer),
+            per_distance=float(num_scored * layer.attention_size),
+            num_distances=rows,
+            per_row=float(num_scored * layer.hidden_size * layer.attention_size),
+        )
+        for layer in config.layer_sizes
+    ]
     if options.conv_kernel_size:
         convolution = options.conv_kernel_size * config.hidden_size**2 / options.conv_groups
-        layers[0] = dataclasses.replace(layer, after_attention=layer.after_attention + convolution)
+        layers[0] = dataclasses.replace(layers[0], after_attention=layers[0].after_attention + convolution)
     if task == "fill-mask" and options.enhanced_mask_decoder:
-        layers.append(layer)
+        layers.append(layers[-1])
     return tuple(layers)
 
 
@@ -347,4 +349,5 @@ DEBERTA = make_family(
     },
     adapt_config=adapt_config,
     layer_work=layer_work,
+    head_axes={axes.ATTENTION: 1, "joint": 1},
 )

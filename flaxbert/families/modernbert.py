@@ -1,7 +1,7 @@
 """ModernBERT (Warner et al., 2024): rotary positions, gated feed-forward layers, and windows around each token."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from flaxbert.core import axes
 from flaxbert.core.contraction import contract
 from flaxbert.core.precision import Precision
 from flaxbert.core.rules import Rule
-from flaxbert.families.base import Family, TensorName, TiedTensor
+from flaxbert.families.base import Family, TensorName, TiedTensor, keep_layers
 from flaxbert.families.config_json import POSITIONS_KEY, ConfigMapping
 from flaxbert.families.layout import (
     HEAD_TENSORS,
@@ -319,9 +319,28 @@ def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
       task: Not used.
     """
     del task
-    options, whole = config.own(ModernBertOptions), standard_layer(config, feed_forward_matrices=3)
-    window = dataclasses.replace(whole, radius=options.radius)
-    return tuple(whole if kind == FULL else window for kind in options.kinds(config.num_hidden_layers))
+    options = config.own(ModernBertOptions)
+    layers = [standard_layer(layer, feed_forward_matrices=3) for layer in config.layer_sizes]
+    return tuple(
+        layer if kind == FULL else dataclasses.replace(layer, radius=options.radius)
+        for layer, kind in zip(layers, options.kinds(config.num_hidden_layers), strict=True)
+    )
+
+
+def select_layers(config: ModelConfig, kept: Sequence[int]) -> ModelConfig:
+    """Returns the config with some layers only, each of which sees what it saw.
+
+    Args:
+      config: Architecture.
+      kept: Numbers of the layers, in order.
+    """
+    options = config.own(ModernBertOptions)
+    kinds = options.kinds(config.num_hidden_layers)
+    shorter = keep_layers(config, kept)
+    left = tuple(kinds[layer] for layer in kept)
+    if left == dataclasses.replace(options, layer_types=()).kinds(len(left)):
+        left = ()
+    return shorter.replace(options=dataclasses.replace(options, layer_types=left))
 
 
 MODERNBERT = make_family(
@@ -335,8 +354,12 @@ MODERNBERT = make_family(
     config_to_json=write_config,
     network=ModernBertNetwork,
     kind=ModernBertFamily,
+    head_axes={axes.ATTENTION: 1, "query_key_value": 3},
+    neuron_axes={axes.MLP: 1, "gated": 2},
+    select_layers=select_layers,
+    next_layer_leaves=("norm.",),
     own_axes={
-        "query_key_value": lambda config: 3 * config.hidden_size,
+        "query_key_value": lambda config: 3 * config.attention_size,
         "gated": lambda config: 2 * config.intermediate_size,
     },
 )

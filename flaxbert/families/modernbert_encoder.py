@@ -170,22 +170,22 @@ class ModernBertAttention(nnx.Module):
 
     def __init__(self, config: ModelConfig, execution: Execution, kind: str, rngs: nnx.Rngs) -> None:
         check_head_dim(config.head_dim)
-        dtype, width = Precision(execution.precision).compute_dtype, config.hidden_size
+        dtype, width, inner = Precision(execution.precision).compute_dtype, config.hidden_size, config.attention_size
         use_bias = config.own(ModernBertOptions).attention_bias
         self.config, self.execution, self.kind = config, execution, kind
-        self.query_key_value = Dense(width, 3 * width, config.initializer_range, dtype, rngs, use_bias)
-        self.output = Dense(width, width, narrow_deviation(config), dtype, rngs, use_bias)
+        self.query_key_value = Dense(width, 3 * inner, config.initializer_range, dtype, rngs, use_bias)
+        self.output = Dense(inner, width, narrow_deviation(config), dtype, rngs, use_bias)
 
     def _project(self, hidden: jax.Array, turned: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
         return split_heads(self.query_key_value.by_heads(hidden, 3 * self.config.num_attention_heads), turned)
 
     def _join(self, mixed: jax.Array) -> jax.Array:
         mixed = jnp.swapaxes(mixed, 1, 2)
-        return mixed.reshape(*mixed.shape[:2], self.config.hidden_size)
+        return mixed.reshape(*mixed.shape[:2], self.config.attention_size)
 
     def mix_all(
         self, hidden: Float[Array, "batch length embed"], tokens: Tokens, turned: Rotation, key: Any
-    ) -> Float[Array, "batch length embed"]:
+    ) -> Float[Array, "batch length attention"]:
         """Returns what each token gathers from the whole input, all heads side by side.
 
         Args:
@@ -200,7 +200,7 @@ class ModernBertAttention(nnx.Module):
 
     def mix_near(
         self, hidden: Float[Array, "batch length embed"], tokens: Tokens, window: Window, key: Any
-    ) -> Float[Array, "batch length embed"]:
+    ) -> Float[Array, "batch length attention"]:
         """Returns what each token gathers from the window around it, all heads side by side.
 
         Args:
@@ -317,7 +317,7 @@ class ModernBertEncoder(Encoder):
 
     def make_block(self, index: int, rngs: nnx.Rngs) -> Any:
         """Returns a new block."""
-        return ModernBertBlock(self.config, self.execution, self.kinds[index], rngs)
+        return ModernBertBlock(self.config.for_layer(index), self.execution, self.kinds[index], rngs)
 
     def share(self, hidden: Float[Array, "batch length embed"], tokens: Tokens, key: Any) -> Surroundings:
         """Returns the angles of the tokens and what each sees."""

@@ -145,4 +145,5 @@ MPNET = make_family(
         encoder=MPNetEncoder,
     ),
     own_axes={"distances": lambda config: config.own(MPNetOptions).num_buckets},
+    head_axes={axes.ATTENTION: 1, axes.HEADS: 1},
 )

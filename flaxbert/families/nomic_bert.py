@@ -16,7 +16,7 @@ from flaxbert.core.rules import Rule
 from flaxbert.errors import ConfigError
 from flaxbert.families.base import TensorName
 from flaxbert.families.bert import TIED
-from flaxbert.families.config_json import POSITIONS_KEY, ConfigMapping
+from flaxbert.families.config_json import HEAD_SIZE_KEY, POSITIONS_KEY, ConfigMapping
 from flaxbert.families.layout import (
     HEAD_TENSORS,
     axis_rules_without,
@@ -67,10 +67,10 @@ class RotaryAttention(SelfAttention):
     def __init__(self, config: ModelConfig, execution: Execution, rngs: nnx.Rngs) -> None:
         nnx.Module.__init__(self)
         check_head_dim(config.head_dim)
-        dtype, width = Precision(execution.precision).compute_dtype, config.hidden_size
+        dtype, width, inner = Precision(execution.precision).compute_dtype, config.hidden_size, config.attention_size
         self.config, self.execution = config, execution
-        self.query_key_value = Dense(width, 3 * width, config.initializer_range, dtype, rngs, use_bias=False)
-        self.output = Dense(width, width, config.initializer_range, dtype, rngs, use_bias=False)
+        self.query_key_value = Dense(width, 3 * inner, config.initializer_range, dtype, rngs, use_bias=False)
+        self.output = Dense(inner, width, config.initializer_range, dtype, rngs, use_bias=False)
         self.norm = LayerNorm(width, config.layer_norm_epsilon, dtype)
 
     def mix(
@@ -81,7 +81,7 @@ class RotaryAttention(SelfAttention):
         joined = self.query_key_value.by_heads(hidden, 3 * heads)
         query, keys, values = split_heads(joined, shared)
         mixed = attend(query, keys, values, tokens, self.execution, rate, key)
-        return jnp.swapaxes(jnp.asarray(mixed), 1, 2).reshape(hidden.shape)
+        return jnp.swapaxes(jnp.asarray(mixed), 1, 2).reshape(*hidden.shape[:2], self.config.attention_size)
 
 
 class NomicBertFeedForward(FeedForward):
@@ -165,8 +165,8 @@ def _normalize(json: dict[str, Any]) -> dict[str, Any]:
     json["rope_theta"] = read_theta(json.pop("rope_parameters", None), json.get("rope_theta"))
     json.pop(POSITIONS_KEY, None)
     head_dim = json.pop("head_dim", None)
-    if head_dim and head_dim * json.get("num_attention_heads", 0) != json.get("hidden_size"):
-        raise ConfigError(f"head_dim is {head_dim}, but only heads that fill the hidden size are supported.")
+    if head_dim and HEAD_SIZE_KEY not in json:
+        json[HEAD_SIZE_KEY] = head_dim
     return json
 
 
@@ -200,7 +200,19 @@ def layer_work(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
       task: Not used.
     """
     del task
-    return (standard_layer(config, feed_forward_matrices=3),) * config.num_hidden_layers
+    return tuple(standard_layer(layer, feed_forward_matrices=3) for layer in config.layer_sizes)
+
+
+def write_json(config: ModelConfig, task: str) -> dict[str, Any]:
+    """Returns a ``config.json`` whose heads need not fill the hidden size, as stock classes know them.
+
+    Args:
+      config: Architecture.
+      task: Task whose class the file names.
+    """
+    json = CONFIG.write(config.replace(position_embedding="none"), task)
+    head_size = json.pop(HEAD_SIZE_KEY, None)
+    return json if head_size is None else {**json, "head_dim": head_size}
 
 
 NOMIC_BERT = make_family(
@@ -215,12 +227,14 @@ NOMIC_BERT = make_family(
         Rule(r"encoder\.layers\.\d+\.feed_forward\.(up|gate)\.kernel", (axes.EMBED, axes.MLP)),
         *axis_rules_without(r"attention\.(query", r"feed_forward\.up"),
     ),
-    config_to_json=lambda config, task: CONFIG.write(config.replace(position_embedding="none"), task),
+    config_to_json=write_json,
+    stock_head_size=True,
     network=functools.partial(
         Network,
         style=HeadStyle(has_pooler=False),
         embeddings=make_embeddings,
         encoder=functools.partial(NomicBertEncoder, block=NomicBertBlock),
     ),
-    own_axes={"query_key_value": lambda config: 3 * config.hidden_size},
+    own_axes={"query_key_value": lambda config: 3 * config.attention_size},
+    head_axes={axes.ATTENTION: 1, "query_key_value": 3},
 )

@@ -83,4 +83,4 @@ def standard_layers(config: ModelConfig, task: str) -> tuple[LayerWork, ...]:
       task: Not used.
     """
     del task
-    return (standard_layer(config),) * config.num_hidden_layers
+    return tuple(standard_layer(layer) for layer in config.layer_sizes)

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.errors import ConfigError
 from flaxbert.nn.attention import SelfAttention
 from flaxbert.nn.dropout import fold
 from flaxbert.nn.feed_forward import FeedForward
@@ -79,6 +80,23 @@ class Block(nnx.Module):
         return self.feed_forward(attended, key, hidden.shape[1])
 
 
+def check_equal_layers(config: ModelConfig, purpose: str) -> None:
+    """Refuses layers of different sizes where all must be alike.
+
+    Args:
+      config: Architecture.
+      purpose: What they can not do, and what to do instead, for the message.
+
+    Raises:
+      ConfigError: Layers differ in heads or in the width of the feed-forward layer.
+    """
+    if not config.has_equal_layers:
+        raise ConfigError(
+            f"The layers have different sizes (heads {config.layer_heads or config.num_attention_heads}, feed-forward "
+            f"{config.layer_intermediate or config.intermediate_size}) and can not {purpose}, or prune with --even true."
+        )
+
+
 class StackedBlock(nnx.Module):
     """One block whose leaves carry a first ``layers`` axis, as ``core.trees.stack_layers`` makes them.
 
@@ -119,6 +137,7 @@ class Encoder(nnx.Module):
         self.block = block
         self.layers: Any
         if execution.scan_layers:
+            check_equal_layers(config, "be scanned as one loop; unroll them (model.scan_layers: false)")
             self.layers = StackedBlock(self.make_block(0, rngs))
         else:
             self.layers = nnx.List([self.make_block(index, rngs) for index in range(config.num_hidden_layers)])
@@ -130,7 +149,7 @@ class Encoder(nnx.Module):
           index: Its number, from 0.
           rngs: Source of keys for new weights.
         """
-        return self.block(self.config, self.execution, rngs)
+        return self.block(self.config.for_layer(index), self.execution, rngs)
 
     def share(self, hidden: Float[Array, "batch length embed"], tokens: Tokens, key: Any) -> Any:
         """Returns what is computed once for all blocks: a tree of arrays, or None.

@@ -359,7 +359,8 @@ class Planner:
         count, model = self.topology.num_devices, self.workload.model
         axis = self.topology.shape[-1]
         for tensor in (1, 2, 4, 8):
-            if count % tensor or model.num_attention_heads % tensor or model.intermediate_size % tensor:
+            sizes = [(layer.num_attention_heads, layer.intermediate_size) for layer in model.layer_sizes]
+            if count % tensor or any(heads % tensor or inner % tensor for heads, inner in sizes):
                 continue
             for fsdp in sorted({1, axis, count // tensor}):
                 if fsdp < 1 or (count // tensor) % fsdp or model.hidden_size % fsdp or model.embedding_width % fsdp:

@@ -238,6 +238,16 @@ class Task(abc.ABC):
           prediction: From ``decode``.
         """
 
+    def decision(self, prediction: Any, setting: Setting) -> Any:
+        """Returns what of a prediction two models agree on or not: its label, its tags, its answer, or a number.
+
+        Args:
+          prediction: From ``decode``.
+          setting: Labels and problem type.
+        """
+        del setting
+        return prediction.label
+
     def reads_lines(self, path: str, config: DataConfig) -> bool:
         """Returns whether a file to predict is taken as one text a line, or as a table of texts and second texts.
 

@@ -114,6 +114,10 @@ class MultipleChoice(Task):
         """See ``Task.metric_names``."""
         return {"accuracy": True, "loss": False}
 
+    def decision(self, prediction: Choice, setting: Setting) -> int:
+        """See ``Task.decision``."""
+        return prediction.index
+
     def describe(self, examples: Any, index: int, prediction: Any) -> dict[str, Any]:
         """See ``Task.describe``."""
         return {"question": examples.questions[index], **dataclasses.asdict(prediction)}

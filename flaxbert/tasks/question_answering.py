@@ -213,6 +213,10 @@ class QuestionAnswering(Task):
         names = ("best_f1", "best_exact_match", "f1", "exact_match")
         return {**dict.fromkeys(names, True), "loss": False}
 
+    def decision(self, prediction: Answer, setting: Setting) -> tuple[int, int]:
+        """See ``Task.decision``."""
+        return prediction.start, prediction.end
+
     def describe(self, examples: Any, index: int, prediction: Any) -> dict[str, Any]:
         """See ``Task.describe``."""
         return {

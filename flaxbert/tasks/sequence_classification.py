@@ -170,6 +170,10 @@ class SequenceClassification(Task):
         """See ``Task.lines``."""
         yield f"{prediction.label}\t{prediction.score:.4f}\t{one_line(examples.texts[index])}"
 
+    def decision(self, prediction: Prediction, setting: Setting) -> str | float:
+        """See ``Task.decision``."""
+        return prediction.score if setting.problem_type == "regression" else prediction.label
+
     def summary(self, encoded: Encoded, setting: Setting) -> dict[str, int]:
         """See ``Task.summary``."""
         kind = cast("ProblemType", setting.problem_type or "single_label_classification")

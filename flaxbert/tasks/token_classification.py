@@ -219,6 +219,10 @@ class TokenClassification(Task):
         names = ("f1", "precision", "recall", "f1_strict", "accuracy")
         return {**dict.fromkeys(names, True), "loss": False}
 
+    def decision(self, prediction: TaggedText, setting: Setting) -> tuple[str, ...]:
+        """See ``Task.decision``."""
+        return prediction.tags
+
     def summary(self, encoded: Encoded, setting: Setting) -> dict[str, int]:
         """See ``Task.summary``."""
         return count_labels(encoded.details.labels, LabelSet(setting.labels), "single_label_classification")

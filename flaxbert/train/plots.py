@@ -33,7 +33,13 @@ UNIT_METRICS = ("accuracy", "f1", "precision", "recall", "matthews", "spearman",
 """Beginnings of the names of metrics that lie within [-1, 1] and share an axis."""
 
 
-def _new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """Returns an empty figure that belongs to no display.
+
+    Args:
+      width: Inches.
+      height: Inches.
+    """
     import matplotlib.backends.backend_agg
     import matplotlib.figure
 
@@ -105,7 +111,7 @@ def _plot_loss(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> path
     held_out = [entry for entry in entries if entry["kind"] == EVALUATION and entry.get("loss") is not None]
     if not np.isfinite(losses).any():
         return None
-    figure = _new_figure(8, 4.5)
+    figure = new_figure(8, 4.5)
     axes = figure.add_subplot()
     _style(axes, "Training loss", "optimizer step", "loss")
     window = max(1, len(losses) // 25) | 1
@@ -135,7 +141,7 @@ def _plot_learning_rate(entries: Sequence[Mapping[str, Any]], path: pathlib.Path
     ]
     if not points:
         return None
-    figure = _new_figure(8, 3.6)
+    figure = new_figure(8, 3.6)
     axes = figure.add_subplot()
     _style(axes, "Learning rate", "optimizer step", "learning rate")
     axes.plot(*zip(*points, strict=True), color=COLORS[2], linewidth=2.0, marker="o" if len(points) < 3 else "")
@@ -167,7 +173,7 @@ def _plot_metrics(entries: Sequence[Mapping[str, Any]], path: pathlib.Path, metr
     curves = _metric_curves(entries, metric)
     if not curves:
         return None
-    figure = _new_figure(8, 4.5)
+    figure = new_figure(8, 4.5)
     axes = figure.add_subplot()
     _style(axes, "Validation metrics", "optimizer step", "value")
     for color, (name, points) in zip(COLORS, curves.items(), strict=False):
@@ -209,8 +215,13 @@ def _mark_best(axes: Any, points: Sequence[tuple[int, float]], metric: str) -> N
     )
 
 
-def _drawable_names(labels: Sequence[str]) -> list[str]:
-    """Returns label names that the fonts of this machine can draw; others become their number."""
+def drawable_names(labels: Sequence[str], kind: str = "label") -> list[str]:
+    """Returns names that the fonts of this machine can draw, cut to ``LONGEST_NAME``; others become their number.
+
+    Args:
+      labels: Names of labels, or of something else.
+      kind: What stands before the number of a name that can not be drawn.
+    """
     import matplotlib.font_manager
 
     font = matplotlib.font_manager.get_font(matplotlib.font_manager.findfont("DejaVu Sans"))
@@ -220,7 +231,7 @@ def _drawable_names(labels: Sequence[str]) -> list[str]:
         name = " ".join(label.split())
         name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
         missing = not name or any(ord(character) not in known for character in name)
-        names.append(f"label {index}" if missing else name.replace("$", r"\$"))
+        names.append(f"{kind} {index}" if missing else name.replace("$", r"\$"))
     return names
 
 
@@ -237,11 +248,11 @@ def plot_confusion(report: ClassificationReport, path: str | pathlib.Path) -> pa
     if report.confusion is None:
         return None
     counts = report.confusion
-    names, count = _drawable_names(report.labels), len(report.labels)
+    names, count = drawable_names(report.labels), len(report.labels)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     size = min(14.0, max(4.6, 2.8 + 0.55 * count))
-    figure = _new_figure(size + 1.0, size)
+    figure = new_figure(size + 1.0, size)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     _style(axes, "Confusion matrix", "predicted label", "true label")

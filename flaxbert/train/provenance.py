@@ -6,6 +6,7 @@ import pathlib
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 LIBRARIES = (
     "jax",
@@ -89,6 +90,18 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def machine() -> dict[str, Any]:
+    """Returns what figures of speed depend on: processor, cores, Python."""
+    model = platform.processor() or platform.machine()
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def device_summary() -> str:

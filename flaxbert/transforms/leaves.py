@@ -1,5 +1,6 @@
 """What transforms of weights share: which axis of a leaf is contracted, and the way to the host and back."""
 
+import math
 from typing import Any
 
 import jax
@@ -63,19 +64,28 @@ def host_weights(name: str, leaf: Any) -> np.ndarray:
     return weights
 
 
-def place_like(array: np.ndarray, leaf: Any) -> Any:
+def place_like(array: np.ndarray, leaf: Any, new_axis: int | None = None) -> Any:
     """Returns a host array as ``leaf`` is: on the host, or on the same devices with the same sharding.
 
     Args:
-      array: New part; axes of size 1 stay whole on every device.
+      array: New part; axes of size 1 stay whole on every device, and axes that the devices no longer divide.
       leaf: The array (or typed leaf) that it comes from.
+      new_axis: Axis of the part that the leaf has not, counted from the front; None for none.
     """
     like = next(iter(leaf.stored_parts().values())) if isinstance(leaf, TypedArray) else leaf
     if not isinstance(like, jax.Array):
         return array
     sharding = like.sharding
     if isinstance(sharding, NamedSharding):
-        spec = (*sharding.spec, *([None] * (array.ndim - len(sharding.spec))))
-        own = [None if size == 1 else axis for axis, size in zip(spec, array.shape, strict=True)]
+        spec: list[Any] = [*sharding.spec, *([None] * (like.ndim - len(sharding.spec)))]
+        if new_axis is not None:
+            spec.insert(new_axis, None)
+        own = [_fitting(axis, size, sharding) for axis, size in zip(spec, array.shape, strict=True)]
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*own))
     return jax.device_put(array, sharding)
+
+
+def _fitting(entry: Any, size: int, sharding: NamedSharding) -> Any:
+    """Returns an entry of a spec where its devices divide an axis, else None."""
+    names = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+    return entry if size % math.prod(sharding.mesh.shape[name] for name in names) == 0 else None

@@ -1,29 +1,54 @@
-"""Quantization of weights: int8 codes with one scale per output channel, or 4-bit codes with one scale per group.
-
-The dots of an int8 kernel run in int8: ``core.contraction`` rounds every token of the activations as it comes (dynamic, per token) and
-multiplies codes by codes. A 4-bit kernel is only stored small: it is written out in the compute type for each product.
-"""
+"""Quantization of weights: from int8, in which products are computed, to codes of 4, 3, 2 and 1 bits, which are stored small and written out for each product."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from flaxbert.config import ActivationsName, RangeName, RoundingName, SchemeName
 from flaxbert.core.arrays import GroupedArray, Params, QuantizedArray, SparseArray, is_quantized
+from flaxbert.core.low_bit_arrays import (
+    FLOAT8,
+    FLOAT8_MAXIMUM,
+    SMALLEST_PACKED_GROUP,
+    ChannelGroupedArray,
+    Float8Array,
+    PackedArray,
+    StaticQuantizedArray,
+)
 from flaxbert.core.rules import Rule, match_rules
 from flaxbert.core.trees import flatten_names, map_leaves, unflatten_names
 from flaxbert.errors import ConfigError, RuleError, ShapeError
 from flaxbert.transforms.leaves import contracted_axis, host_weights, place_like
 from flaxbert.transforms.report import CompressionReport, LeafReport, compare_leaf, kept_leaf
+from flaxbert.transforms.rounding import (
+    SMALLEST_SCALE,
+    GridMaker,
+    affine_grid,
+    binary_grid,
+    channel_grid,
+    gptq,
+    pack_pairs,
+    pack_planes,
+    round_groups,
+    signed_grid,
+    ternary_grid,
+    to_bfloat16,
+)
+from flaxbert.transforms.statistics import (
+    InputStatistics,
+    Statistics,
+    largest_magnitude,
+    smoothing_scales,
+)
 
-SUPPORTED_BITS = (4, 8)
+SUPPORTED_BITS = (1, 2, 3, 4, 8)
 DEFAULT_GROUP_SIZE = 64
-_CLIPPED = tuple(np.float32(share) for share in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7))
-"""Shares of a group's largest magnitude that are tried as the largest code stands for."""
-SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
-"""Scale of an all-zero channel: the smallest normal number, which no device flushes to zero."""
+INT8_MAXIMUM = 127
+AWQ_STRENGTHS = tuple(step / 20 for step in range(20))
+"""Exponents of the mean magnitude that AWQ tries (Lin et al., 2024, equation 5)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,25 +56,95 @@ class QuantizationSpec:
     """How a leaf is quantized.
 
     Attributes:
-      bits: Bits of a code: 8, which the dots of all backends take, or 4, which are stored two to a byte.
-      group_size: Neighbours along the contracted axis that share a scale, for 4 bits: an even number from 4 that divides the axis. 0 takes 64 for 4
-        bits; 8-bit codes have one scale for the whole axis.
+      bits: Bits of a code: 8, which the dots of all backends take; 4, stored two to a byte; 3, 2 or 1 (plus and minus one number), stored as planes of
+        bits. All but 8 are written out in the compute type for each product.
+      group_size: Neighbours along the contracted axis that share a scale, for less than 8 bits: a number that divides the axis. 0 takes 64. 8-bit codes
+        have one scale for the whole axis.
+      scheme: ``uniform`` levels; ``ternary`` (minus a number, 0 and plus it; 2 bits); ``float8`` (8 bits).
+      rounding: ``nearest``; ``gptq``, which makes up for each error in the weights that follow; ``awq`` (4 bits), which scales input channels by their
+        magnitude first. Both need statistics, and tables, which have none, are rounded to nearest.
+      activations: For 8 bits: ``dynamic`` rounds every token as it comes; ``static`` takes ranges that were measured.
+      activation_range: What static ranges are: ``minmax``, ``percentile`` or ``entropy``.
+      percentile: Share of the entries that lie inside the range, for ``percentile``, in (0, 100].
+      smoothing: Strength with which static activations hand their large channels to the weights (SmoothQuant), in [0, 1); 0 for not at all.
     """
 
     bits: int = 8
     group_size: int = 0
+    scheme: SchemeName = "uniform"
+    rounding: RoundingName = "nearest"
+    activations: ActivationsName = "dynamic"
+    activation_range: RangeName = "minmax"
+    percentile: float = 99.99
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.bits not in SUPPORTED_BITS or isinstance(self.bits, bool):
             raise ConfigError(f"bits is {self.bits!r}, but codes have one of {SUPPORTED_BITS} bits.")
-        if self.bits == 8 and self.group_size:
+        for field, names in (
+            ("scheme", SchemeName),
+            ("rounding", RoundingName),
+            ("activations", ActivationsName),
+            ("activation_range", RangeName),
+        ):
+            if getattr(self, field) not in get_args(names):
+                raise ConfigError(f"{field} is {getattr(self, field)!r}; choose {', '.join(get_args(names))}.")
+        self._check_groups()
+        needed = {"ternary": 2, "float8": 8}.get(self.scheme, self.bits)
+        if self.bits != needed:
+            raise ConfigError(f"The scheme {self.scheme} has {needed} bits, not {self.bits}.")
+        if self.rounding != "nearest" and self.scheme == "float8":
+            raise ConfigError("float8 is rounded to nearest.")
+        if self.rounding == "awq" and self.bits != 4:
+            raise ConfigError(f"AWQ scales channels of 4-bit codes, not of {self.bits} bits; choose gptq or nearest.")
+        if self.activations == "static" and (self.bits != 8 or self.scheme != "uniform"):
             raise ConfigError(
-                f"group_size is {self.group_size}, but 8-bit codes have one scale for each output; leave it 0."
+                "Static activations go with int8 weights; with fewer bits products are not computed in integers."
             )
-        if self.bits == 4 and self.group_size and (self.group_size < 4 or self.group_size % 2):
+        if not 0 < self.percentile <= 100:
+            raise ConfigError(f"percentile is {self.percentile}, but lies in (0, 100].")
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"smoothing is {self.smoothing}, but lies in [0, 1).")
+        if self.smoothing and self.activations != "static":
+            raise ConfigError("smoothing needs static activations.")
+
+    def _check_groups(self) -> None:
+        size = self.group_size
+        if self.bits == 8 and size:
+            raise ConfigError(f"group_size is {size}, but 8-bit codes have one scale for each output; leave it 0.")
+        if self.bits == 4 and size and (size < 4 or size % 2):
+            raise ConfigError(f"group_size is {size}, but a group has an even number of entries, at least 4.")
+        if self.bits < 4 and size and (size < SMALLEST_PACKED_GROUP or size % 8):
             raise ConfigError(
-                f"group_size is {self.group_size}, but a group has an even number of entries, at least 4."
+                f"group_size is {size}, but a group of packed codes has a multiple of 8 entries, at least {SMALLEST_PACKED_GROUP}."
             )
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether something must be known of the inputs."""
+        return self.rounding != "nearest" or self.activations == "static"
+
+    @property
+    def needs_second_moment(self) -> bool:
+        """Whether the second moment of the inputs must be known."""
+        return self.rounding != "nearest"
+
+    @property
+    def needs_histogram(self) -> bool:
+        """Whether the histogram of the inputs must be known."""
+        return self.activations == "static" and self.activation_range != "minmax"
+
+    def grid_maker(self) -> GridMaker:
+        """Returns how the levels of a group are chosen."""
+        if self.scheme == "ternary":
+            return ternary_grid
+        if self.bits == 1:
+            return binary_grid
+        if self.bits == 4:
+            return signed_grid
+        return lambda weights, axis: (
+            channel_grid(weights, axis) if self.bits == 8 else affine_grid(weights, axis, self.bits)
+        )
 
 
 QuantizationRule = Rule[QuantizationSpec | None]
@@ -60,11 +155,12 @@ def default_quantization_rules(spec: QuantizationSpec = QuantizationSpec()) -> t
     """Returns rules for every large matrix; classifiers, small tables, norms and biases stay in float32, where they cost next to nothing.
 
     Args:
-      spec: How they are quantized.
+      spec: How they are quantized; tables, which multiply no activations, with activations as they come.
     """
+    table = dataclasses.replace(spec, activations="dynamic", smoothing=0.0, rounding="nearest")
     return (
         Rule(r"encoder\.(layers|groups)\..*\.kernel", spec),
-        Rule(r"embeddings\.word\.embedding", spec, optional=True),
+        Rule(r"embeddings\.word\.embedding", table, optional=True),
         Rule(r"pooler\.dense\.kernel", spec, optional=True),
         Rule(r"masked_lm\.transform\.kernel", spec, optional=True),
         Rule(r".*", None),
@@ -75,91 +171,20 @@ DEFAULT_QUANTIZATION_RULES: tuple[QuantizationRule, ...] = default_quantization_
 """Those for int8."""
 
 
-def quantize_weights(weights: np.ndarray, axis: int, bits: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds weights to symmetric integer codes.
-
-    ``scale = max|w| / (2**(bits - 1) - 1)`` along the axis, ``codes = round(w / scale)``, hence
-    ``|w - codes * scale| <= scale / 2`` elementwise.
-
-    Args:
-      weights: Finite float32 weights.
-      axis: Axis that shares one scale, the contracted one.
-      bits: Bits of a code.
-
-    Returns:
-      int8 codes of the weights' shape, and float32 scales with size 1 along the axis.
-    """
-    limit = 2 ** (bits - 1) - 1
-    largest = np.max(np.abs(weights), axis=axis, keepdims=True)
-    scale = np.maximum(largest / np.float32(limit), np.float32(SMALLEST_SCALE))
-    codes = np.rint(weights / scale)
-    return np.clip(codes, -limit, limit).astype(np.int8), scale
-
-
-def quantize_groups(weights: np.ndarray, axis: int, group_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds weights to 4-bit codes with one scale per group: of several scales, each group takes that of the least squared error.
-
-    Args:
-      weights: Finite float32 weights.
-      axis: The contracted axis, negative.
-      group_size: Neighbours along it that share a scale; divides it.
-
-    Returns:
-      int8 codes in [-8, 7] of the weights' shape, and float32 scales with as many entries along the axis as there are groups. The largest
-      magnitude of a group is tried as the code -8, whose sign it takes, and as 7, as it is and clipped.
-    """
-    place = weights.ndim + axis
-    shape = (*weights.shape[:place], -1, group_size, *weights.shape[place + 1 :])
-    groups = weights.reshape(shape)
-    inner = place + 1
-    largest = np.max(np.abs(groups), axis=inner, keepdims=True)
-    signed = np.take_along_axis(groups, np.abs(groups).argmax(axis=inner, keepdims=True), axis=inner)
-    best_scale, best_error = largest, np.full(largest.shape, np.inf, np.float32)
-    for candidate in (-signed / np.float32(8), *(largest * share / np.float32(7) for share in _CLIPPED)):
-        scale = np.where(np.abs(candidate) < SMALLEST_SCALE, np.float32(SMALLEST_SCALE), candidate)
-        rounded = np.clip(np.rint(groups / scale), -8, 7) * scale
-        # Relative to the largest, so that no square is too large or too small for float32.
-        error = np.square((rounded - groups) / np.maximum(largest, SMALLEST_SCALE)).sum(axis=inner, keepdims=True)
-        better = error < best_error
-        best_scale, best_error = np.where(better, scale, best_scale), np.where(better, error, best_error)
-    codes = np.clip(np.rint(groups / best_scale), -8, 7).astype(np.int8)
-    return codes.reshape(weights.shape), np.squeeze(best_scale, inner)
-
-
-def pack_codes(codes: np.ndarray, axis: int) -> np.ndarray:
-    """Returns 4-bit codes two to a byte, the one with the even number in the lower half.
-
-    Args:
-      codes: int8 in [-8, 7], with an even number of entries along the axis.
-      axis: Axis of the pairs.
-    """
-    even, odd = (np.take(codes, np.arange(start, codes.shape[axis], 2), axis=axis) for start in (0, 1))
-    return ((even & 15) | (odd << 4)).astype(np.int8)
-
-
-def _grouped(
-    name: str, leaf: Any, weights: np.ndarray, axis: int, spec: QuantizationSpec
-) -> tuple[GroupedArray, np.ndarray]:
-    size = spec.group_size or DEFAULT_GROUP_SIZE
-    codes, scale = quantize_groups(weights, axis, size)
-    grouped = GroupedArray(packed=place_like(pack_codes(codes, axis), leaf), scale=place_like(scale, leaf))
-    place = weights.ndim + axis
-    return grouped, (codes * np.repeat(scale, size, axis=place)).astype(np.float32)
-
-
-def _check_groups(params: Mapping[str, Any], specs: Mapping[str, QuantizationSpec | None]) -> None:
+def _check_lengths(params: Mapping[str, Any], specs: Mapping[str, QuantizationSpec | None]) -> None:
     """Refuses groups that do not divide a leaf, before any work, with a size that suits all leaves of the same specification."""
     lengths: dict[QuantizationSpec, dict[str, int]] = {}
     for name, leaf in flatten_names(params).items():
         spec = specs[name]
-        if spec is not None and spec.bits == 4 and not is_quantized(leaf):
+        if spec is not None and spec.bits < 8 and not is_quantized(leaf):
             lengths.setdefault(spec, {})[name] = leaf.shape[contracted_axis(name, leaf, "integer codes")]
     for spec, found in lengths.items():
         size = spec.group_size or DEFAULT_GROUP_SIZE
         wrong = next((name for name, length in found.items() if length % size), None)
         if wrong is not None:
             common = math.gcd(*found.values())
-            fits = [number for number in range(4, common + 1, 2) if common % number == 0]
+            least, step = (4, 2) if spec.bits == 4 else (SMALLEST_PACKED_GROUP, 8)
+            fits = [number for number in range(least, common + 1, step) if common % number == 0]
             mend = "no size suits all of them, so"
             if fits:
                 mend = (
@@ -171,19 +196,133 @@ def _check_groups(params: Mapping[str, Any], specs: Mapping[str, QuantizationSpe
             )
 
 
-def _quantize_leaf(name: str, leaf: Any, spec: QuantizationSpec) -> tuple[Any, LeafReport]:
+def _statistics_of(name: str, spec: QuantizationSpec, statistics: Statistics, width: int) -> InputStatistics:
+    if name not in statistics:
+        raise RuleError(
+            f"'{name}' is to be quantized with {'static activations' if spec.activations == 'static' else spec.rounding}, but nothing was measured of its "
+            "inputs; calibrate it, or let an earlier rule give this leaf another specification."
+        )
+    found = statistics[name]
+    if len(found.low) != width:
+        raise ShapeError(f"'{name}' has {width} inputs, but its statistics are of {len(found.low)}: of another model?")
+    if spec.needs_second_moment and found.second_moment is None:
+        raise RuleError(f"'{name}' is to be rounded by {spec.rounding}, but its statistics have no second moment.")
+    return found
+
+
+Stored = tuple[Any, np.ndarray]
+"""A quantized leaf, and the dense weights that it stands for."""
+
+
+def _rounded(
+    leaf: Any, weights: np.ndarray, axis: int, size: int, spec: QuantizationSpec, found: InputStatistics | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns codes, scales and offsets of the groups, and the dense weights that they stand for."""
+    if found is not None and found.second_moment is not None and spec.rounding == "gptq":
+        mask = np.asarray(leaf.mask) if isinstance(leaf, SparseArray) else None
+        codes, scale, offset = gptq(weights, found.second_moment, size, spec.grid_maker(), mask)
+    else:
+        codes, scale, offset = round_groups(weights, axis, size, spec.grid_maker())
+    place = weights.ndim + axis
+    dense = codes * np.repeat(scale, size, axis=place) + np.repeat(offset, size, axis=place)
+    return codes, scale, offset, dense.astype(np.float32)
+
+
+def _awq(leaf: Any, weights: np.ndarray, size: int, spec: QuantizationSpec, found: InputStatistics) -> Stored:
+    """Tries channel scales ``mean|x|**strength`` and keeps those whose rounded weights change the outputs least."""
+    best: tuple[float, tuple[np.ndarray, ...], np.ndarray, np.ndarray] | None = None
+    magnitude = np.maximum(found.mean_magnitude.astype(np.float64), 1e-12)
+    for strength in AWQ_STRENGTHS:
+        channel = magnitude**strength
+        channel = (channel / np.sqrt(channel.max() * channel.min())).astype(np.float32)[:, None]
+        codes, scale, _, dense = _rounded(leaf, weights * channel, -2, size, spec, None)
+        dense = dense / channel
+        error = dense - weights
+        loss = float(np.sum(error * (np.asarray(found.second_moment, np.float32) @ error)))
+        if best is None or loss < best[0]:
+            best = (loss, (codes, scale), 1 / channel, dense)
+    if best is None:
+        raise ShapeError("AWQ has no strengths to try.")
+    _, (codes, scale), channel, dense = best
+    packed = pack_pairs(codes, -2)
+    return ChannelGroupedArray(*(place_like(part, leaf) for part in (packed, scale, channel))), dense
+
+
+def _static(leaf: Any, weights: np.ndarray, spec: QuantizationSpec, found: InputStatistics) -> Stored:
+    """Rounds weights and measured ranges of activations; the ends of the range are those of the activations, within the chosen magnitude."""
+    channel = smoothing_scales(found, weights, spec.smoothing) if spec.smoothing else np.ones(len(weights), np.float32)
+    smoothed = dataclasses.replace(found, low=found.low / channel, high=found.high / channel)
+    limit = largest_magnitude(smoothed, spec.activation_range, spec.percentile)
+    low, high = max(float(smoothed.low.min()), -limit), min(float(smoothed.high.max()), limit)
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = max((high - low) / (2 * INT8_MAXIMUM + 1), SMALLEST_SCALE)
+    zero = float(np.clip(np.rint(-INT8_MAXIMUM - 1 - low / step), -INT8_MAXIMUM - 1, INT8_MAXIMUM))
+    input_scale = (channel * np.float32(step)).astype(np.float32)[:, None]
+    codes, scale, _, _ = _rounded(
+        leaf, weights * input_scale, -2, len(weights), spec, _scaled(found, input_scale[:, 0])
+    )
+    shift = -zero * scale * codes.sum(axis=0, keepdims=True)
+    parts = (codes.astype(np.int8), scale, input_scale, np.full((1, 1), zero, np.float32), shift.astype(np.float32))
+    return StaticQuantizedArray(*(place_like(part, leaf) for part in parts)), codes * scale / input_scale
+
+
+def _scaled(found: InputStatistics, input_scale: np.ndarray) -> InputStatistics:
+    """Returns statistics of inputs that were divided channel by channel, as far as GPTQ needs them."""
+    if found.second_moment is None:
+        return found
+    moment = found.second_moment / np.outer(input_scale, input_scale)
+    return dataclasses.replace(found, second_moment=moment / max(float(np.diagonal(moment).mean()), 1e-300))
+
+
+def _float8(leaf: Any, weights: np.ndarray, axis: int) -> Stored:
+    largest = np.max(np.abs(weights), axis=axis, keepdims=True)
+    scale = np.maximum(largest / np.float32(FLOAT8_MAXIMUM), np.float32(SMALLEST_SCALE))
+    values = np.clip(weights / scale, -FLOAT8_MAXIMUM, FLOAT8_MAXIMUM).astype(FLOAT8)
+    return Float8Array(place_like(values, leaf), place_like(scale, leaf)), values.astype(np.float32) * scale
+
+
+def _store(
+    name: str, leaf: Any, weights: np.ndarray, axis: int, spec: QuantizationSpec, found: InputStatistics | None
+) -> Stored:
+    if spec.scheme == "float8":
+        return _float8(leaf, weights, axis)
+    if found is not None and spec.activations == "static":
+        return _static(leaf, weights, spec, found)
+    size = weights.shape[axis] if spec.bits == 8 else spec.group_size or DEFAULT_GROUP_SIZE
+    if found is not None and spec.rounding == "awq":
+        return _awq(leaf, weights, size, spec, found)
+    codes, scale, offset, dense = _rounded(leaf, weights, axis, size, spec, found)
+    if spec.bits == 8:
+        return QuantizedArray(codes=place_like(codes.astype(np.int8), leaf), scale=place_like(scale, leaf)), dense
+    if spec.bits == 4:
+        packed = pack_pairs(codes, axis)
+        return GroupedArray(packed=place_like(packed, leaf), scale=place_like(scale, leaf)), dense
+    planes = pack_planes(codes, axis, spec.bits)
+    placed = place_like(planes, leaf, new_axis=weights.ndim + axis)
+    return PackedArray(placed, *(place_like(to_bfloat16(part), leaf) for part in (scale, offset))), dense
+
+
+def _quantize_leaf(name: str, leaf: Any, spec: QuantizationSpec, statistics: Statistics) -> tuple[Any, LeafReport]:
     if is_quantized(leaf):
         raise RuleError(
             f"'{name}' is quantized already; rounding it twice would add a second error. Quantize the float model, or "
             "let an earlier rule give this leaf the value None."
         )
+    if isinstance(leaf, SparseArray) and spec.bits < 4 and spec.scheme == "uniform":
+        raise RuleError(
+            f"'{name}' is sparse, but {spec.bits}-bit codes have no level 0 that its zeros could keep; choose 4 or 8 bits or the scheme ternary, or make "
+            "the model dense first."
+        )
     axis = contracted_axis(name, leaf, "integer codes")
     weights = host_weights(name, leaf)
-    if spec.bits == 4:
-        quantized, stored = _grouped(name, leaf, weights, axis, spec)
-    else:
-        codes, scale = quantize_weights(weights, axis, spec.bits)
-        quantized, stored = QuantizedArray(codes=place_like(codes, leaf), scale=place_like(scale, leaf)), codes * scale
+    found = None
+    if axis == -2 and spec.needs_statistics:
+        if weights.ndim != 2:
+            raise ShapeError(f"'{name}' has stacked layers, but statistics are of single ones; unstack them first.")
+        found = _statistics_of(name, spec, statistics, weights.shape[0])
+    elif axis == -1 and spec.activations == "static":
+        raise RuleError(f"'{name}' is a table, whose rows are looked up: it has no activations that could be static.")
+    quantized, stored = _store(name, leaf, weights, axis, spec, found)
     quantized.validate(name)
     share = float(np.mean(np.asarray(leaf.mask))) if isinstance(leaf, SparseArray) else 1.0
     form = "quantized, zeros kept" if isinstance(leaf, SparseArray) else "quantized"
@@ -191,24 +330,27 @@ def _quantize_leaf(name: str, leaf: Any, spec: QuantizationSpec) -> tuple[Any, L
 
 
 def quantize(
-    params: Mapping[str, Any], rules: Sequence[QuantizationRule] = DEFAULT_QUANTIZATION_RULES
+    params: Mapping[str, Any],
+    rules: Sequence[QuantizationRule] = DEFAULT_QUANTIZATION_RULES,
+    statistics: Statistics | None = None,
 ) -> tuple[Params, CompressionReport]:
-    """Replaces matched weights by symmetric integer codes.
+    """Replaces matched weights by codes of a few bits.
 
-    For output channel ``c``: ``scale[c] = max|w[:, c]| / 127``, ``codes = round(w / scale)``, hence
-    ``|w - codes * scale| <= scale / 2`` elementwise. Embedding tables have one scale per row. With 4 bits each group has a scale, which
-    ``quantize_groups`` chooses. The zeros of a sparse leaf stay zeros; its mask is given up, since codes are not trained.
+    For output channel ``c`` of int8: ``scale[c] = max|w[:, c]| / 127``, ``codes = round(w / scale)``, hence
+    ``|w - codes * scale| <= scale / 2`` elementwise. Embedding tables have one scale per row. With fewer bits each group has levels of its own, which
+    ``transforms.rounding`` chooses. The zeros of a sparse leaf stay zeros as far as 0 is a level; its mask is given up, since codes are not trained.
 
     Args:
       params: Tree of named leaves, layers numbered or stacked.
       rules: Tried in order against the leaf name; the first match decides (None keeps the leaf).
+      statistics: What was measured of the inputs of kernels, by leaf name; only rules with static activations, gptq or awq need them.
 
     Returns:
-      The tree under the same names, matched leaves as ``QuantizedArray`` or, with 4 bits, ``GroupedArray``; and a report per leaf: bytes before and
+      The tree under the same names, matched leaves as quantized typed leaves; and a report per leaf: bytes before and
       after, largest and root-mean-square relative error.
 
     Raises:
-      RuleError: A rule matched no leaf or a leaf no rule, or a leaf is quantized already.
+      RuleError: A rule matched no leaf or a leaf no rule, a leaf is quantized already, or statistics are missing.
       ShapeError: A matched leaf is neither kernel nor embedding table, holds no floating-point numbers, or groups do not divide it.
       WeightsError: A matched leaf holds NaN or infinity.
 
@@ -219,12 +361,15 @@ def quantize(
       (np.int8(127), 64, 32)
     """
     specs = match_rules(params, rules, purpose="quantization")
-    _check_groups(params, specs)
+    _check_lengths(params, specs)
     leaves: dict[str, Any] = {}
     reports: list[LeafReport] = []
     for name, leaf in flatten_names(params).items():
         spec = specs[name]
-        leaves[name], report = (leaf, kept_leaf(name, leaf)) if spec is None else _quantize_leaf(name, leaf, spec)
+        if spec is None:
+            leaves[name], report = leaf, kept_leaf(name, leaf)
+        else:
+            leaves[name], report = _quantize_leaf(name, leaf, spec, statistics or {})
         reports.append(report)
     num_sparse = sum(report.form != "quantized" and report.form != "kept" for report in reports)
     notes = (

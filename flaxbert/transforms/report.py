@@ -4,14 +4,19 @@ import dataclasses
 import io
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from flaxbert.core.arrays import array_bytes, is_typed
+from flaxbert.core.arrays import array_bytes, is_typed, materialize
+from flaxbert.core.trees import flatten_names
 
 KEPT = "kept"
 """Form of a leaf that a transform left as it was."""
+
+REMOVED = "removed"
+"""Form of a leaf that is gone."""
 
 
 def leaf_bytes(leaf: Any) -> int:
@@ -25,11 +30,11 @@ class LeafReport:
 
     Attributes:
       name: Dotted leaf name.
-      form: What the leaf became: ``kept``, ``quantized``, ``sparse``, ``dense``…
+      form: What the leaf became: ``kept``, ``quantized``, ``sparse``, ``dense``, ``smaller``, ``removed``…
       num_parameters: Logical entries.
       bytes_before: Bytes of all stored parts before.
       bytes_after: Bytes of all stored parts after.
-      kept_share: Share of entries that are not zero by a mask, in [0, 1]; 1 for leaves without a mask.
+      kept_share: Share of entries that are neither removed nor zero by a mask, in [0, 1].
       max_relative_error: Largest error of an entry over the largest magnitude of the leaf.
       rms_relative_error: Root-mean-square error over the root-mean-square of the leaf.
     """
@@ -82,6 +87,45 @@ def compare_leaf(
         max_relative_error=float(np.max(np.abs(error), initial=0.0)) / largest if largest else 0.0,
         rms_relative_error=float(np.linalg.norm(error)) / norm if norm else 0.0,
     )
+
+
+def _change(name: str, before: Any, after: Any) -> LeafReport:
+    if after is before:
+        return kept_leaf(name, before)
+    if after is None:
+        return LeafReport(name, REMOVED, math.prod(before.shape), leaf_bytes(before), 0, 0.0)
+    mask = getattr(after, "mask", None)
+    share = 1.0 if mask is None else float(np.mean(np.asarray(mask)))
+    form = after.kind if is_typed(after) else "dense"
+    if tuple(after.shape) == tuple(before.shape):
+        weights, stored = (np.asarray(materialize(leaf)) for leaf in (before, after))
+        return compare_leaf(name, form, before, after, weights, stored, share)
+    entries, form = math.prod(before.shape), f"smaller, {form}"
+    return LeafReport(
+        name, form, entries, leaf_bytes(before), leaf_bytes(after), share * math.prod(after.shape) / entries
+    )
+
+
+def compare_trees(
+    transform: str,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    *,
+    sources: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> "CompressionReport":
+    """Returns the report of a transform that removes weights: what is left of every leaf.
+
+    Args:
+      transform: Name of the transform.
+      before: Tree of named leaves.
+      after: The tree that came of it.
+      sources: Name before, by name after, where they differ.
+      notes: As for ``CompressionReport``.
+    """
+    leaves = {(sources or {}).get(name, name): leaf for name, leaf in flatten_names(after).items()}
+    reports = tuple(_change(name, leaf, leaves.get(name)) for name, leaf in flatten_names(before).items())
+    return CompressionReport(transform, reports, tuple(notes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +205,10 @@ class CompressionReport:
         table.add_column("form")
         for header in ("MB before", "MB after", "kept", "max error", "rms error"):
             table.add_column(header, justify="right")
+        removed = [leaf for leaf in self.changed if leaf.form == REMOVED]
         for leaf in self.changed:
+            if leaf.form == REMOVED:
+                continue
             table.add_row(
                 leaf.name,
                 leaf.form,
@@ -176,7 +223,8 @@ class CompressionReport:
         console.print(table)
         unchanged = len(self.leaves) - len(self.changed)
         lines = [
-            f"{len(self.changed)} leaves changed, {unchanged} kept as they were.",
+            f"{len(self.changed) - len(removed)} leaves changed, {unchanged} kept as they were.",
+            *([f"{len(removed)} leaves are gone."] if removed else []),
             f"All parameters: {self.bytes_before / 1e6:.1f} MB before, {self.bytes_after / 1e6:.1f} MB after.",
             *self.notes,
         ]

@@ -1,6 +1,7 @@
-"""Pruning by magnitude: single weights, or N of every M along the contracted axis; masks survive further training."""
+"""Pruning of weights in place: single ones, N of every M along the contracted axis, or blocks; masks survive further training."""
 
 import dataclasses
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,16 @@ from flaxbert.errors import ConfigError, RuleError, ShapeError
 from flaxbert.transforms.leaves import contracted_axis, host_weights, place_like
 from flaxbert.transforms.report import CompressionReport, LeafReport, compare_leaf, kept_leaf
 
+Criterion = Literal["magnitude", "random"]
+"""What a weight is judged by: its magnitude or, as the baseline that a method must beat, nothing."""
+
+
+def _check_rate(rate: object, scope: str) -> None:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
+        raise ConfigError(f"rate is {rate!r}, but the share of pruned weights lies in [0, 1).")
+    if scope not in ("leaf", "global"):
+        raise ConfigError(f"scope is {scope!r}, but must be 'leaf' or 'global'.")
+
 
 @dataclasses.dataclass(frozen=True)
 class MagnitudeSparsity:
@@ -22,16 +33,43 @@ class MagnitudeSparsity:
       rate: Share of weights that become zero, in [0, 1).
       scope: ``leaf`` prunes every leaf (and every stacked layer) at the rate; ``global`` ranks the weights of all leaves
         with this specification together, so that leaves with small weights lose more.
+      criterion: magnitude; or random, which draws the weights instead.
+      seed: Seed of the draw.
     """
 
     rate: float = 0.5
     scope: Literal["leaf", "global"] = "leaf"
+    criterion: Criterion = "magnitude"
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.rate, bool) or not isinstance(self.rate, int | float) or not 0.0 <= self.rate < 1.0:
-            raise ConfigError(f"rate is {self.rate!r}, but the share of pruned weights lies in [0, 1).")
-        if self.scope not in ("leaf", "global"):
-            raise ConfigError(f"scope is {self.scope!r}, but must be 'leaf' or 'global'.")
+        _check_rate(self.rate, self.scope)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSparsity:
+    """Prunes the blocks of smallest norm (Gray, Radford and Kingma, 2017).
+
+    Attributes:
+      rate: Share of blocks that become zero, in [0, 1).
+      rows: Height of a block: entries along the inputs.
+      columns: Width of a block: entries along the outputs.
+      scope: As for ``MagnitudeSparsity``.
+      criterion: magnitude, the root of the mean of the squares in a block; or random.
+      seed: Seed of the draw.
+    """
+
+    rate: float = 0.5
+    rows: int = 4
+    columns: int = 4
+    scope: Literal["leaf", "global"] = "leaf"
+    criterion: Criterion = "magnitude"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate, self.scope)
+        if self.rows < 1 or self.columns < 1 or self.rows * self.columns == 1:
+            raise ConfigError(f"{self.rows}x{self.columns} is no block; name one of at least two weights, such as 4x4.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +79,14 @@ class GroupSparsity:
     Attributes:
       num_kept: Weights kept of each group, N.
       group_size: Neighbouring weights of a group, M.
+      criterion: magnitude or random, as for ``MagnitudeSparsity``.
+      seed: Seed of the draw.
     """
 
     num_kept: int = 2
     group_size: int = 4
+    criterion: Criterion = "magnitude"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         whole = all(
@@ -56,7 +98,7 @@ class GroupSparsity:
             )
 
 
-SparsitySpec = MagnitudeSparsity | GroupSparsity
+SparsitySpec = MagnitudeSparsity | GroupSparsity | BlockSparsity
 SparsityRule = Rule[SparsitySpec | None]
 """What matching leaves get: a specification, or None to keep them dense."""
 
@@ -106,6 +148,29 @@ def group_mask(magnitudes: np.ndarray, axis: int, spec: GroupSparsity) -> np.nda
     return np.moveaxis(mask.reshape(moved.shape), -1, axis)
 
 
+def _judged(name: str, weights: np.ndarray, spec: SparsitySpec) -> np.ndarray:
+    """Returns what the entries of a leaf are ranked by; for blocks one number each, ``[..., in / rows, out / columns]``."""
+    if spec.criterion == "random":
+        weights = np.random.default_rng([spec.seed, zlib.crc32(name.encode())]).random(weights.shape, np.float32)
+    if not isinstance(spec, BlockSparsity):
+        return np.abs(weights)
+    inputs, outputs = weights.shape[-2:]
+    if inputs % spec.rows or outputs % spec.columns:
+        raise ShapeError(
+            f"'{name}' of shape {weights.shape} can not be cut into blocks of {spec.rows}x{spec.columns}; choose sizes that "
+            "divide it, or keep the leaf (--keep)."
+        )
+    blocks = weights.reshape(*weights.shape[:-2], inputs // spec.rows, spec.rows, outputs // spec.columns, spec.columns)
+    return np.sqrt(np.square(blocks).mean(axis=(-3, -1)))
+
+
+def _spread(mask: np.ndarray, spec: SparsitySpec) -> np.ndarray:
+    """Returns the mask of all entries from that of their blocks."""
+    if not isinstance(spec, BlockSparsity):
+        return mask
+    return mask.repeat(spec.rows, axis=-2).repeat(spec.columns, axis=-1)
+
+
 def _leaf_mask(name: str, magnitudes: np.ndarray, axis: int, spec: SparsitySpec) -> np.ndarray:
     if isinstance(spec, GroupSparsity):
         size = magnitudes.shape[axis]
@@ -130,21 +195,22 @@ def _global_masks(magnitudes: Mapping[str, np.ndarray], rate: float) -> dict[str
 
 def _pooled_masks(params: Mapping[str, Any], specs: Mapping[str, SparsitySpec | None]) -> dict[str, np.ndarray]:
     """Returns the masks of all leaves that are ranked together, one pool per specification."""
-    pools: dict[MagnitudeSparsity, dict[str, np.ndarray]] = {}
+    pools: dict[MagnitudeSparsity | BlockSparsity, dict[str, np.ndarray]] = {}
     for name, leaf in flatten_names(params).items():
         spec = specs[name]
-        if isinstance(spec, MagnitudeSparsity) and spec.scope == "global":
+        if spec is not None and not isinstance(spec, GroupSparsity) and spec.scope == "global":
             _check_prunable(name, leaf)
-            pools.setdefault(spec, {})[name] = np.abs(host_weights(name, leaf))
+            pools.setdefault(spec, {})[name] = _judged(name, host_weights(name, leaf), spec)
     masks: dict[str, np.ndarray] = {}
     for spec, magnitudes in pools.items():
-        masks.update(_global_masks(magnitudes, spec.rate))
+        found = _global_masks(magnitudes, spec.rate)
+        masks.update({name: _spread(mask, spec) for name, mask in found.items()})
     return masks
 
 
 def _check_prunable(name: str, leaf: Any) -> int:
     if isinstance(leaf, TypedArray) and not isinstance(leaf, SparseArray):
-        raise RuleError(f"'{name}' is {leaf.kind} and can not be pruned any more; sparsify before you quantize.")
+        raise RuleError(f"'{name}' is {leaf.kind} and can not be pruned any more; prune before you quantize.")
     return contracted_axis(name, leaf, "a sparsity mask")
 
 
@@ -153,7 +219,9 @@ def _prune_leaf(
 ) -> tuple[SparseArray, LeafReport]:
     axis = _check_prunable(name, leaf)
     weights = host_weights(name, leaf)
-    mask = pooled[name] if name in pooled else _leaf_mask(name, np.abs(weights), axis, spec)
+    mask = pooled.get(name)
+    if mask is None:
+        mask = _spread(_leaf_mask(name, _judged(name, weights, spec), axis, spec), spec)
     values = leaf
     if isinstance(leaf, SparseArray):
         mask, values = mask & np.asarray(leaf.mask), leaf.values
@@ -166,7 +234,7 @@ def _prune_leaf(
 def sparsify(
     params: Mapping[str, Any], rules: Sequence[SparsityRule] = default_sparsity_rules()
 ) -> tuple[Params, CompressionReport]:
-    """Sets the weights of smallest magnitude to zero and keeps them zero through further training.
+    """Sets weights to zero, those of smallest magnitude or drawn ones, and keeps them zero through further training.
 
     A pruned entry stays pruned when a sparse leaf is sparsified again, so that rates can rise step by step.
 
@@ -180,7 +248,7 @@ def sparsify(
 
     Raises:
       RuleError: A rule matched no leaf or a leaf no rule, or a leaf is quantized.
-      ShapeError: The contracted axis of a leaf is not divisible by the group size, or the leaf is no matrix.
+      ShapeError: The contracted axis of a leaf is not divisible by the group size, blocks do not divide it, or it is no matrix.
       WeightsError: A matched leaf holds NaN or infinity.
 
     Example:

@@ -122,9 +122,9 @@ def open_tensors(root: pathlib.Path) -> tuple[dict[str, StoredTensor], dict[str,
       WeightsError: There are no weights that flaxbert reads, or a file is broken.
     """
     typed = read_leaves(root)
-    if not typed:
-        return open_weights(root), {}, {}
     tensors = read_safetensors_header(root / CODES_FILE)[0] if (root / CODES_FILE).is_file() else open_weights(root)
+    if not typed:
+        return tensors, {}, {}
     part_names = {place.tensor for leaf in typed.values() for place in leaf.parts.values()}
     parts = {name: tensor for name, tensor in tensors.items() if name in part_names} | open_parts(root)
     return {name: tensor for name, tensor in tensors.items() if name not in part_names}, typed, parts

@@ -111,7 +111,10 @@ def _write_weights(
     folder: pathlib.Path, config: ModelConfig, task: str, leaves: Mapping[str, Any], max_shard_bytes: int
 ) -> dict[str, StoredLeaf]:
     tensors, parts, typed = _collect(leaves, config, task)
-    if all(place.tensor is None or leaf.kind == "sparse" for leaf in typed.values() for place in leaf.parts.values()):
+    is_stock = get_family(config.family).is_stock(config)
+    if is_stock and all(
+        place.tensor is None or leaf.kind == "sparse" for leaf in typed.values() for place in leaf.parts.values()
+    ):
         _write_tensors(folder, tensors, max_shard_bytes)
         if parts:
             write_safetensors(folder / PARTS_FILE, parts)
@@ -153,7 +156,7 @@ def save_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     files: Mapping[str, str] | None = None,
 ) -> pathlib.Path:
-    """Writes a model as a folder that flaxbert and, unless leaves are quantized, stock transformers load.
+    """Writes a model as a folder that flaxbert and, unless leaves are quantized or sizes its own, stock transformers load.
 
     The folder appears at once, complete, or not at all. ``flaxbert_manifest.json`` holds the SHA-256 of every file.
 

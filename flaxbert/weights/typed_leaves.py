@@ -8,7 +8,8 @@ kinds of folders exist:
   eight entries to a byte).
 * Some leaf has only codes (quantized leaves): all tensors lie in ``flaxbert_model.safetensors``, parts as
   ``<tensor>.<part>``, and there is no ``model.safetensors``. So stock transformers ends with "no file named
-  model.safetensors" instead of running on weights that it drew itself. ``quantization_config`` in ``config.json`` has
+  model.safetensors" instead of running on weights that it drew itself. So are the tensors of a model stored whose layers
+  differ in size or whose heads do not fill its width, where stock classes can not have that. ``quantization_config`` in ``config.json`` has
   ``quant_method`` ``flaxbert``.
 """
 
@@ -32,7 +33,7 @@ PARTS_FILE = "flaxbert_leaves.safetensors"
 """Holds the parts of typed leaves that also have a dense form in ``model.safetensors``."""
 
 CODES_FILE = "flaxbert_model.safetensors"
-"""Holds all tensors of a folder with leaves that have no dense form on disk."""
+"""Holds all tensors of a folder that stock transformers can not run: leaves without dense form, or sizes that it can not have."""
 
 FORMAT_VERSION = 1
 """Version of ``flaxbert_leaves.json`` that this code writes and reads."""

@@ -17,7 +17,7 @@ from flaxbert.core.arrays import (
     materialize,
 )
 from flaxbert.errors import ShapeError
-from flaxbert.transforms.quantize import pack_codes
+from flaxbert.transforms.rounding import pack_pairs
 
 
 def quantized(rows: int = 6, columns: int = 4) -> QuantizedArray:
@@ -44,7 +44,7 @@ def test_a_grouped_leaf_looks_like_the_matrix_it_stands_for(axis, shape):
     scales = list(shape)
     scales[axis] = 4
     scale = np.random.default_rng(1).random(scales).astype(np.float32)
-    leaf = GroupedArray(jnp.asarray(pack_codes(codes, axis)), jnp.asarray(scale))
+    leaf = GroupedArray(jnp.asarray(pack_pairs(codes, axis)), jnp.asarray(scale))
     leaf.validate("x")
     assert (leaf.axis, leaf.shape, leaf.group_size, leaf.dtype) == (axis, shape, 4, np.float32)
     np.testing.assert_array_equal(leaf.codes(), codes)

@@ -193,7 +193,7 @@ def test_leaves_that_can_not_be_pruned_are_named(spec):
     with pytest.raises(WeightsError, match="'kernel' has 1 weights that are not finite"):
         sparsify({"kernel": np.array([[np.nan], [1], [1], [1]], np.float32)}, everything(spec))
     quantized, _ = quantize(tree())
-    with pytest.raises(RuleError, match=r"'encoder.layers.0.up.kernel' is quantized.*sparsify before"):
+    with pytest.raises(RuleError, match=r"'encoder.layers.0.up.kernel' is quantized.*prune before"):
         sparsify(quantized, default_sparsity_rules(spec))
 
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from flaxbert.core.rules import Rule
-from flaxbert.core.trees import flatten_names
+from flaxbert.core.trees import flatten_names, leaf_names
 from flaxbert.errors import ConfigError
-from flaxbert.transforms import quantize, resize_vocabulary
+from flaxbert.families import get_family
+from flaxbert.transforms import keep_tokens, quantize, resize_vocabulary
 from flaxbert.transforms.quantize import QuantizationSpec
 from tests.nn.models import run, small_batch, small_config, small_params
 
@@ -49,3 +50,40 @@ def test_a_size_that_makes_no_sense_and_compressed_tables_are_refused():
     rules = (Rule(r"embeddings\.word\.embedding", QuantizationSpec()), Rule(".*", None))
     with pytest.raises(ConfigError, match="before compressing"):
         resize_vocabulary(quantize(params, rules)[0], 50)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
+def test_kept_tokens_have_the_scores_they_had(family):
+    config = small_config(family, "fill-mask")
+    params, batch = small_params(config, "fill-mask"), small_batch(config)
+    kept = np.array([0, 1, *range(2, config.vocab_size, 3)])
+    batch["input_ids"] = np.asarray(kept, np.int32)[batch["input_ids"] % len(kept)]
+    batch["input_ids"][batch["attention_mask"] == 0] = config.pad_token_id
+    axes = get_family(family).parameter_axes(leaf_names(params))
+    smaller, small, report = keep_tokens(config.replace(extra={"sep_token_id": 5}), params, axes, kept)
+    assert smaller.vocab_size == len(kept)
+    assert smaller.extra == {"sep_token_id": 3}
+    assert report.notes == (f"{len(kept)} of 40 tokens are left.",)
+    renumbered = {**batch, "input_ids": np.searchsorted(kept, batch["input_ids"]).astype(np.int32)}
+    old = np.asarray(run(params, batch, config=config, task="fill-mask").logits)
+    new = np.asarray(run(small, renumbered, config=smaller, task="fill-mask").logits)
+    real = batch["attention_mask"] == 1
+    np.testing.assert_allclose(new[real], old[real][:, kept], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "kept", "message"),
+    [
+        ("bert", [], "rising ids"),
+        ("bert", [0, 2, 1], "rising ids"),
+        ("bert", [0, 40], "rising ids from 0 to 39"),
+        ("bert", [1, 2], "Padding has id 0"),
+        ("roberta", [1, 2, 3], "keep all tokens before it"),
+    ],
+)
+def test_tokens_that_can_not_be_kept_are_refused(family, kept, message):
+    config = small_config(family, "fill-mask")
+    params = small_params(config, "fill-mask")
+    axes = get_family(family).parameter_axes(leaf_names(params))
+    with pytest.raises(ConfigError, match=message):
+        keep_tokens(config, params, axes, np.asarray(kept, np.int64))

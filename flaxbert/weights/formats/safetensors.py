@@ -36,6 +36,7 @@ DTYPES: dict[str, Any] = {
     "U64": np.uint64,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F32": np.float32,
     "F64": np.float64,
 }

@@ -1,0 +1,156 @@
+"""How sharply the loss rises around a model's weights: top eigenvalues of the Hessian, block by block."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxbert.architecture import Execution
+from flaxbert.core.arrays import TypedArray
+from flaxbert.core.trees import flatten_names, is_stacked, unflatten_names
+from flaxbert.data.tokenization import TokenizedExamples
+from flaxbert.errors import ConfigError, DataError
+from flaxbert.families.graph import forward, graph_definition
+from flaxbert.model import Model
+from flaxbert.train.losses import loss_for
+
+NUM_ITERATIONS = 8
+"""Products with the Hessian for each block and part of the data: the top eigenvalue is far above the others, so few find it."""
+
+NUM_PARTS = 2
+"""Parts of the data whose eigenvalues are compared."""
+
+PART_SIZE = 32
+"""Examples of a part."""
+
+_BLOCK = re.compile(r"^(.*\.(?:layers|groups)\.\d+)\.")
+
+
+def block_of(name: str) -> str:
+    """Returns the block that a leaf belongs to: its layer, or the leaf itself.
+
+    Args:
+      name: Dotted leaf name.
+
+    Example:
+      >>> block_of("encoder.layers.3.feed_forward.up.kernel"), block_of("embeddings.word.embedding")
+      ('encoder.layers.3', 'embeddings.word.embedding')
+    """
+    match = _BLOCK.match(name)
+    return match[1] if match else name
+
+
+def _parts_of(
+    model: Model, features: TokenizedExamples, num_parts: int, part_size: int, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """Returns batches of one shape with labels, drawn without repetition."""
+    from flaxbert.data.batches import collate
+
+    if len(features) < num_parts:
+        raise DataError(
+            f"Curvature is measured on {num_parts} parts of the data, but there are {len(features)} examples."
+        )
+    part_size = min(part_size, len(features) // num_parts)
+    rows = np.random.default_rng(seed).permutation(len(features))[: num_parts * part_size].reshape(num_parts, -1)
+    length = max(int(bucket) for bucket in [min(int(features.lengths[rows].max()), model.max_length)])
+    return [collate(features, part, length) for part in rows]
+
+
+def _hessian_product(model: Model, chosen: frozenset[str]) -> Callable[..., dict[str, jax.Array]]:
+    """Returns a compiled ``(chosen leaves, other leaves, batch, vector) -> Hessian of the mean loss times the vector``."""
+    graphdef = graph_definition(model.config, model.task, Execution(attention="xla"))
+    loss = loss_for(model.task, model.config.problem_type)
+
+    def mean_loss(leaves: Mapping[str, Any], others: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+        output = forward(graphdef, unflatten_names({**others, **leaves}), batch)
+        total, weight = loss(output, batch)
+        return total / jnp.maximum(weight, 1e-30)
+
+    def slope(leaves: Any, others: Any, batch: Any, vector: Mapping[str, jax.Array]) -> jax.Array:
+        gradient = jax.grad(mean_loss)(leaves, others, batch)
+        return sum((jnp.vdot(gradient[name], vector[name]) for name in chosen), jnp.float32(0.0))
+
+    return jax.jit(jax.grad(slope))
+
+
+def _normalised(vector: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    norm = np.sqrt(sum(float(np.vdot(part, part)) for part in vector.values()))
+    return {name: np.asarray(part, np.float32) / np.float32(max(norm, 1e-30)) for name, part in vector.items()}
+
+
+def _top_eigenvalue(
+    product: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
+    start: Mapping[str, np.ndarray],
+    num_iterations: int,
+) -> float:
+    """Returns the eigenvalue of largest magnitude by power iteration, as the last Rayleigh quotient."""
+    vector, value = _normalised(start), 0.0
+    for _ in range(num_iterations):
+        image = product(vector)
+        value = sum(float(np.vdot(vector[name], image[name])) for name in vector)
+        vector = _normalised(image)
+    return value
+
+
+def measure_curvature(
+    model: Model,
+    features: TokenizedExamples,
+    names: Sequence[str],
+    *,
+    num_iterations: int = NUM_ITERATIONS,
+    num_parts: int = NUM_PARTS,
+    part_size: int = PART_SIZE,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Returns the sensitivity of every block of leaves: mean magnitude plus deviation of its top eigenvalues over parts of the data.
+
+    The Hessian of the mean loss with regard to the leaves of one block alone (a layer, or a leaf outside of layers) is never formed: its products with a vector
+    are gradients of a gradient, and power iteration finds the eigenvalue of largest magnitude (Shen et al., 2020, section 3.1 and equation 3).
+
+    Args:
+      model: A model with a task that has a loss, layers not stacked, float leaves.
+      features: Encoded examples with labels.
+      names: Leaves that are asked about.
+      num_iterations: Products for each block and part.
+      num_parts: Parts of the data.
+      part_size: Examples of each part.
+      seed: Draws the parts and the first vectors.
+
+    Returns:
+      Sensitivity by block.
+
+    Raises:
+      DataError: There are too few examples, or none with labels.
+      ConfigError: Layers are stacked, leaves are typed, or the task has no loss.
+    """
+    if is_stacked(model.params):
+        raise ConfigError("The layers of the model are stacked; measure its curvature with scan_layers false.")
+    if features.labels is None and "labels" not in features.token_values:
+        raise DataError("The examples have no labels, without which there is no loss.")
+    leaves = flatten_names(model.params)
+    typed = next((name for name in names if isinstance(leaves[name], TypedArray)), None)
+    if typed is not None:
+        raise ConfigError(f"'{typed}' is a {leaves[typed].kind} leaf; curvature is measured of float models.")
+    chosen = {name: np.asarray(leaves[name], np.float32) for name in names}
+    others = {name: leaf for name, leaf in leaves.items() if name not in chosen}
+    product = _hessian_product(model, frozenset(chosen))
+    generator = np.random.default_rng(seed)
+    found: dict[str, list[float]] = {block_of(name): [] for name in names}
+    for batch in _parts_of(model, features, num_parts, part_size, seed):
+        inputs = {name: array for name, array in batch.items() if array is not None}
+        for block, values in found.items():
+            own = [name for name in chosen if block_of(name) == block]
+
+            def multiply(
+                vector: Mapping[str, np.ndarray], inputs: Any = inputs, own: Any = own
+            ) -> dict[str, np.ndarray]:
+                whole = {name: vector.get(name, np.zeros_like(leaf)) for name, leaf in chosen.items()}
+                image = product(chosen, others, inputs, whole)
+                return {name: np.asarray(image[name]) for name in own}
+
+            start = {name: generator.standard_normal(chosen[name].shape) for name in own}
+            values.append(_top_eigenvalue(multiply, start, num_iterations))
+    return {block: float(abs(np.mean(values)) + np.std(values)) for block, values in found.items()}

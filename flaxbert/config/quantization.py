@@ -1,0 +1,73 @@
+"""How a model is quantized."""
+
+import dataclasses
+from typing import Literal
+
+from flaxbert.config.checks import require
+
+SchemeName = Literal["uniform", "ternary", "float8"]
+RoundingName = Literal["nearest", "gptq", "awq"]
+ActivationsName = Literal["dynamic", "static"]
+RangeName = Literal["minmax", "percentile", "entropy"]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeConfig:
+    """How ``flaxbert quantize`` stores a model's matrices: all in one way, or in mixed bits within a size or a quality.
+
+    Attributes:
+      bits: 8 (weights per channel, computed in int8), 4 (weights per group, two codes to a byte), 3, 2 or 1 (per group, packed); all but 8 are written out for each product.
+      group_size: Weights that share a scale, for less than 8 bits; 0 takes 64.
+      scheme: uniform levels, ternary (with bits 2) or float8 (with bits 8).
+      rounding: nearest; gptq, which makes up for errors in the weights that follow; awq (4 bits), which scales channels first. The last two need calibration.
+      activations: For int8: dynamic rounds every token as it comes, static takes ranges measured on calibration.
+      activation_range: Static ranges: the largest (minmax), a percentile, or the least divergence (entropy).
+      percentile: Share of the entries inside the range, for percentile, in (0, 100].
+      smoothing: Strength with which static activations hand their large channels to the weights (SmoothQuant), in [0, 1).
+      calibration: File of texts such as the model will see; with labels for budget and auto, where it may be left out for examples.
+      num_examples: Examples drawn from it; 0 takes all.
+      budget: Mixed bits within this share of the float32 size, in (0, 1], for example 0.12; 0 for one number of bits.
+      auto: Mixed bits, as few as keep the metric on the labelled examples within this tolerance, for example 0.005; negative for one number of bits.
+      choices: Numbers of bits that budget and auto choose from.
+      keep: Regular expressions of leaf names that stay as they are, for example [encoder.layers.0.*].
+    """
+
+    bits: int = 8
+    group_size: int = 0
+    scheme: SchemeName = "uniform"
+    rounding: RoundingName = "nearest"
+    activations: ActivationsName = "dynamic"
+    activation_range: RangeName = "minmax"
+    percentile: float = 99.99
+    smoothing: float = 0.0
+    calibration: str = ""
+    num_examples: int = 256
+    budget: float = 0.0
+    auto: float = -1.0
+    choices: tuple[int, ...] = (2, 3, 4, 8)
+    keep: tuple[str, ...] | str = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str):
+            object.__setattr__(self, "keep", (self.keep,) if self.keep else ())
+        require(
+            self.num_examples >= 0,
+            f"num_examples is {self.num_examples}; give a number of examples, or 0 for all.",
+        )
+        if not self.is_mixed:
+            return
+        require(
+            not (self.budget and self.auto >= 0),
+            "--budget and --auto exclude each other: the one gives a size, the other a quality.",
+        )
+        require(0 <= self.budget <= 1, f"budget is {self.budget}, but is a share of the float model's size, in (0, 1].")
+        for field, usual in (("bits", 8), ("scheme", "uniform"), ("activations", "dynamic")):
+            require(
+                getattr(self, field) == usual,
+                f"--{field} {getattr(self, field)} does not go with mixed bits, which --budget and --auto choose among --choices.",
+            )
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether leaves get different numbers of bits."""
+        return self.budget != 0 or self.auto >= 0
