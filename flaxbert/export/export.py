@@ -146,6 +146,9 @@ def prepare(model: Model, options: ExportOptions) -> tuple[Model, list[str]]:
     Args:
       model: The model.
       options: How it is exported.
+
+    Raises:
+      ConfigError: int8 is asked for, but the model is quantized to something else.
     """
     model, notices = model.with_execution(scan_layers=False), []
     leaves = flatten_names(model.params)
