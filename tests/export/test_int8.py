@@ -78,6 +78,7 @@ def test_full_codes_are_exact_where_the_engine_is_asked_to_be(tmp_path):
 def statistics(model, rules):
     """What ``flaxbert quantize`` measures, on random tokens."""
     from flaxbert.compression.calibrate import calibrate
+
     from flaxbert.data.tokenization import TokenizedExamples
 
     ids = np.random.default_rng(0).integers(2, model.config.vocab_size, 120).astype(np.int32)
