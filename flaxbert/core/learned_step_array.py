@@ -80,7 +80,9 @@ class LearnedStepArray(TypedArray, kind="learned_step", parts=("values", "step",
         grouped = (*shape[:place], groups, size, *shape[place + 1 :])
         wide = lambda array: jnp.expand_dims(jnp.asarray(array), place + 1)
         low, high = wide(self.levels[..., :1]), wide(self.levels[..., 1:])
-        rounded = learned_round(jnp.asarray(self.values).reshape(grouped), wide(self.step), low, high, size)
+        step = jnp.asarray(self.step)
+        step = step + jax.lax.stop_gradient(step.astype(jnp.bfloat16).astype(jnp.float32) - step)  # as codes store it
+        rounded = learned_round(jnp.asarray(self.values).reshape(grouped), wide(step), low, high, size)
         return rounded.reshape(shape)
 
     def rows(self, indices: jax.Array) -> "LearnedStepArray":

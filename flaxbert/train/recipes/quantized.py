@@ -161,10 +161,8 @@ def settle_steps(leaf: LearnedStepArray) -> TypedArray:
       leaf: The leaf, on the host.
     """
     values, axis = np.asarray(leaf.values, np.float32), leaf.axis
-    step = np.maximum(np.abs(np.asarray(leaf.step, np.float32)), np.float32(SMALLEST_STEP))
+    step = np.maximum(np.abs(to_bfloat16(np.asarray(leaf.step)).astype(np.float32)), np.float32(SMALLEST_STEP))
     low, high = (int(number) for number in np.asarray(leaf.levels)[0])
-    if high < 4:  # packed codes have steps in bfloat16
-        step = to_bfloat16(step).astype(np.float32)
     spread = np.repeat(step, values.shape[axis] // step.shape[axis], axis=axis)
     codes = np.clip(np.rint(values / spread), low, high)
     if high < 4:
