@@ -1,6 +1,15 @@
 """``flaxbert finetune``: trains a model for a task."""
 
-from flaxbert.config import DataConfig, MeshConfig, ModelSource, OutputConfig, RunConfig, TaskConfig, TrainConfig
+from flaxbert.config import (
+    DataConfig,
+    MeshConfig,
+    ModelSource,
+    OutputConfig,
+    PruneConfig,
+    RunConfig,
+    TaskConfig,
+    TrainConfig,
+)
 
 EXIT_PREEMPTED = 143
 
@@ -12,6 +21,7 @@ def run(
     train: TrainConfig = TrainConfig(),
     mesh: MeshConfig = MeshConfig(),
     output: OutputConfig = OutputConfig(),
+    prune: PruneConfig = PruneConfig(),
 ) -> int:
     """Trains a model for a task.
 
@@ -22,6 +32,7 @@ def run(
       train: How it is trained.
       mesh: How devices are arranged.
       output: Where the run writes.
+      prune: What is pruned in the course of training.
 
     Returns:
       The exit code: 143 when the run was asked to stop and saved first.
@@ -31,5 +42,5 @@ def run(
     configure()
     from flaxbert.train.recipes.finetune import finetune
 
-    result = finetune(RunConfig(model=model, data=data, task=task, train=train, mesh=mesh, output=output))
+    result = finetune(RunConfig(model=model, data=data, task=task, train=train, mesh=mesh, output=output, prune=prune))
     return EXIT_PREEMPTED if result.reason == "preempted" else 0

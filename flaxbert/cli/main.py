@@ -13,6 +13,7 @@ from flaxbert.errors import ConfigError, FlaxbertError, nearest
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("flaxbert.cli.demo", "fine-tune, compress and predict on text that every Python carries, offline"),
     "finetune": ("flaxbert.cli.finetune", "train a model for a task from a config file or options"),
+    "distill": ("flaxbert.cli.distill", "train a small model to do what a large one does"),
     "glue": ("flaxbert.cli.glue", "fine-tune on the tasks of GLUE with several seeds and print the usual table"),
     "tokenizer train": ("flaxbert.cli.tokenizer", "learn a tokenizer from raw text"),
     "tokenizer extend": ("flaxbert.cli.tokenizer", "add the words of raw text to the vocabulary of a model"),

@@ -87,7 +87,7 @@ def _hull(choices: Sequence[Choice]) -> list[Choice]:
     for choice in sorted(choices, key=lambda entry: (entry.size_bytes, entry.damage)):
         if hull and choice.damage >= hull[-1].damage:
             continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], choice):
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) < _slope(hull[-1], choice):
             hull.pop()
         hull.append(choice)
     return hull

@@ -22,6 +22,7 @@ from flaxbert.families.base import Family
 from flaxbert.model import Model
 from flaxbert.train.losses import loss_for
 from flaxbert.train.recipes.plan import model_forward
+from flaxbert.train.recipes.pruned import unit_axes_of
 from flaxbert.transforms import default_sparsity_rules, sparsify
 from flaxbert.transforms.budgets import UnitBudget, choose_units
 from flaxbert.transforms.depth import keep_layers, parse_layers
@@ -124,9 +125,7 @@ class _Pruning:
 
     def unit_axes(self) -> dict[UnitKind, Any]:
         """Axes that carry heads and neurons, of the kinds that can be pruned."""
-        refused = self.family.unprunable(self.model.config)
-        axes: dict[UnitKind, Any] = {"heads": self.family.head_axes, "neurons": self.family.neuron_axes}
-        return {kind: found for kind, found in axes.items() if kind not in refused}
+        return unit_axes_of(self.model.config)
 
 
 def _prune_vocabulary(state: _Pruning, files: Sequence[str], min_count: int) -> _Pruning:
@@ -252,7 +251,7 @@ def prune_model(
         state = _prune_layers(state, options.layers)
     if options.removes_units:
         state = _prune_units(state, options, measured)
-    if options.shrink:
+    if options.shrink and (options.removes_units or not (weights or options.layers or options.vocabulary)):
         found = shrink(state.model.config, state.model.params, state.leaf_axes, state.unit_axes(), even=options.even)
         state = state.replace(*found)
     if weights is not None:

@@ -7,6 +7,13 @@ the words before the dot in overrides such as ``--train.learning_rate 3e-5``.
 from flaxbert.config.cluster import ClusterConfig
 from flaxbert.config.corpus import CorpusConfig, DedupConfig, ExtensionConfig, PrepareConfig, TokenizerConfig
 from flaxbert.config.data import DataConfig
+from flaxbert.config.distillation import (
+    DistillationConfig,
+    DistillConfig,
+    OtherTeacher,
+    StudentConfig,
+    TeacherConfig,
+)
 from flaxbert.config.mesh import MeshConfig
 from flaxbert.config.model import AttentionName, ModelSource, PrecisionName, ProblemType, RematPolicy
 from flaxbert.config.output import OutputConfig
@@ -19,7 +26,7 @@ from flaxbert.config.pretraining import (
     PretrainModel,
     PretrainPhase,
 )
-from flaxbert.config.pruning import OneShotConfig
+from flaxbert.config.pruning import OneShotConfig, PruneConfig, PruneMethod
 from flaxbert.config.quantization import ActivationsName, QuantizeConfig, RangeName, RoundingName, SchemeName
 from flaxbert.config.run import RunConfig
 from flaxbert.config.task import IGNORED_LABEL, TaskConfig
@@ -33,6 +40,8 @@ __all__ = [
     "CorpusConfig",
     "DataConfig",
     "DedupConfig",
+    "DistillConfig",
+    "DistillationConfig",
     "ExtensionConfig",
     "FreezeRule",
     "MaskingConfig",
@@ -42,6 +51,7 @@ __all__ = [
     "ObjectiveConfig",
     "OneShotConfig",
     "OptimizerName",
+    "OtherTeacher",
     "OutputConfig",
     "PrecisionName",
     "PrepareConfig",
@@ -50,6 +60,8 @@ __all__ = [
     "PretrainModel",
     "PretrainPhase",
     "ProblemType",
+    "PruneConfig",
+    "PruneMethod",
     "QuantizeConfig",
     "RangeName",
     "RematPolicy",
@@ -57,7 +69,9 @@ __all__ = [
     "RunConfig",
     "ScheduleName",
     "SchemeName",
+    "StudentConfig",
     "TaskConfig",
+    "TeacherConfig",
     "TokenizerConfig",
     "TrainConfig",
 ]

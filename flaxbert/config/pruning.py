@@ -1,6 +1,7 @@
-"""What is pruned, in one shot."""
+"""What is pruned: in one shot, or in the course of training."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from flaxbert.config.checks import require, require_at_least
@@ -87,3 +88,98 @@ class OneShotConfig:
     def removes_units(self) -> bool:
         """Whether heads or neurons go."""
         return bool(self.heads or self.heads_kept or self.neurons or self.neurons_kept)
+
+
+PruneMethod = Literal["none", "magnitude", "movement", "soft_movement"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig:
+    """What is pruned in the course of training.
+
+    Attributes:
+      method: none; magnitude prunes the smallest weights, more and more of them (Zhu and Gupta, 2017); movement prunes those that training moves towards zero (Sanh, Wolf and Rush, 2020); soft_movement prunes by a threshold instead of a share, with a penalty on scores.
+      rate: Share of weights (or blocks) that are zero at the end, in (0, 1); not for soft_movement, whose share follows from threshold and penalty.
+      pattern: For magnitude, N:M instead of a rate: the weights kept of each group of neighbours along the inputs, for example 2:4.
+      block: What goes together: HEIGHTxWIDTH weights such as 32x32, or units, which are whole heads and feed-forward neurons. Empty: single weights.
+      scope: Rank within each matrix (leaf), or over all together (global).
+      begin_rate: Share of the steps that pass before the first weight is pruned, in [0, 1).
+      end_rate: Share of the steps after which the final masks stand; the rest of training leaves them alone.
+      every: Steps between two changes of the masks; 0 takes a hundredth of those from begin to end.
+      threshold: For soft_movement: sigmoid of a score from which a weight stays, at the end, in (0, 0.5].
+      penalty: For soft_movement: weight of the mean sigmoid of all scores in the loss.
+      score_factor: For soft_movement: how much faster scores move than weights.
+      keep: Regular expressions of leaf names that stay dense, for example [encoder.layers.0.*].
+      shrink: Whether heads and neurons that give nothing are taken out at the end, so that matrices get smaller.
+      even: Take out as many in all layers, so that layers can be scanned and stock transformers can have them where it can.
+    """
+
+    method: PruneMethod = "none"
+    rate: float = 0.5
+    pattern: str = ""
+    block: str = ""
+    scope: Literal["leaf", "global"] = "leaf"
+    begin_rate: float = 0.1
+    end_rate: float = 0.7
+    every: int = 0
+    threshold: float = 0.1
+    penalty: float = 100.0
+    score_factor: float = 300.0
+    keep: tuple[str, ...] = ()
+    shrink: bool = False
+    even: bool = False
+
+    def __post_init__(self) -> None:
+        require(0.0 < self.rate < 1.0, f"prune.rate is {self.rate}, but the share that is pruned lies in (0, 1).")
+        require(
+            0.0 <= self.begin_rate < self.end_rate <= 1.0,
+            f"prune.begin_rate {self.begin_rate} and prune.end_rate {self.end_rate} must be rising shares of the steps in [0, 1].",
+        )
+        require(
+            0.0 < self.threshold <= 0.5,
+            f"prune.threshold is {self.threshold}, but must lie in (0, 0.5]: all scores start at a sigmoid of 0.5.",
+        )
+        require_at_least("prune", "every", self.every, 0)
+        require_at_least("prune", "penalty", self.penalty, 0)
+        require(self.score_factor > 0, f"prune.score_factor is {self.score_factor}, but must be above 0.")
+        require(
+            not self.pattern or self.method in ("none", "magnitude"),
+            f"prune.pattern {self.pattern} goes with prune.method magnitude, not {self.method}.",
+        )
+        require(
+            not (self.pattern and (self.block or self.scope == "global")),
+            f"prune.pattern {self.pattern} is chosen group by group; leave prune.block empty and prune.scope leaf.",
+        )
+        self.group()
+        self.block_size()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is pruned."""
+        return self.method != "none"
+
+    def group(self) -> tuple[int, int] | None:
+        """Returns N and M of the pattern, or None without one.
+
+        Raises:
+          ConfigError: The pattern is no N:M.
+        """
+        if not self.pattern:
+            return None
+        match = re.fullmatch(r"(\d+):(\d+)", self.pattern)
+        kept, size = (int(match[1]), int(match[2])) if match else (0, 0)
+        require(1 <= kept < size, f"prune.pattern is '{self.pattern}', but must be N:M with 1 <= N < M, such as 2:4.")
+        return kept, size
+
+    def block_size(self) -> tuple[int, int] | None:
+        """Returns height and width of a block, (1, 1) for single weights, or None for heads and neurons.
+
+        Raises:
+          ConfigError: The block is malformed.
+        """
+        if self.block == "units":
+            return None
+        match = re.fullmatch(r"(\d+)x(\d+)", self.block or "1x1")
+        size = (int(match[1]), int(match[2])) if match else (0, 0)
+        require(min(size) > 0, f"prune.block is '{self.block}', but must be units or HEIGHTxWIDTH such as 32x32.")
+        return size

@@ -7,6 +7,7 @@ from flaxbert.config.data import DataConfig
 from flaxbert.config.mesh import MeshConfig
 from flaxbert.config.model import ModelSource
 from flaxbert.config.output import OutputConfig
+from flaxbert.config.pruning import PruneConfig
 from flaxbert.config.task import TaskConfig
 from flaxbert.config.train import TrainConfig
 
@@ -22,6 +23,7 @@ class RunConfig:
       train: How it is trained.
       mesh: How devices are arranged.
       output: Where the run writes.
+      prune: What is pruned in the course of training.
     """
 
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
@@ -30,6 +32,7 @@ class RunConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
+    prune: PruneConfig = dataclasses.field(default_factory=PruneConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the run as plain nested dictionaries, ready for JSON or YAML."""

@@ -23,6 +23,7 @@ from flaxbert.core.low_bit_arrays import (
     PackedArray,
     StaticQuantizedArray,
 )
+from flaxbert.core.movement_array import MovementArray
 from flaxbert.core.reductions import column_sum, row_magnitude
 from flaxbert.errors import ShapeError
 
@@ -191,9 +192,7 @@ def _float8_dot(inputs: jax.Array, leaf: Float8Array, dtype: Any, transposed: bo
         tokens = (inputs / own).astype(FLOAT8)
         return _dot(tokens, values, (inputs.ndim - 1,), (axis,)) * own * jnp.squeeze(scale, axis)
 
-    if (
-        leaf.scale.shape[axis] != 1
-    ):  # scales along the contracted axis, as those of a tied table, can not wait until after the sum
+    if leaf.scale.shape[axis] != 1:  # scales along the contracted axis can not wait until after the sum
         return write_out(inputs, leaf.values, leaf.scale)
     return lax.platform_dependent(inputs, leaf.values, leaf.scale, cuda=multiply, default=write_out)
 
@@ -213,7 +212,7 @@ def _float8_backward(dtype: Any, transposed: bool, residuals: Any, cotangent: ja
 _float8_dot.defvjp(_float8_forward, _float8_backward)
 
 
-_WRITTEN_OUT = (SparseArray, GroupedArray, PackedArray)
+_WRITTEN_OUT = (SparseArray, MovementArray, GroupedArray, PackedArray)
 """Leaves that are written out in the compute type for the time of a product."""
 
 
@@ -302,7 +301,7 @@ def take(leaf: Any, indices: Int[Array, "*batch"], *, compute_dtype: Any = jnp.f
             )
         rows = jax.tree.map(lambda part: jnp.take(part, indices.reshape(-1), axis=0), leaf)
         return rows.materialize().astype(compute_dtype).reshape(*indices.shape, leaf.shape[-1])
-    if isinstance(leaf, SparseArray):
+    if isinstance(leaf, SparseArray | MovementArray):
         leaf = leaf.materialize()
     if isinstance(leaf, TypedArray):
         raise TypeError(f"take does not know how to look up rows of a {type(leaf).__name__}.")

@@ -50,6 +50,11 @@ class StepPipeline(Iterator[Batch]):
         return batch
 
     @property
+    def source(self) -> Any:
+        """Random access to the batches by the number of the step."""
+        return self._source
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps that show every example once."""
         return self._source.steps_per_epoch

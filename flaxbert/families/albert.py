@@ -22,6 +22,7 @@ from flaxbert.families.layout import (
     norm,
 )
 from flaxbert.families.work import LayerWork, standard_layers
+from flaxbert.nn.attention_capture import keep_all, returning, unstacked
 from flaxbert.nn.dropout import fold
 from flaxbert.nn.embeddings import Embeddings
 from flaxbert.nn.encoder import Block, Encoder, check_equal_layers
@@ -123,14 +124,19 @@ class AlbertEncoder(Encoder):
         for group, layers in zip(self.groups, self._layers_of_groups(), strict=True):
             parts = [nnx.split(block) for block in group.blocks]
 
-            def body(carry: jax.Array, layer: jax.Array, parts: Any = parts) -> tuple[jax.Array, jax.Array | None]:
+            def run_layer(carry: jax.Array, layer: jax.Array, parts: Any = parts) -> jax.Array:
                 for inner, (graphdef, state) in enumerate(parts):
                     block_key = fold(key, layer * jnp.int32(len(parts)) + jnp.int32(inner))
                     carry = self._step(graphdef)(state, carry, tokens, shared, block_key)
-                return carry, carry if keep_hidden else None
+                return carry
+
+            def body(carry: jax.Array, layer: jax.Array, run: Any = run_layer) -> tuple[jax.Array, Any]:
+                after, attention = returning(run)(carry, layer)
+                return after, (after if keep_hidden else None, attention)
 
             if layers:
-                hidden, after = jax.lax.scan(body, hidden, jnp.asarray(layers, jnp.int32))
+                hidden, (after, attention) = jax.lax.scan(body, hidden, jnp.asarray(layers, jnp.int32))
+                keep_all(unstacked(attention, len(layers)))
                 kept.extend(after[index] for index in range(len(layers)) if after is not None)
         return hidden, tuple(kept) if keep_hidden else None
 

@@ -28,6 +28,7 @@ from flaxbert.families.layout import (
     norm,
 )
 from flaxbert.families.work import LayerWork, standard_layer
+from flaxbert.nn.attention_capture import collecting
 from flaxbert.nn.disentangled_attention import DisentangledOptions
 from flaxbert.nn.disentangled_encoder import DisentangledEncoder, JointBlock
 from flaxbert.nn.disentangled_heads import ContextPooler, NormedReplacedTokenHead
@@ -125,7 +126,8 @@ class DebertaNetwork(Network):
             return super().encode(tokens, key, keep_hidden, first_only)
         _, kept = super().encode(tokens, key, True, False)
         positions = self.embeddings.position(tokens.positions()).astype(kept[-2].dtype)
-        decoded = self.encoder.decode(kept[-2], positions, tokens, fold(key, len(kept)))
+        with collecting(False):  # the last block once more: no layer of its own
+            decoded = self.encoder.decode(kept[-2], positions, tokens, fold(key, len(kept)))
         return decoded, kept if keep_hidden else None
 
     def apply_heads(self, hidden: jax.Array, tokens: Tokens, entity_mask: Any, key: Any) -> ModelOutput:

@@ -157,6 +157,7 @@ def forward(
     *,
     dropout_key: Any = None,
     keep_hidden: bool = False,
+    keep_attention: bool = False,
 ) -> ModelOutput:
     """Runs a network on a batch; a pure function that can be compiled, differentiated and sharded.
 
@@ -168,6 +169,7 @@ def forward(
         ``[batch, slots]`` and ``first_positions`` ``[batch, segments]`` of pre-training.
       dropout_key: A JAX key, or None for no dropout.
       keep_hidden: Whether to return the hidden states after every block.
+      keep_attention: Whether to return the queries, keys and values of every layer.
 
     Returns:
       The outputs that the task has.
@@ -179,7 +181,7 @@ def forward(
         raise ShapeError(f"The batch has no 'input_ids'; it has {sorted(batch)}.")
     inputs = {name: jnp.asarray(batch[name]) for name in INPUT_NAMES if batch.get(name) is not None}
     network = nnx.merge(graphdef, _to_state(params))
-    return network(**inputs, dropout_key=dropout_key, keep_hidden=keep_hidden)
+    return network(**inputs, dropout_key=dropout_key, keep_hidden=keep_hidden, keep_attention=keep_attention)
 
 
 __all__ = [

@@ -16,6 +16,7 @@ from flaxbert.core.precision import Precision
 from flaxbert.errors import ConfigError
 from flaxbert.nn.activations import get_activation
 from flaxbert.nn.attention import attend, attend_with_bias
+from flaxbert.nn.attention_capture import is_collecting, keep, keep_all, returning, unstacked
 from flaxbert.nn.dropout import dropout, fold
 from flaxbert.nn.embeddings import Embeddings
 from flaxbert.nn.encoder import Encoder, run_attention
@@ -122,6 +123,13 @@ def narrow_deviation(config: ModelConfig) -> float:
     return config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers)
 
 
+def _join_rows(array: jax.Array, batch: int, length: int, block: int) -> jax.Array:
+    """Returns queries, keys or values of whole rows, ``[batch, heads, length, head_dim]``, of those of blocks."""
+    if not block:
+        return array
+    return jnp.swapaxes(join_blocks(jnp.swapaxes(array, 1, 2), batch, length), 1, 2)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Surroundings:
@@ -212,6 +220,7 @@ class ModernBertAttention(nnx.Module):
         rate = self.config.attention_dropout_rate
         if window.is_split:
             query, keys, values = self._project(hidden, window.rotation)
+            keep(query, keys, values)
             return self._join(attend_near(query, keys, values, tokens, window.radius, rate, key))
         if window.bias is None:
             return self.mix_all(hidden, tokens, window.rotation, key)
@@ -219,6 +228,9 @@ class ModernBertAttention(nnx.Module):
         if window.block:
             hidden = split_blocks(hidden, window.block)
         query, keys, values = self._project(hidden, window.rotation)
+        if is_collecting():
+            whole = (_join_rows(array, batch, length, window.block) for array in (query, keys, values))
+            keep(*whole)
         if window.block:
             keys, values = (with_neighbours(array, batch, window.radius) for array in (keys, values))
         mixed = self._join(attend_with_bias(query, keys, values, window.bias, rate, key))
@@ -238,7 +250,9 @@ class ModernBertAttention(nnx.Module):
         if shared.is_full is None:
             mixed = (near_tokens if self.kind == SLIDING else all_tokens)(hidden)
         else:
-            mixed = lax.cond(shared.is_full, all_tokens, near_tokens, hidden)
+            branches = (returning(all_tokens), returning(near_tokens))
+            mixed, attention = lax.cond(shared.is_full, *branches, hidden)
+            keep_all(attention)
         length = hidden.shape[1]
         if first_only:
             mixed = first_token(mixed)
@@ -342,14 +356,17 @@ class ModernBertEncoder(Encoder):
         differ = len(set(self.kinds)) > 1
         is_full = jnp.asarray([kind == FULL for kind in self.kinds])
 
-        def body(carry: Any, inputs: Any) -> tuple[Any, jax.Array | None]:
-            layer_state, index, full = inputs
+        def run_layer(carry: Any, layer_state: Any, index: jax.Array, full: jax.Array) -> Any:
             around = dataclasses.replace(shared, is_full=full) if differ else shared
-            after = step(layer_state, carry, tokens, around, fold(key, index))
-            return after, after[0] if keep_hidden else None
+            return step(layer_state, carry, tokens, around, fold(key, index))
+
+        def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
+            after, attention = returning(run_layer)(carry, *inputs)
+            return after, (after[0] if keep_hidden else None, attention)
 
         layers = (state, jnp.arange(num_layers, dtype=jnp.int32), is_full)
-        (_, last), after = lax.scan(body, (hidden, hidden), layers)
+        (_, last), (after, attention) = lax.scan(body, (hidden, hidden), layers)
+        keep_all(unstacked(attention, num_layers))
         if not keep_hidden or after is None:
             return last, None
         return last, (hidden, *(after[index] for index in range(num_layers - 1)), last)

@@ -17,6 +17,7 @@ from flaxbert.core.axes import Size
 from flaxbert.core.precision import Precision
 from flaxbert.core.runtime import num_threads
 from flaxbert.errors import ConfigError
+from flaxbert.nn.attention_capture import keep
 from flaxbert.nn.dropout import MaskPart, dropout, fold, key_words
 from flaxbert.nn.layers import Dense, LayerNorm
 from flaxbert.nn.softmax_attention import softmax_attention
@@ -229,6 +230,7 @@ def attend(
     Returns:
       The mixed values.
     """
+    keep(query, key, value)
     rate = rate if dropout_key is not None else 0.0
     scored = position_scores is not None
     name = choose_attention(execution.attention, query.dtype, query.shape[2], rate > 0.0, _platform(), scored)

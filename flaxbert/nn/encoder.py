@@ -1,5 +1,6 @@
 """Blocks and the stack of them: unrolled or scanned, with a choice of what the backward pass recomputes."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 from flaxbert.architecture import Execution, ModelConfig
 from flaxbert.errors import ConfigError
 from flaxbert.nn.attention import SelfAttention
+from flaxbert.nn.attention_capture import keep_all, returning, through, unstacked
 from flaxbert.nn.dropout import fold
 from flaxbert.nn.feed_forward import FeedForward
 from flaxbert.nn.tokens import Tokens
@@ -45,7 +47,7 @@ def run_attention(
     if not recompute:
         return attention(hidden, tokens, shared, key, first_only)
     graphdef, state = nnx.split(attention)
-    return jax.checkpoint(_applied(graphdef, first_only))(state, hidden, tokens, shared, key)
+    return through(jax.checkpoint, _applied(graphdef, first_only))(state, hidden, tokens, shared, key)
 
 
 class Block(nnx.Module):
@@ -110,9 +112,10 @@ class StackedBlock(nnx.Module):
 
 def _rematerialize(function: Callable[..., Any], policy: str) -> Callable[..., Any]:
     if policy == "full":
-        return jax.checkpoint(function)
+        return through(jax.checkpoint, function)
     if policy == "dots":
-        return jax.checkpoint(function, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return through(functools.partial(jax.checkpoint, policy=dots), function)
     return function  # none; and attention, which Block recomputes
 
 
@@ -223,14 +226,17 @@ class Encoder(nnx.Module):
         step = self._step(graphdef)
         num_layers = jax.tree.leaves(state)[0].shape[0]
 
-        def body(carry: jax.Array, inputs: tuple[Any, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
-            layer_state, index = inputs
+        def run_layer(carry: jax.Array, layer_state: Any, index: jax.Array) -> jax.Array:
             layer_key = fold(key, index)
             after = step(layer_state, carry, tokens, shared, layer_key)
-            after = self.after_block(index, carry, after, tokens, layer_key)
-            return after, after if keep_hidden else None
+            return self.after_block(index, carry, after, tokens, layer_key)
 
-        last, after = jax.lax.scan(body, hidden, (state, jnp.arange(num_layers, dtype=jnp.int32)))
+        def body(carry: jax.Array, inputs: tuple[Any, jax.Array]) -> tuple[jax.Array, Any]:
+            after, attention = returning(run_layer)(carry, *inputs)
+            return after, (after if keep_hidden else None, attention)
+
+        last, (after, attention) = jax.lax.scan(body, hidden, (state, jnp.arange(num_layers, dtype=jnp.int32)))
+        keep_all(unstacked(attention, num_layers))
         last = self.finish(last)
         if not keep_hidden or after is None:
             return last, None

@@ -10,9 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from flaxbert.architecture import FIRST_TOKEN_TASKS, TASK_HEADS, Execution, ModelConfig
+from flaxbert.core.axes import Size
 from flaxbert.core.precision import Precision
 from flaxbert.errors import ConfigError, ShapeError
 from flaxbert.nn.activations import get_activation
+from flaxbert.nn.attention_capture import AttentionInputs, collecting
 from flaxbert.nn.dropout import dropout, fold, key_words
 from flaxbert.nn.embeddings import Embeddings
 from flaxbert.nn.encoder import Encoder
@@ -48,6 +50,7 @@ class ModelOutput:
       next_sentence_logits: float32 scores of the next sentence head, or of sentence order, beside another head, ``[batch, 2]``;
         of every segment, ``[batch, segments, 2]``, where their first positions are given.
       hidden_states: Token vectors after the embeddings and each block, where asked for.
+      attention: Queries, keys and values of each layer, where asked for: a tuple of ``AttentionInputs``.
     """
 
     logits: Any = None
@@ -55,6 +58,7 @@ class ModelOutput:
     pooled: Any = None
     next_sentence_logits: Any = None
     hidden_states: Any = None
+    attention: Any = None
 
 
 class Network(nnx.Module):
@@ -149,6 +153,7 @@ class Network(nnx.Module):
         first_positions: Int[Array, "batch segments"] | None = None,
         dropout_key: Any = None,
         keep_hidden: bool = False,
+        keep_attention: bool = False,
     ) -> ModelOutput:
         """Runs the network.
 
@@ -164,16 +169,13 @@ class Network(nnx.Module):
           first_positions: For packed rows of pre-training: place of each segment's first token, which the pooler reads.
           dropout_key: A JAX key, or None for no dropout.
           keep_hidden: Whether to return the hidden states after every block.
+          keep_attention: Whether to return the queries, keys and values of every layer.
 
         Raises:
           ShapeError: Multiple choice without an axis of choices or another task with one, or a relation without entities.
         """
         shape = input_ids.shape
-        if len(shape) != (3 if self.task == "multiple-choice" else 2):
-            expected = "[batch, choices, length]" if self.task == "multiple-choice" else "[batch, length]"
-            raise ShapeError(f"input_ids has shape {list(shape)}, but {self.task} takes {expected}.")
-        if self.task == "relation-classification" and entity_mask is None:
-            raise ShapeError("The batch has no 'entity_mask', which says what tokens the two entities have.")
+        self._check(shape, entity_mask)
         rows = lambda array: None if array is None else array.reshape(-1, shape[-1])
         dropout_key = None if dropout_key is None else key_words(dropout_key)
         visible = attention_mask if segment_ids is None else segment_ids
@@ -188,11 +190,36 @@ class Network(nnx.Module):
             packed=segment_ids is not None,
         )
         first_only = self.reads_first_token() and not keep_hidden
-        hidden, kept = self.encode(tokens, dropout_key, keep_hidden, first_only)
+        with collecting(keep_attention) as attention:
+            hidden, kept = self.encode(tokens, dropout_key, keep_hidden, first_only)
         output = self.apply_heads(hidden, tokens, entity_mask, fold(dropout_key, _HEAD))
         if self.task == "multiple-choice":
             output = dataclasses.replace(output, logits=output.logits.reshape(shape[:2]))
-        return dataclasses.replace(output, hidden_states=kept, last_hidden_state=None if first_only else hidden)
+        return dataclasses.replace(
+            output,
+            hidden_states=kept,
+            last_hidden_state=None if first_only else hidden,
+            attention=self.attention_of_layers(attention) if keep_attention else None,
+        )
+
+    def _check(self, shape: tuple[Size, ...], entity_mask: Any) -> None:
+        """Refuses inputs that the task does not take."""
+        if len(shape) != (3 if self.task == "multiple-choice" else 2):
+            expected = "[batch, choices, length]" if self.task == "multiple-choice" else "[batch, length]"
+            raise ShapeError(f"input_ids has shape {list(shape)}, but {self.task} takes {expected}.")
+        if self.task == "relation-classification" and entity_mask is None:
+            raise ShapeError("The batch has no 'entity_mask', which says what tokens the two entities have.")
+
+    def attention_of_layers(self, kept: list[AttentionInputs]) -> tuple[AttentionInputs, ...]:
+        """Returns one entry for each layer of what was kept while the encoder ran.
+
+        A layer of several blocks gives that of its last one; what decodes after the last layer is left out.
+
+        Args:
+          kept: Inputs of the attention of every block, in the order in which they ran.
+        """
+        per_layer = max(1, len(kept) // self.config.num_hidden_layers)
+        return tuple(kept[per_layer - 1 :: per_layer][: self.config.num_hidden_layers])
 
     def reads_first_token(self) -> bool:
         """Returns whether the heads read the first token's vector only; families whose heads read others replace it."""

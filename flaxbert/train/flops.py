@@ -27,11 +27,13 @@ class NetworkWork:
       config: Architecture.
       task: Canonical task name.
       first_token_only: Whether the last layer computes what comes after its attention for one token of each text.
+      trained: Whether there is a backward pass.
     """
 
     config: ModelConfig
     task: str
     first_token_only: bool = False
+    trained: bool = True
 
     def forward(self, lengths: Num[np.ndarray, "texts"], num_predicted: float) -> float:
         """Returns the multiplications (each with its addition) of a forward pass.
@@ -66,7 +68,8 @@ class NetworkWork:
           >>> round(NetworkWork(ModelConfig(), "fill-mask").training_flops(np.array([128]), 0.15 * 128) / 128e9, 3)
           0.545
         """
-        return 2.0 * (1.0 + BACKWARD_PASSES) * self.forward(lengths, num_predicted)
+        backward = BACKWARD_PASSES if self.trained else 0.0
+        return 2.0 * (1.0 + backward) * self.forward(lengths, num_predicted)
 
 
 def text_lengths(batch: Mapping[str, Any]) -> Num[np.ndarray, "texts"]:

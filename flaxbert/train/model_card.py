@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flaxbert.architecture import PIPELINE_TAGS, ModelConfig
-from flaxbert.config import RunConfig
+from flaxbert.config import DistillConfig, RunConfig
 from flaxbert.core.units import format_count, format_duration
 from flaxbert.evaluation.bootstrap import Interval
 from flaxbert.evaluation.report import (
@@ -133,6 +133,12 @@ class ModelCardContent:
     example_text: str = "A text of the kind that the model was trained on."
 
     @property
+    def base(self) -> str:
+        """Folder or hub id of the model that this one comes from: where it was distilled, the teacher."""
+        config = self.config
+        return config.teacher.path if isinstance(config, DistillConfig) else config.model.path
+
+    @property
     def is_pair(self) -> bool:
         """Whether an input is a pair of texts."""
         return bool(self.config.data.text_pair_column)
@@ -141,7 +147,7 @@ class ModelCardContent:
 def _front_matter(content: ModelCardContent) -> str:
     import huggingface_hub
 
-    base, embedding = content.config.model.path, content.task == "sentence-similarity"
+    base, embedding = content.base, content.task == "sentence-similarity"
     tag = PIPELINE_TAGS.get(content.task)
     shown = {name: HUB_METRICS[name] for name in content.metrics_after if name in HUB_METRICS}
     data = public_name(content.data.train)
@@ -175,8 +181,10 @@ def _front_matter(content: ModelCardContent) -> str:
 
 def _introduction(content: ModelCardContent) -> str:
     kind = content.model_config.problem_type.replace("_", " ") or content.task.replace("-", " ")
-    base, model = public_name(content.config.model.path), content.model_config
+    base, model = public_name(content.base), content.model_config
     start = "trained from random weights with the shape of" if content.config.model.from_scratch else "fine-tuned from"
+    if isinstance(content.config, DistillConfig):
+        start = "distilled from"
     size = f"{format_count(content.num_parameters)} parameters, " if content.num_parameters else ""
     lines = [
         f"# {markdown_cell(content.name)}\n",
@@ -229,10 +237,17 @@ def _results_section(content: ModelCardContent) -> str:
 
 def _training_section(content: ModelCardContent) -> str:
     config = content.config.to_dict()
-    options = public_options(
-        flatten_options({"train": config["train"], "model": config["model"], "mesh": config["mesh"]})
+    sections = ("teacher", "student", "distillation", "intermediate", "train", "model", "mesh")
+    options = public_options(flatten_options({name: config[name] for name in sections if name in config}))
+    hidden = (
+        "teacher.path",
+        "teacher.cache",
+        "mesh.coordinator",
+        "mesh.process_id",
+        "mesh.num_processes",
+        "model.path",
+        "model.offline",
     )
-    hidden = ("mesh.coordinator", "mesh.process_id", "mesh.num_processes", "model.path", "model.offline")
     rows = [[name, value] for name, value in options.items() if name not in hidden and value not in ("", "[]")]
     facts = [f"seed {content.config.train.seed}"]
     facts += [f"{format_duration(content.seconds)} (h:mm:ss) of training"] if content.seconds else []

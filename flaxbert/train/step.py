@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from flaxbert.core.sharding import BATCH_SPEC, DATA, FSDP, ROWS, batch_shardings, batch_ways, replicated
 from flaxbert.core.trees import unflatten_parts
 from flaxbert.errors import ShapeError
+from flaxbert.train.fixed_leaves import FixedLeaves, StepWithFixed
 from flaxbert.train.guard import APPLIED, OVERFLOW, StepGuard
 from flaxbert.train.losses import LossFunction
 from flaxbert.train.optimizer import Leaves, Optimizer, global_norm
@@ -23,6 +24,9 @@ Batch = Mapping[str, Any]
 
 Forward = Callable[..., Any]
 """``forward(params, batch, dropout_key=key or None)``, returns a ``ModelOutput``."""
+
+MaskUpdate = Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+"""``update(steps taken, trainable, frozen)``, returns the frozen arrays with the masks that hold from here on."""
 
 LOSS_SCALE_STEP = 2.0
 """Factor by which the loss scale grows and shrinks."""
@@ -243,6 +247,7 @@ class _Step:
     sharded: bool
     loss_scale_growth_steps: int
     guard: StepGuard
+    masks: MaskUpdate | None
 
     def _outcome(self, state: TrainState, loss: jax.Array, grad_norm: jax.Array, finite: jax.Array) -> jax.Array:
         outcome = self.guard.judge(state.guard, loss, grad_norm, finite)
@@ -280,6 +285,9 @@ class _Step:
             loss_scale, finite_steps = state.loss_scale, state.finite_steps
             if scaled:
                 loss_scale, finite_steps = _next_loss_scale(state, finite, self.loss_scale_growth_steps)
+            frozen = state.frozen
+            if self.masks is not None:
+                frozen = self.masks(state.step + jnp.int32(1), trainable, frozen)
             guard = self.guard.record(state.guard, outcome, loss, grad_norm)
             ended = (guard.reason != 0) & (state.first_bad_step == NO_BAD_STEP)
             metrics = StepMetrics(
@@ -294,6 +302,7 @@ class _Step:
             return state.replace(
                 step=state.step + jnp.int32(1),
                 trainable=trainable,
+                frozen=frozen,
                 optimizer=optimizer_state,
                 loss_scale=loss_scale,
                 finite_steps=finite_steps,
@@ -313,6 +322,8 @@ def make_train_step(
     mesh: Mesh | None = None,
     loss_scale_growth_steps: int = 0,
     guard: StepGuard = StepGuard(),
+    fixed: FixedLeaves | None = None,
+    masks: MaskUpdate | None = None,
 ) -> Any:
     """Compiles-on-demand one optimizer step.
 
@@ -331,16 +342,24 @@ def make_train_step(
       mesh: The mesh of ``shardings``.
       loss_scale_growth_steps: Finite steps after which the loss scale doubles; 0 without loss scale.
       guard: Which steps are left out.
+      fixed: Leaves that ``forward`` finds in its parameters beside those of the state.
+      masks: Changes masks after the update of some steps; None where none change.
 
     Returns:
       A jitted ``step(state, batch, dropout_key) -> (state, StepMetrics)`` that donates (overwrites) its state. The key of
       a step is ``fold_in(dropout_key, state.step)``; None switches dropout off.
     """
-    gradients_of = _Gradients(forward, loss, kinds, accumulation_steps, shardings, mesh)
+    inner = shardings
+    if fixed is not None:
+        kinds = {**kinds, **fixed.kinds}
+        inner = None if shardings is None else shardings.replace(frozen={**shardings.frozen, **fixed.shardings})
+    gradients_of = _Gradients(forward, loss, kinds, accumulation_steps, inner, mesh)
     sharded = mesh is not None and mesh.size > 1
-    step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps, guard)
+    step = _Step(gradients_of, optimizer, accumulation_steps, sharded, loss_scale_growth_steps, guard, masks)
     out_shardings = None if shardings is None or mesh is None else (shardings, replicated(mesh))
-    return jax.jit(step, donate_argnums=(0,), out_shardings=out_shardings)
+    if fixed is None:
+        return jax.jit(step, donate_argnums=(0,), out_shardings=out_shardings)
+    return StepWithFixed(jax.jit(fixed.join(step), donate_argnums=(0,), out_shardings=out_shardings), fixed)
 
 
 def make_norms(optimizer: Optimizer, sharded: bool = False) -> Callable[[TrainState, Any], dict[str, jax.Array]]:

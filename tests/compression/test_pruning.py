@@ -34,12 +34,11 @@ def examples(tmp_path_factory):
     return str(file)
 
 
-def test_all_kinds_in_one_command(folder, examples, tmp_path, capsys):
+def test_all_kinds_in_one_command(folder, tmp_path, capsys):
     texts, output = tmp_path / "texts.txt", tmp_path / "pruned"
     texts.write_text("a fine film\nthe films\n")
     words = [
-        "--vocabulary", str(texts), "--layers", "0,2", "--heads", "0.34", "--neurons_kept", "[8,12]", "--importance", "gradient",
-        "--examples", examples, "--pattern", "2:4", "--keep", "encoder.layers.0.*",
+        "--vocabulary", str(texts), "--layers", "0,2", "--heads", "0.34", "--neurons_kept", "[8,12]", "--pattern", "2:4", "--keep", "encoder.layers.0.*",
     ]  # fmt: skip
     assert main(["prune", str(folder), str(output), *words]) == 0
     shown = capsys.readouterr().out
@@ -63,6 +62,18 @@ def test_all_kinds_in_one_command(folder, examples, tmp_path, capsys):
     report = json.loads((output / REPORT_FILE).read_text())
     assert report["transform"] == "prune"
     assert {leaf["form"] for leaf in report["leaves"]} == {"kept", "removed", "smaller, dense", "smaller, sparse"}
+
+
+def test_labelled_examples_decide_what_goes(folder, examples):
+    model = load(folder)
+    kept = {}
+    for importance in ("gradient", "magnitude"):
+        options = OneShotConfig(neurons=0.5, importance=importance, shrink=False)
+        pruned, _ = prune_model(model, options, Measured(examples))
+        leaf = flatten_names(pruned.params)["encoder.layers.0.feed_forward.down.kernel"]
+        kept[importance] = np.asarray(leaf.mask).all(axis=1)
+        assert kept[importance].sum() == 10
+    assert not np.array_equal(kept["gradient"], kept["magnitude"])
 
 
 def test_without_shrinking_shapes_stay_and_shrinking_later_gives_the_same(folder, tmp_path):

@@ -7,14 +7,15 @@ import jsonargparse
 import pytest
 import yaml
 
-from flaxbert.config import PretrainConfig, RunConfig
+from flaxbert.config import DistillConfig, PretrainConfig, RunConfig
 from flaxbert.data.columns import count_labels, encode_labels, infer_problem_type, label_set, read_examples
 from flaxbert.tasks.base import Setting
 from flaxbert.tasks.registry import get_task
 from tests.helpers import ROOT
 
 PRETRAINING = sorted((ROOT / "configs").glob("pretrain_*.yaml"))
-CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path not in PRETRAINING]
+DISTILLATION = sorted((ROOT / "configs").glob("distill_*.yaml"))
+CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path not in (*PRETRAINING, *DISTILLATION)]
 
 REAL = {
     "sst2": ("hide new secretions from the parental units ", None, {"negative": 29780, "positive": 37569}, 872),
@@ -29,9 +30,9 @@ REAL = {
 """Start of the first text and second text, examples per label, and rows of the validation file."""
 
 
-def parse(path: pathlib.Path) -> RunConfig:
+def parse(path: pathlib.Path, kind: type[RunConfig] = RunConfig) -> RunConfig:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(RunConfig, "run")
+    parser.add_class_arguments(kind, "run")
     return parser.instantiate(parser.parse_object({"run": yaml.safe_load(path.read_text(encoding="utf-8"))})).run
 
 
@@ -58,6 +59,17 @@ def test_pretraining_configs_are_complete(path):
     longest = max(phase.row_length for phase in phases_of(run))
     assert new_model_config(run.model, 30_528, longest, 0).max_length >= longest
     assert float(make_optimizer(run.train, 1000).schedule(jnp.int32(1000))) < run.train.learning_rate
+
+
+@pytest.mark.parametrize("path", DISTILLATION, ids=lambda path: path.stem)
+def test_distillation_configs_take_the_data_of_their_task(path):
+    run, plain = parse(path, DistillConfig), parse(path.with_name(path.name.removeprefix("distill_")))
+    assert (run.data.train, run.data.labels, run.data.label_map) == (
+        plain.data.train,
+        plain.data.labels,
+        plain.data.label_map,
+    )
+    assert run.output.folder == f"runs/{path.stem}"
 
 
 def test_there_is_one_for_every_task():

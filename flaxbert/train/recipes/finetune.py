@@ -1,23 +1,19 @@
 """Fine-tuning from start to end: prepare, compile, resume, train, score before and after, save, report."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from flaxbert.config import RunConfig
 from flaxbert.core.arrays import Params
-from flaxbert.core.sharding import batch_share, batch_ways
-from flaxbert.data.batches import evaluation_batches
-from flaxbert.evaluation.evaluate import collect_logits, evaluation_program
 from flaxbert.families.graph import finishes_first_token_alone
-from flaxbert.tasks.base import Scored
 from flaxbert.train.callbacks import Callback
 from flaxbert.train.checkpoint import CheckpointStore
 from flaxbert.train.flops import NetworkWork
 from flaxbert.train.goodput import TimeLedger
 from flaxbert.train.loop import LoopResult
+from flaxbert.train.pruning import MaskSchedule
+from flaxbert.train.recipes.evaluator import MUST_AGREE, Evaluator
 from flaxbert.train.recipes.outcome import (
     FinetuneResult,
     build_callbacks,
@@ -26,73 +22,10 @@ from flaxbert.train.recipes.outcome import (
     write_outcome,
 )
 from flaxbert.train.recipes.plan import finetuning_job
+from flaxbert.train.recipes.pruned import finish_pruning, prune_while_training
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
 from flaxbert.train.recipes.setup import Prepared, Say, describe, prepare, say_on_first
 from flaxbert.train.throughput import MeasuredCallbacks
-
-EVALUATION_BATCH_SIZE = 32
-"""Examples per evaluation batch unless the config says otherwise."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluator:
-    """Scores parameters on tokenized examples.
-
-    Attributes:
-      prepared: The run, for mesh, model and batch sizes.
-    """
-
-    prepared: Prepared
-
-    def outputs(self, params: Params, split: str) -> Any:
-        """Returns the logits of a split, in the order of its inputs.
-
-        Args:
-          params: Parameter tree on the mesh.
-          split: validation or test.
-        """
-        run, model = self.prepared, self.prepared.model
-        features = run.data.splits[split].features
-        program = evaluation_program(model.config, model.task, model.execution, run.mesh)
-        ways = batch_ways(run.mesh)
-        process_index, process_count = batch_share(run.mesh)
-        size = run.config.train.evaluation_batch_size or EVALUATION_BATCH_SIZE
-        batches = evaluation_batches(
-            features,
-            -(-size // ways) * ways,
-            run.data.length_buckets,
-            process_index=process_index,
-            process_count=process_count,
-        )
-        return collect_logits(program, params, batches, len(features), run.mesh)
-
-    def score(self, params: Params, split: str) -> Scored:
-        """Returns how well parameters do on a split.
-
-        Args:
-          params: Parameter tree on the mesh.
-          split: validation or test.
-        """
-        data = self.prepared.data
-        return data.task.score(data.splits[split], self.outputs(params, split), self.prepared.setting)
-
-    def metrics(self, params: Params) -> dict[str, float]:
-        """Returns the task's metrics of parameters on the held-out examples.
-
-        Args:
-          params: Parameter tree on the mesh.
-        """
-        return dict(self.score(params, "validation").metrics)
-
-
-_MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("model", ("path", "task", "problem_type", "scan_layers", "precision")),
-    ("data", ("train", "max_length", "max_train_examples", "length_buckets")),
-    ("task", ("tag_scheme", "model_scheme", "stride", "entity_markers")),
-    ("train", ("optimizer", "batch_size", "target_batch_size", "num_steps", "num_epochs", "schedule", "learning_rate")),
-    ("train", ("freeze", "seed")),
-)
-"""Settings that a resumed run shares with its checkpoints; the data position checks seed, order and examples itself."""
 
 
 def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequence[Callback] = ()) -> FinetuneResult:
@@ -119,7 +52,7 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
     with CheckpointStore(
         folder / "checkpoints", keep=config.train.keep_checkpoints, higher_is_better=prepared.metric[1]
     ) as store:
-        newest = find_checkpoint(store, config.train, config.to_dict(), _MUST_AGREE, say)
+        newest = find_checkpoint(store, config.train, config.to_dict(), MUST_AGREE, say)
         model = prepared.model
         callbacks = build_callbacks(
             config.output,
@@ -129,8 +62,9 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
             ledger,
         )
         evaluator = Evaluator(prepared)
+        job = prune_while_training(finetuning_job(prepared), model.config, config.prune)
         run = TrainingRun(
-            job=finetuning_job(prepared),
+            job=job,
             pipeline=prepared.pipeline,
             steps_per_epoch=prepared.steps_per_epoch,
             evaluate=evaluator.metrics,
@@ -145,6 +79,7 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
                     model.config, model.task, finishes_first_token_alone(model.config, model.task, model.execution)
                 )
             ],
+            least_step=0 if job.masks is None else MaskSchedule(config.prune, (), job.total_steps).end,
         )
         try:
             before, result, step, params = run.complete(newest)
@@ -181,4 +116,7 @@ def _finish(
     config = prepared.model.config
     config = config.replace(extra={**config.extra, **scores.changes}) if scores.changes else config
     model = prepared.model.replace(params=to_host(params), config=config)
+    if prepared.config.prune.is_on:
+        model, pruned = finish_pruning(model, prepared.config.prune)
+        say(pruned)
     return write_outcome(prepared, model, scores, summary, callbacks, say)

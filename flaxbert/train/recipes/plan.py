@@ -18,6 +18,7 @@ from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import collate
 from flaxbert.families.graph import forward, graph_definition
 from flaxbert.model import Model
+from flaxbert.train.fixed_leaves import FixedLeaves
 from flaxbert.train.guard import StepGuard
 from flaxbert.train.losses import LossFunction, loss_for
 from flaxbert.train.memory import (
@@ -33,7 +34,7 @@ from flaxbert.train.optimizer import Optimizer
 from flaxbert.train.optimizers import make_optimizer
 from flaxbert.train.recipes.setup import Prepared, Say, global_batch_size
 from flaxbert.train.state import TrainState, create_state, state_shardings
-from flaxbert.train.step import Forward, make_norms, make_train_step
+from flaxbert.train.step import Forward, MaskUpdate, make_norms, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,8 @@ class StepJob:
       total_steps: Optimizer steps of the whole run.
       loss: Weighted sum of losses and of weights of a batch.
       example: A batch of one example, of the largest shape of the run.
+      fixed: What ``forward`` finds in its parameters beside those that are trained.
+      masks: Changes masks in the course of training; None where none change.
     """
 
     params: Params
@@ -80,6 +83,8 @@ class StepJob:
     total_steps: int
     loss: LossFunction
     example: Mapping[str, np.ndarray]
+    fixed: FixedLeaves | None = None
+    masks: MaskUpdate | None = None
 
     @property
     def batch_size(self) -> int:
@@ -111,14 +116,18 @@ def finetuning_job(prepared: Prepared) -> StepJob:
             model.task,
             model.config.problem_type,
             label_smoothing_rate=train.label_smoothing_rate,
-            class_weights=_class_weights(prepared),
+            class_weights=class_weights(prepared),
         ),
         example=collate(prepared.data.train, np.zeros(1, np.int64), prepared.data.length_buckets[-1]),
     )
 
 
-def _class_weights(prepared: Prepared) -> tuple[float, ...]:
-    """Returns the weight per label; ``balanced`` gives each label the same share of the loss."""
+def class_weights(prepared: Prepared) -> tuple[float, ...]:
+    """Returns the weight per label; ``balanced`` gives each label the same share of the loss.
+
+    Args:
+      prepared: The run.
+    """
     chosen = prepared.config.train.class_weights
     if chosen != "balanced":
         return tuple(chosen)
@@ -167,6 +176,8 @@ def _build_step(job: StepJob, plan: BatchPlan, state: TrainState, kinds: Mapping
         mesh=job.mesh,
         loss_scale_growth_steps=job.train.loss_scale_growth_steps if scaled else 0,
         guard=StepGuard.of(job.train),
+        fixed=job.fixed,
+        masks=job.masks,
     )
 
 

@@ -73,6 +73,7 @@ class TrainingRun:
       say: Where lines for the user go.
       other_shapes: The same job with the other shapes that batches have later in the run; their memory is checked before the start.
       networks: What is trained, for the operations behind MFU.
+      least_step: Checkpoints of earlier steps are not chosen at the end, since they are not pruned to the end.
     """
 
     job: StepJob
@@ -87,6 +88,7 @@ class TrainingRun:
     say: Say
     other_shapes: Sequence[StepJob] = ()
     networks: Sequence[NetworkWork] = ()
+    least_step: int = 0
 
     def before(self, newest: Any) -> dict[str, float]:
         """Returns the metrics before training, from the checkpoint where there is one.
@@ -192,7 +194,7 @@ class TrainingRun:
             self.say(f"Asked to stop: saved step {result.step} in {folder}; the same command goes on from there.")
             return result.state, result.step
         found = self.store.best_good() if self.job.train.load_best_at_end else None
-        if found is None or found.step == result.step:
+        if found is None or found.step == result.step or found.step < self.least_step:
             return result.state, result.step
         return self.store.restore(found, compiled.like, kinds=compiled.kinds), found.step
 

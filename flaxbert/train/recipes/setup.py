@@ -119,13 +119,26 @@ def load_model(config: RunConfig, data: TrainingData, task: str, folder: str) ->
     return model.replace(config=model.config.replace(**changes)) if changes else model
 
 
-def _count_steps(config: RunConfig, steps_per_epoch: int) -> int:
+def count_steps(config: RunConfig, steps_per_epoch: int) -> int:
+    """Returns the optimizer steps of a run.
+
+    Args:
+      config: The run.
+      steps_per_epoch: Optimizer steps of one pass.
+    """
     if config.train.num_steps:
         return config.train.num_steps
     return max(1, math.ceil(steps_per_epoch * config.train.num_epochs))
 
 
-def _make_pipeline(config: RunConfig, data: TrainingData, share: tuple[int, int]) -> BatchPipeline:
+def make_pipeline(config: RunConfig, data: TrainingData, share: tuple[int, int]) -> BatchPipeline:
+    """Returns the training batches of a run.
+
+    Args:
+      config: The run.
+      data: Its examples.
+      share: Number of the share of every batch that this process reads, and how many there are.
+    """
     return BatchPipeline(
         data.train,
         batch_size=global_batch_size(config.train),
@@ -177,7 +190,7 @@ def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
     batch_size = global_batch_size(config.train)
     micro_batch = batch_size // config.train.fixed_accumulation_steps
     check_mesh_fits(mesh, model.config, micro_batch, data.length_buckets)
-    pipeline = _make_pipeline(config, data, batch_share(mesh))
+    pipeline = make_pipeline(config, data, batch_share(mesh))
     family = get_family(model.config.family)
     return Prepared(
         config=config,
@@ -185,7 +198,7 @@ def prepare(config: RunConfig, say: Say = say_on_first) -> Prepared:
         data=data,
         mesh=mesh,
         leaf_axes=family.parameter_axes(leaf_names(model.params)),
-        total_steps=_count_steps(config, pipeline.steps_per_epoch),
+        total_steps=count_steps(config, pipeline.steps_per_epoch),
         steps_per_epoch=pipeline.steps_per_epoch,
         pipeline=pipeline,
     )

@@ -1,0 +1,311 @@
+"""The start of a distillation: teachers, the student's first folder, and whether they fit each other."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from flaxbert.architecture import TASK_HEADS
+from flaxbert.config import DistillConfig, ModelSource, RunConfig
+from flaxbert.core.arrays import is_quantized
+from flaxbert.core.runtime import initialize_distributed
+from flaxbert.core.trees import flatten_names
+from flaxbert.data.extended_batches import ExtendedSource
+from flaxbert.data.tokenization import TokenizedExamples
+from flaxbert.errors import ConfigError
+from flaxbert.model import Model, load
+from flaxbert.tasks.load import load_examples
+from flaxbert.tasks.registry import find_task
+from flaxbert.train.recipes.resume import MustAgree, check_same_run
+from flaxbert.train.recipes.setup import Prepared, Say, prepare
+from flaxbert.train.recipes.student import ORIGIN_FILE, StudentOrigin, make_student, spread_layers
+from flaxbert.train.recipes.tokenizer_match import difference_of_tokenizers
+
+STUDENT = "student"
+"""Folder of the student before training, where it is made of the teacher."""
+
+SETTINGS_FILE = "settings.json"
+"""The resolved config that a student was made with, in its folder."""
+
+_ABOUT_THE_STUDENT: MustAgree = (
+    ("teacher", ("path", "revision")),
+    (STUDENT, tuple(field.name for field in dataclasses.fields(DistillConfig().student))),
+    ("data", ("train", "max_length")),
+    ("train", ("seed",)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where the student comes from.
+
+    Attributes:
+      folder: Its folder or hub id before training.
+      origin: What it was made of; empty where it was given.
+      settings: The resolved config of this run.
+    """
+
+    folder: str
+    origin: StudentOrigin
+    settings: Mapping[str, Any]
+
+    def check_settings(self, file: pathlib.Path, must_agree: MustAgree) -> None:
+        """Raises an error where a part of the run that is done was made with other settings.
+
+        Args:
+          file: JSON document of that part, with its ``config``.
+          must_agree: Settings that may not have changed.
+
+        Raises:
+          ConfigError: A setting has changed; lists all that have.
+        """
+        check_same_run(json.loads(file.read_text("utf-8"))["config"], self.settings, must_agree)
+
+
+def load_teachers(config: DistillConfig) -> tuple[Model, ...]:
+    """Loads the teachers.
+
+    Args:
+      config: The run.
+
+    Returns:
+      The teachers, the first of which also shows what is inside.
+
+    Raises:
+      ConfigError: None is named, or one has no head for a task that is distilled.
+      WeightsError: One can not be loaded.
+    """
+    source = config.teacher
+    if not source.path:
+        raise ConfigError(
+            "teacher.path is empty: name a folder or hub id of a trained model, for example --teacher.path MODEL."
+        )
+    teachers = []
+    for number, path in enumerate((source.path, *(other.path for other in source.others))):
+        teacher = load(
+            path,
+            precision=source.precision,
+            attention=source.attention,
+            scan_layers=source.scan_layers,
+            revision=(source.revision or None) if number == 0 else None,
+            offline=source.offline,
+        )
+        if find_task(teacher.task) is None or not TASK_HEADS[teacher.task]:
+            raise ConfigError(
+                f"The teacher {path} is a model for {teacher.task}, which has no labelled task to distil; "
+                "fine-tune it first (flaxbert finetune)."
+            )
+        teachers.append(teacher)
+    return tuple(teachers)
+
+
+def _settings_for(config: DistillConfig, teacher: Model, folder: str) -> RunConfig:
+    """Returns the student's run as one of fine-tuning, with the teacher's task and labels."""
+    task = config.model.task or teacher.task
+    problem_type = config.model.problem_type or (
+        teacher.config.problem_type if teacher.task == "sequence-classification" else ""
+    )
+    model: ModelSource = dataclasses.replace(config.model, path=folder, task=task, problem_type=problem_type)
+    data = config.data
+    if (
+        not data.labels
+        and teacher.config.labels
+        and teacher.task in ("sequence-classification", "relation-classification")
+    ):
+        data = dataclasses.replace(data, labels=teacher.config.labels)
+    return RunConfig(model, data, config.task, config.train, config.mesh, config.output)
+
+
+def prepare_student(config: DistillConfig, teacher: Model, say: Say) -> tuple[Prepared, Start]:
+    """Makes or finds the student and reads the data.
+
+    Args:
+      config: The run.
+      teacher: The first teacher.
+      say: Where lines for the user go.
+
+    Returns:
+      The student's run, and where the student comes from.
+
+    Raises:
+      ConfigError: The student can not be made, or another one was made in this folder.
+      FlaxbertError: As for ``setup.prepare``.
+    """
+    if not config.data.train:
+        raise ConfigError("data.train is empty: name a file, folder or hub id of training examples.")
+    initialize_distributed(config.mesh)
+    path, origin = config.model.path, StudentOrigin()
+    if not path:
+        folder = pathlib.Path(config.output.folder) / STUDENT
+        origin = _make_once(config, teacher, folder, say)
+        path = str(folder)
+    prepared = prepare(_settings_for(config, teacher, path), say)
+    return prepared, Start(path, origin, config.to_dict())
+
+
+def _make_once(config: DistillConfig, teacher: Model, folder: pathlib.Path, say: Say) -> StudentOrigin:
+    """Writes the student's first folder unless it is there; returns what the student is made of."""
+    settings, file = config.to_dict(), folder / SETTINGS_FILE
+    if file.is_file():
+        began = any((folder.parent / name).is_dir() for name in ("checkpoints", "intermediate"))
+        try:
+            Start(str(folder), StudentOrigin(), settings).check_settings(file, _ABOUT_THE_STUDENT)
+        except ConfigError:
+            if began:
+                raise
+        else:
+            return StudentOrigin.from_json((folder / ORIGIN_FILE).read_text("utf-8"))
+    examples = _calibration_examples(config, teacher) if config.student.init == "sliced" else None
+    student, origin = make_student(config.student, teacher, config.train.seed, examples)
+    if jax.process_index() == 0:
+        files = {ORIGIN_FILE: origin.to_json(), SETTINGS_FILE: json.dumps({"config": settings}, indent=1) + "\n"}
+        student.save(folder, overwrite=True, files=files)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("flaxbert_student")
+    made = "new weights" if not origin.layers else f"the teacher's layers {', '.join(map(str, origin.layers))}"
+    say(f"The student is made of {made} ({config.student.init}); it is in {folder}.")
+    return origin
+
+
+def _calibration_examples(config: DistillConfig, teacher: Model) -> TokenizedExamples:
+    settings = _settings_for(config, teacher, "")
+    limit = config.student.calibration_examples
+    if config.data.max_train_examples:
+        limit = min(limit, config.data.max_train_examples)
+    return load_examples(
+        dataclasses.replace(settings.data, max_train_examples=limit),
+        teacher.tokenizer,
+        settings.model.task,
+        settings.model.problem_type,
+        seed=config.train.seed,
+        options=config.task,
+        model_max_length=teacher.max_length,
+    ).train
+
+
+def mapped_layers(config: DistillConfig, student: Model, teacher: Model, origin: StudentOrigin) -> tuple[int, ...]:
+    """Returns the teacher's layer, from 0, that each of the student's is compared with.
+
+    Args:
+      config: May name them.
+      student: The student.
+      teacher: The teacher.
+      origin: What the student was made of.
+
+    Raises:
+      ConfigError: There are no such layers.
+    """
+    given, num_own = config.distillation.layer_map, student.config.num_hidden_layers
+    num_theirs = teacher.config.num_hidden_layers
+    if not given:
+        return origin.layers or spread_layers(num_own, num_theirs)
+    if len(given) != num_own:
+        raise ConfigError(
+            f"distillation.layer_map names {len(given)} layers, but the student has {num_own}; name one of the teacher's for each."
+        )
+    wrong = [layer for layer in given if not 0 <= layer < num_theirs]
+    if wrong:
+        raise ConfigError(
+            f"distillation.layer_map names layer {wrong[0]}, but the teacher has the layers 0 to {num_theirs - 1}."
+        )
+    return given
+
+
+def check_fit(config: DistillConfig, prepared: Prepared, teachers: Sequence[Model], start: Start) -> None:
+    """Checks that student and teachers can be compared as the config says.
+
+    Args:
+      config: The run.
+      prepared: The student's run.
+      teachers: The teachers.
+      start: Where the student comes from.
+
+    Raises:
+      ConfigError: They can not; says why and what would do.
+    """
+    student = prepared.model
+    quantized = next((name for name, leaf in flatten_names(student.params).items() if is_quantized(leaf)), None)
+    if quantized:
+        raise ConfigError(
+            f"The student {start.folder} is quantized ('{quantized}'), and codes can not be trained; start from the model before "
+            "quantization and quantize the result. (A quantized teacher is fine.)"
+        )
+    paths = (config.teacher.path, *(other.path for other in config.teacher.others))
+    for path, teacher in zip(paths, teachers, strict=True):
+        _check_task(path, teacher, student)
+        difference = difference_of_tokenizers(teacher.tokenizer, student.tokenizer)
+        if difference:
+            raise ConfigError(f"The tokenizers of the teacher {path} and of the student differ: {difference}.")
+    mapped_layers(config, student, teachers[0], start.origin)
+    _check_inside(config, student, teachers[0], start)
+
+
+def _check_task(path: str, teacher: Model, student: Model) -> None:
+    if teacher.task != student.task:
+        raise ConfigError(f"The teacher {path} is a model for {teacher.task}, but the student one for {student.task}.")
+    own, theirs = student.config, teacher.config
+    if own.problem_type and theirs.problem_type and own.problem_type != theirs.problem_type:
+        raise ConfigError(
+            f"The teacher {path} was trained for {theirs.problem_type}, but the data is for {own.problem_type}."
+        )
+    if "classifier" not in TASK_HEADS[student.task] and "relation" not in TASK_HEADS[student.task]:
+        return
+    if own.num_labels != theirs.num_labels:
+        raise ConfigError(
+            f"The teacher {path} has {theirs.num_labels} labels ({', '.join(theirs.label_names)}), but the data has "
+            f"{own.num_labels} ({', '.join(own.label_names)})."
+        )
+    if own.labels and theirs.labels and own.labels != theirs.labels:
+        raise ConfigError(
+            f"The teacher {path} has the labels {', '.join(theirs.labels)}, in this order, but the data {', '.join(own.labels)}; "
+            "name and order them alike (data.labels, data.label_map)."
+        )
+
+
+def _check_inside(config: DistillConfig, student: Model, teacher: Model, start: Start) -> None:
+    """Checks heads, widths and layers of what is compared inside of the networks."""
+    chosen, own, theirs = config.distillation, student.config, teacher.config
+    heads = (own.num_attention_heads, theirs.num_attention_heads)
+    if chosen.attention_weight and not start.origin.heads and heads[0] != heads[1]:
+        raise ConfigError(
+            f"distillation.attention_weight compares head by head, but the student has {heads[0]} heads and the teacher {heads[1]}; "
+            "use the relations (query_relation_weight…), whose heads are free, or a sliced student."
+        )
+    if chosen.attention_relation_weight and heads[0] != heads[1]:
+        raise ConfigError(
+            f"distillation.attention_relation_weight needs as many heads in student ({heads[0]}) and teacher ({heads[1]}); "
+            "use query_relation_weight and its like."
+        )
+    relations = [name for name in ("query_relation", "key_relation", "value_relation") if chosen.weight(name)]
+    if relations:
+        count = chosen.relation_heads or own.num_attention_heads
+        for whose, size in (("student", own.attention_size), ("teacher", theirs.attention_size)):
+            if size % count:
+                raise ConfigError(
+                    f"{count} relation heads do not divide the {whose}'s width of {size}; set distillation.relation_heads to a number "
+                    "that divides both."
+                )
+    for field, count, whose in (
+        ("relation_teacher_layer", theirs.num_hidden_layers, "teacher"),
+        ("relation_student_layer", own.num_hidden_layers, "student"),
+    ):
+        if getattr(chosen, field) >= count:
+            raise ConfigError(
+                f"distillation.{field} is {getattr(chosen, field)}, but the {whose} has the layers 0 to {count - 1}."
+            )
+
+
+def stage_source(prepared: Prepared, terms: Mapping[str, float]) -> ExtendedSource:
+    """Returns the training batches of a stage.
+
+    Args:
+      prepared: The student's run.
+      terms: Terms of the stage.
+    """
+    del terms
+    return ExtendedSource(prepared.pipeline.source, prepared.total_steps)

@@ -1,0 +1,215 @@
+"""Fine-tuning that prunes: masks follow the schedule, runs go on bit by bit, and what comes out is sparse or smaller."""
+
+import os
+import signal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxbert.config import DataConfig, MeshConfig, ModelSource, OutputConfig, PruneConfig, RunConfig, TrainConfig
+from flaxbert.core.arrays import SparseArray
+from flaxbert.core.trees import flatten_names, flatten_parts
+from flaxbert.errors import ConfigError, RuleError, ShapeError
+from flaxbert.model import load
+from flaxbert.train.callbacks import CallbackBase
+from flaxbert.train.recipes.finetune import finetune
+from tests.helpers import slow_unless
+from tests.weights.tiny import write_tiny
+
+TEXTS = ("a fine film", "the film was bad", "fine films", "bad .", "the fine", "a bad film .")
+LABELS = ("good", "bad", "good", "bad", "good", "bad")
+UP = "encoder.layers.0.feed_forward.up.kernel"
+
+
+class StopAt(CallbackBase):
+    """Sends SIGTERM to this process once, after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_log(self, step, metrics):
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("model") / "start")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "train.tsv"
+    rows = [f"{TEXTS[i % 6]}\t{LABELS[i % 6]}" for i in range(48)]
+    file.write_text("text\tlabel\n" + "\n".join(rows) + "\n", "utf-8")
+    return file
+
+
+def build(model, data, folder, prune=PruneConfig(), *, mesh=MeshConfig(), scan_layers=False, **train):
+    settings = {
+        "batch_size": 16,
+        "num_steps": 10,
+        "learning_rate": 1e-2,
+        "log_every": 1,
+        "checkpoint_every": 2,
+        **train,
+    }
+    return RunConfig(
+        model=ModelSource(path=str(model), dropout_rate=0.1, scan_layers=scan_layers),
+        data=DataConfig(train=str(data), max_length=8, length_buckets=(8,), validation_rate=0.25),
+        train=TrainConfig(**settings),
+        mesh=mesh,
+        output=OutputConfig(folder=str(folder), tensorboard=False, plots=False, progress="off"),
+        prune=prune,
+    )
+
+
+def quietly(config, *callbacks):
+    lines = []
+    return finetune(config, say=lines.append, extra_callbacks=callbacks), "\n".join(lines)
+
+
+def kernels(result):
+    found = flatten_names(result.model.params).items()
+    return {name: leaf for name, leaf in found if name.startswith("encoder") and name.endswith("kernel")}
+
+
+METHODS = {
+    "magnitude": PruneConfig("magnitude", 0.75),
+    "global magnitude": PruneConfig("magnitude", 0.75, scope="global"),
+    "2:4": PruneConfig("magnitude", pattern="2:4"),
+    "blocks": PruneConfig("magnitude", 0.5, block="4x2"),
+    "movement": PruneConfig("movement", 0.75),
+    "movement of blocks": PruneConfig("movement", 0.5, block="4x4", every=1),
+}
+SHARES = {
+    "magnitude": 0.75,
+    "global magnitude": 0.75,
+    "2:4": 0.5,
+    "blocks": 0.5,
+    "movement": 0.75,
+    "movement of blocks": 0.5,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_ends_with_the_share_it_was_told_and_its_folder_holds_the_zeros(name, model, data, tmp_path):
+    result, said = quietly(build(model, data, tmp_path / "run", METHODS[name]))
+    assert result.step == 10
+    assert "Pruned: " in said
+    leaves = kernels(result)
+    assert all(isinstance(leaf, SparseArray) for leaf in leaves.values())
+    masks = [np.asarray(leaf.mask) for leaf in leaves.values()]
+    zeros = sum(int((~mask).sum()) for mask in masks) / sum(mask.size for mask in masks)
+    if "block" not in name:  # of which a matrix of 12 by 12 has no whole half
+        assert abs(zeros - SHARES[name]) < 0.01
+    if "global" not in name:
+        assert all(abs(np.mean(~mask) - SHARES[name]) < 0.07 for mask in masks)
+    assert all((np.asarray(leaf.values)[~np.asarray(leaf.mask)] == 0).all() for leaf in leaves.values())
+    again = flatten_names(load(result.folder / "model").params)
+    assert all(np.array_equal(again[leaf].mask, leaves[leaf].mask) for leaf in leaves)
+    logits = load(result.folder / "model").predict_logits(list(TEXTS))
+    np.testing.assert_allclose(result.model.predict_logits(list(TEXTS)), logits, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["magnitude", "movement", "soft"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, model, data, tmp_path):
+    soft = PruneConfig("soft_movement", threshold=0.4, penalty=10.0, score_factor=3.0)
+    prune = soft if name == "soft" else METHODS[name]
+    whole, _ = quietly(build(model, data, tmp_path / "whole", prune))
+    folder = tmp_path / "parts"
+    stopped, _ = quietly(build(model, data, folder, prune), StopAt(5))
+    assert stopped.reason == "preempted"
+    resumed, said = quietly(build(model, data, folder, prune))
+    assert "Resuming at step 5" in said
+    expected, got = flatten_parts(whole.model.params), flatten_parts(resumed.model.params)
+    assert expected.keys() == got.keys()
+    assert all(np.array_equal(expected[part], got[part]) for part in expected)
+    with pytest.raises(ConfigError, match=r"prune\.rate.*refused"):
+        quietly(build(model, data, folder, PruneConfig(prune.method, 0.9)))
+
+
+@pytest.mark.parametrize("method", slow_unless({"movement"}.__contains__, ["magnitude", "movement"]))
+def test_heads_and_neurons_that_training_prunes_are_taken_out(method, model, data, tmp_path):
+    prune = PruneConfig(method, 0.5, block="units", shrink=True, even=method == "movement")
+    result, said = quietly(build(model, data, tmp_path / "run", prune))
+    config = result.model.config
+    assert "neurons are left" in said
+    assert config.intermediate_size == 10
+    assert config.num_attention_heads == 1  # round(0.5 * 3) of 3 go
+    assert result.model.params["encoder"]["layers"]["0"]["attention"]["query"]["kernel"].shape == (12, 4)
+    again = load(result.folder / "model")
+    assert again.config.intermediate_size == 10
+    np.testing.assert_allclose(again.predict_logits(list(TEXTS)), result.model.predict_logits(list(TEXTS)), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "scan"), [(MeshConfig(fsdp=2), False), (MeshConfig(), True)])
+def test_meshes_and_scanned_layers_prune_the_same(mesh, scan, model, data, tmp_path):
+    prune = PruneConfig("movement", 0.5)
+    plain, _ = quietly(build(model, data, tmp_path / "plain", prune, num_steps=6))
+    other, _ = quietly(build(model, data, tmp_path / "other", prune, num_steps=6, mesh=mesh, scan_layers=scan))
+    expected = flatten_names(load(plain.folder / "model").params)
+    got = flatten_names(load(other.folder / "model").params)
+    same = [np.mean(np.asarray(expected[name].mask) == np.asarray(got[name].mask)) for name in kernels(plain)]
+    assert min(same) > 0.95  # scores that are as good as equal may change places by rounding
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["magnitude", "2:4", "movement"])
+def test_what_is_pruned_while_it_learns_still_learns(name, model, data, tmp_path):
+    result, _ = quietly(build(model, data, tmp_path / "run", METHODS[name], num_steps=80))
+    assert result.after["accuracy"] == 1.0
+    assert result.step >= 56  # where the final masks stand
+
+
+@pytest.mark.slow
+def test_a_pruned_model_keeps_its_zeros_through_further_training(model, data, tmp_path):
+    from flaxbert.cli.main import main
+
+    assert main(["prune", str(model), str(tmp_path / "pruned"), "--pattern", "2:4"]) == 0
+    result, _ = quietly(build(tmp_path / "pruned", data, tmp_path / "run", num_steps=4))
+    before, after = flatten_names(load(tmp_path / "pruned").params), flatten_names(result.model.params)
+    mask = np.asarray(before[UP].mask)
+    assert np.array_equal(np.asarray(after[UP].mask), mask)
+    dense = np.asarray(jnp.asarray(after[UP].materialize()))
+    assert (dense[~mask] == 0).all()
+    assert np.abs(dense - np.asarray(before[UP].materialize()))[mask].max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("prune", "train", "error", "message"),
+    [
+        (PruneConfig("magnitude"), {"early_stopping_patience": 2}, ConfigError, "must reach the end of its schedule"),
+        (PruneConfig("movement", keep=("encoder.layer.0.*",)), {}, RuleError, "prune.keep rule.*matches no leaf"),
+        (PruneConfig("movement", keep=(r".*",)), {}, ConfigError, "no matrix is left to prune"),
+        (PruneConfig("magnitude", pattern="2:5"), {}, ShapeError, "groups of 5"),
+        (PruneConfig("movement", block="5x5"), {}, ShapeError, "blocks of 5x5"),
+    ],
+)
+def test_runs_that_can_not_prune_so_are_refused(prune, train, error, message, model, data, tmp_path):
+    with pytest.raises(error, match=message):
+        quietly(build(model, data, tmp_path / "run", prune, **train))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 1.0}, "prune.rate is 1.0"),
+        ({"rate": 0.0}, "prune.rate is 0.0"),
+        ({"begin_rate": 0.8}, "rising shares"),
+        ({"threshold": 0.6}, r"\(0, 0.5\]"),
+        ({"method": "movement", "pattern": "2:4"}, "goes with prune.method magnitude"),
+        ({"pattern": "2:4", "block": "4x4"}, "group by group"),
+        ({"pattern": "4:2"}, "must be N:M"),
+        ({"block": "4"}, "units or HEIGHTxWIDTH"),
+        ({"block": "0x4"}, "units or HEIGHTxWIDTH"),
+        ({"every": -1}, "prune.every"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        PruneConfig(**options)

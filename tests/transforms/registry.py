@@ -1,0 +1,121 @@
+"""Every transform of weights with what it promises, for suites that run over all of them. A new transform is a line in ``TRANSFORMS``."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flaxbert.architecture import ModelConfig
+from flaxbert.core.trees import flatten_names
+from flaxbert.transforms import (
+    GroupSparsity,
+    MagnitudeSparsity,
+    QuantizationSpec,
+    default_quantization_rules,
+    default_sparsity_rules,
+    quantize,
+    resize_vocabulary,
+    sparsify,
+)
+from flaxbert.transforms.statistics import InputStatistics
+
+SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+"""Sizes that groups of 16 and a mesh of two by two by two divide."""
+
+QUANTIZED, SPARSE, RESIZED = "quantized", "sparse", "resized"
+
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """One transform.
+
+    Attributes:
+      run: Takes a tree and its architecture, returns both anew.
+      makes: What the leaves that it changes become: ``QUANTIZED``, ``SPARSE`` or ``RESIZED``.
+      error: Most root-mean-square error of a leaf's weights, from these weights; None where no bound is promised.
+      keeps_zeros: Whether the zeros of a sparse leaf stay zeros; those that can not keep them refuse it.
+    """
+
+    run: Callable[[Tree, ModelConfig], tuple[Tree, ModelConfig]]
+    makes: str
+    error: Callable[[np.ndarray], float] | None = None
+    keeps_zeros: bool = True
+
+
+def statistics_of(params: Tree) -> dict[str, InputStatistics]:
+    """Statistics of made-up inputs for every kernel."""
+    found = {}
+    for index, (name, leaf) in enumerate(flatten_names(params).items()):
+        if name.endswith(".kernel") and len(leaf.shape) == 2:
+            inputs = np.random.default_rng(index).standard_normal((64, leaf.shape[0])) + 0.2
+            moment = inputs.T @ inputs / len(inputs)
+            low, high, mean = inputs.min(axis=0), inputs.max(axis=0), np.abs(inputs).mean(axis=0)
+            found[name] = InputStatistics(len(inputs), low, high, mean, None, moment)
+    return found
+
+
+def quantized(spec: QuantizationSpec, error: Callable[[np.ndarray], float] | None, **promises: Any) -> Transform:
+    def run(params: Tree, config: ModelConfig) -> tuple[Tree, ModelConfig]:
+        statistics = statistics_of(params) if spec.needs_statistics else None
+        return quantize(params, default_quantization_rules(spec), statistics)[0], config
+
+    return Transform(run, QUANTIZED, error, **promises)
+
+
+def sparsified(spec: Any, error: Callable[[np.ndarray], float]) -> Transform:
+    return Transform(lambda params, config: (sparsify(params, default_sparsity_rules(spec))[0], config), SPARSE, error)
+
+
+def resized(change: int) -> Transform:
+    def run(params: Tree, config: ModelConfig) -> tuple[Tree, ModelConfig]:
+        size = config.vocab_size + change
+        return resize_vocabulary(params, size), config.replace(vocab_size=size)
+
+    return Transform(run, RESIZED)
+
+
+def largest(weights: np.ndarray) -> float:
+    return float(np.abs(weights).max())
+
+
+def norm(weights: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(weights, dtype=np.float64))))
+
+
+TRANSFORMS: dict[str, Transform] = {
+    # Half a step of 127 levels from 0 to the largest weight of a channel.
+    "int8": quantized(QuantizationSpec(), lambda w: largest(w) / 254),
+    # The same with ranges of activations, which the weights do not see.
+    "int8 static": quantized(QuantizationSpec(activations="static"), lambda w: largest(w) / 254),
+    # The levels of least squares are no worse than 7 levels from 0 to the largest of a group.
+    "int4": quantized(QuantizationSpec(4, 16), lambda w: largest(w) / 14),
+    # No worse than 7 steps over at most twice the largest; ends and step are bfloat16, whose rounding is 2**-9 of each.
+    "3 bits": quantized(QuantizationSpec(3, 16), lambda w: largest(w) * (1 / 7 + 2**-7), keeps_zeros=False),
+    # Signs with the mean magnitude, and zeros beside them, leave less than all of the weights; the number is a bfloat16.
+    "1 bit": quantized(QuantizationSpec(1, 16), lambda w: norm(w) * (1 + 2**-8), keeps_zeros=False),
+    "ternary": quantized(QuantizationSpec(2, 16, "ternary"), lambda w: norm(w) * (1 + 2**-8)),
+    # Three bits of mantissa: half of 2**-3 of each weight; below 2**-6 of 448 levels of one size.
+    "float8": quantized(QuantizationSpec(8, scheme="float8"), lambda w: norm(w) / 16 + largest(w) / 448 * 2**-10),
+    "gptq": quantized(QuantizationSpec(4, 16, rounding="gptq"), None),
+    "awq": quantized(QuantizationSpec(4, 16, rounding="awq"), None),
+    # The smaller half of four, or three in ten, hold at most so much of the squares.
+    "2:4": sparsified(GroupSparsity(2, 4), lambda w: norm(w) * 0.5**0.5),
+    "magnitude": sparsified(MagnitudeSparsity(0.3), lambda w: norm(w) * 0.3**0.5),
+    "global magnitude": sparsified(MagnitudeSparsity(0.3, scope="global"), norm),
+    "more words": resized(8),
+    "fewer words": resized(-8),
+}
+
+
+def refusal(first: Transform, second: Transform) -> str | None:
+    """Returns what the error says where the second can not follow the first; None where it can."""
+    if first.makes == QUANTIZED:
+        return {QUANTIZED: "quantized already", SPARSE: "can not be pruned any more", RESIZED: "before compressing"}[
+            second.makes
+        ]
+    if first.makes == SPARSE and second.makes == QUANTIZED and not second.keeps_zeros:
+        return "no level 0"
+    return None
