@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from flaxbert.architecture import FIRST_TOKEN_TASKS, TASK_HEADS, Execution, ModelConfig
+from flaxbert.core.axes import Size
 from flaxbert.core.precision import Precision
 from flaxbert.errors import ConfigError, ShapeError
 from flaxbert.nn.activations import get_activation
@@ -201,7 +202,7 @@ class Network(nnx.Module):
             attention=self.attention_of_layers(attention) if keep_attention else None,
         )
 
-    def _check(self, shape: tuple[int, ...], entity_mask: Any) -> None:
+    def _check(self, shape: tuple[Size, ...], entity_mask: Any) -> None:
         """Refuses inputs that the task does not take."""
         if len(shape) != (3 if self.task == "multiple-choice" else 2):
             expected = "[batch, choices, length]" if self.task == "multiple-choice" else "[batch, length]"

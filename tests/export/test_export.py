@@ -187,8 +187,7 @@ def test_openvino_reads_what_was_written(tmp_path):
 
 
 def test_openvino_computes_static_int8_with_fused_attention(tmp_path):
-    import openvino
-
+    openvino = engines.require("openvino", "The test")
     model = quantized(wide_model())
     options = ExportOptions(format="openvino", int8="static", reduced_range=True, tolerance=0.5)
     ranges = static_ranges(prepare(model, options)[0])
