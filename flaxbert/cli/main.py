@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quantize": ("flaxbert.cli.quantize", "store a model's matrices in few bits: int8, 4 to 1 bits, float8, mixed"),
     "prune": ("flaxbert.cli.prune", "remove layers, heads, neurons, tokens or single weights of a model"),
     "compare": ("flaxbert.cli.compare", "set models side by side: size, speed, quality, error"),
+    "recipe": ("flaxbert.cli.recipe", "distil, prune, train, quantize and export in a row, as a file says"),
     "convert": ("flaxbert.cli.convert", "write a checkpoint of any readable format as safetensors"),
     "export": ("flaxbert.cli.export", "write a model for ONNX Runtime, OpenVINO, jax alone or stock transformers"),
     "verify": ("flaxbert.cli.verify", "check a model folder, and compare it with stock transformers"),

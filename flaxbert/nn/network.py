@@ -174,8 +174,7 @@ class Network(nnx.Module):
         Raises:
           ShapeError: Multiple choice without an axis of choices or another task with one, or a relation without entities.
         """
-        shape = input_ids.shape
-        self._check(shape, entity_mask)
+        self._check(shape := input_ids.shape, entity_mask)
         rows = lambda array: None if array is None else array.reshape(-1, shape[-1])
         dropout_key = None if dropout_key is None else key_words(dropout_key)
         visible = attention_mask if segment_ids is None else segment_ids

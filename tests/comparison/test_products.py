@@ -10,6 +10,7 @@ import pytest
 from flaxbert.comparison.products import count_products, low_precision_share
 from flaxbert.core.arrays import LEAF_KINDS, GroupedArray, QuantizedArray, SparseArray
 from flaxbert.core.contraction import contract
+from flaxbert.core.learned_step_array import LearnedInputStepArray, LearnedStepArray
 from flaxbert.core.low_bit_arrays import (
     FLOAT8,
     ChannelGroupedArray,
@@ -36,6 +37,10 @@ LEAVES = {
     "packed": lambda: PackedArray(jnp.zeros((2, 2, 8), jnp.uint8), *[ones(1, 8).astype(jnp.bfloat16)] * 2),
     "channel_grouped": lambda: ChannelGroupedArray(jnp.asarray(WEIGHTS[:8] * 30, jnp.int8), ones(4, 8), ones(16, 1)),
     "movement": lambda: MovementArray(jnp.asarray(WEIGHTS), ones(4, 2), jnp.arange(8).reshape(4, 2) > 3),
+    "learned_step": lambda: LearnedStepArray(jnp.asarray(WEIGHTS), ones(1, 8), jnp.asarray([[-8, 7]])),
+    "learned_input_step": lambda: LearnedInputStepArray(
+        jnp.asarray(WEIGHTS), ones(1, 8), jnp.asarray([[-127, 127]]), ones(1, 1)
+    ),
     "float8": lambda: Float8Array(jnp.asarray(WEIGHTS, FLOAT8), ones(1, 8)),
 }
 """A kernel of 16 inputs and 8 outputs in every kind; a new kind needs a line here."""

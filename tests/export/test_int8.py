@@ -77,9 +77,8 @@ def test_full_codes_are_exact_where_the_engine_is_asked_to_be(tmp_path):
 
 def statistics(model, rules):
     """What ``flaxbert quantize`` measures, on random tokens."""
-    from flaxbert.compression.calibrate import calibrate
-
     from flaxbert.data.tokenization import TokenizedExamples
+    from flaxbert.evaluation.calibrate import calibrate
 
     ids = np.random.default_rng(0).integers(2, model.config.vocab_size, 120).astype(np.int32)
     examples = TokenizedExamples(ids, np.zeros(120, np.int32), np.arange(0, 121, 20), np.zeros(6, bool))

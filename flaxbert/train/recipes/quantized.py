@@ -143,6 +143,11 @@ def quantize_while_training(job: StepJob, prepared: Prepared, quantize: TrainQua
       job: What the step is made from.
       prepared: The run, for model and examples.
       quantize: How; with 0 bits the job comes back as it is.
+
+    Raises:
+      ConfigError: The run prunes too, what is rounded is frozen, or nothing is rounded.
+      RuleError: A pattern matches no leaf, or a leaf is typed.
+      ShapeError: Groups do not divide a leaf.
     """
     if not quantize.is_on:
         return job

@@ -61,7 +61,15 @@ def data(tmp_path_factory):
 
 
 def build(model, data, folder, quantize, prune=PruneConfig(), scan_layers=False, **train):
-    settings = {"batch_size": 16, "num_steps": 8, "learning_rate": 3e-3, "log_every": 1, "checkpoint_every": 2, "load_best_at_end": False, **train}
+    settings = {
+        "batch_size": 16,
+        "num_steps": 8,
+        "learning_rate": 3e-3,
+        "log_every": 1,
+        "checkpoint_every": 2,
+        "load_best_at_end": False,
+        **train,
+    }
     return RunConfig(
         model=ModelSource(path=str(model), dropout_rate=0.1, scan_layers=scan_layers),
         data=DataConfig(train=str(data), max_length=8, length_buckets=(8,), validation_rate=0.25),
