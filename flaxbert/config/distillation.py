@@ -209,10 +209,3 @@ class DistillConfig(RunConfig):
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
     intermediate: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-
-    def __post_init__(self) -> None:
-        require(
-            not self.prune.is_on,
-            f"prune.method is {self.prune.method}, but distillation does not prune; prune the student afterwards (flaxbert finetune --model.path "
-            "STUDENT --prune.method …), or distil from a pruned student (student.path).",
-        )

@@ -17,6 +17,7 @@ from flaxbert.core.low_bit_arrays import (
     PackedArray,
     StaticQuantizedArray,
 )
+from flaxbert.core.movement_array import MovementArray
 
 WEIGHTS = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
 
@@ -29,6 +30,7 @@ LEAVES = {
     "quantized": lambda: QuantizedArray(jnp.asarray(WEIGHTS * 30, jnp.int8), jnp.ones((1, 8), jnp.float32)),
     "grouped": lambda: GroupedArray(jnp.asarray(WEIGHTS[:8] * 30, jnp.int8), jnp.ones((4, 8), jnp.float32)),
     "sparse": lambda: SparseArray(jnp.asarray(WEIGHTS), jnp.asarray(WEIGHTS > 0)),
+    "movement": lambda: MovementArray(jnp.asarray(WEIGHTS), ones(4, 4), jnp.ones((4, 4), bool)),
     "static": lambda: StaticQuantizedArray(
         jnp.asarray(WEIGHTS * 30, jnp.int8), ones(1, 8), ones(16, 1), ones(1, 1), ones(1, 8)
     ),

@@ -9,6 +9,7 @@ import numpy as np
 from flaxbert.architecture import ModelConfig
 from flaxbert.core.trees import flatten_names
 from flaxbert.transforms import (
+    BlockSparsity,
     GroupSparsity,
     MagnitudeSparsity,
     QuantizationSpec,
@@ -105,6 +106,9 @@ TRANSFORMS: dict[str, Transform] = {
     "2:4": sparsified(GroupSparsity(2, 4), lambda w: norm(w) * 0.5**0.5),
     "magnitude": sparsified(MagnitudeSparsity(0.3), lambda w: norm(w) * 0.3**0.5),
     "global magnitude": sparsified(MagnitudeSparsity(0.3, scope="global"), norm),
+    # The smaller half of the blocks holds at most half of the squares; drawn weights may hold all.
+    "blocks": sparsified(BlockSparsity(0.5, 4, 4), lambda w: norm(w) * 0.5**0.5),
+    "random": sparsified(MagnitudeSparsity(0.3, criterion="random"), norm),
     "more words": resized(8),
     "fewer words": resized(-8),
 }
