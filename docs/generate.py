@@ -11,7 +11,7 @@ import typing
 
 import docstring_parser
 
-from flaxbert.config import RunConfig
+from flaxbert.config import DistillConfig, RunConfig
 
 PATH = pathlib.Path(__file__).resolve().parent / "configuration.md"
 
@@ -79,11 +79,20 @@ def describe_section(name: str, section: typing.Any) -> str:
     return "\n".join([f"\n## {name}\n", f"{documentation.short_description}\n", *head, *rows, ""])
 
 
+DISTILLATION = """
+# Distillation
+
+`flaxbert distill` reads the sections above, with `model.path` for a student that exists and `train` for its last stage, and those
+below. The section `intermediate` has the options of `train`, for the first of two stages.
+"""
+
+
 def render() -> str:
     """Returns the whole page."""
-    run = RunConfig()
+    run, distilled = RunConfig(), DistillConfig()
     sections = [describe_section(field.name, getattr(run, field.name)) for field in dataclasses.fields(run)]
-    return INTRODUCTION + "".join(sections)
+    own = [describe_section(name, getattr(distilled, name)) for name in ("teacher", "student", "distillation")]
+    return INTRODUCTION + "".join(sections) + DISTILLATION + "".join(own)
 
 
 def main(arguments: list[str]) -> int:

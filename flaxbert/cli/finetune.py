@@ -9,6 +9,7 @@ from flaxbert.config import (
     RunConfig,
     TaskConfig,
     TrainConfig,
+    TrainQuantizeConfig,
 )
 
 EXIT_PREEMPTED = 143
@@ -22,6 +23,7 @@ def run(
     mesh: MeshConfig = MeshConfig(),
     output: OutputConfig = OutputConfig(),
     prune: PruneConfig = PruneConfig(),
+    quantize: TrainQuantizeConfig = TrainQuantizeConfig(),
 ) -> int:
     """Trains a model for a task.
 
@@ -33,6 +35,7 @@ def run(
       mesh: How devices are arranged.
       output: Where the run writes.
       prune: What is pruned in the course of training.
+      quantize: How it is rounded in the course of training.
 
     Returns:
       The exit code: 143 when the run was asked to stop and saved first.
@@ -42,5 +45,5 @@ def run(
     configure()
     from flaxbert.train.recipes.finetune import finetune
 
-    result = finetune(RunConfig(model=model, data=data, task=task, train=train, mesh=mesh, output=output, prune=prune))
+    result = finetune(RunConfig(model, data, task, train, mesh, output, prune, quantize))
     return EXIT_PREEMPTED if result.reason == "preempted" else 0

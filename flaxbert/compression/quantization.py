@@ -12,13 +12,13 @@ from flaxbert.compression.assignment import (
     kept_size,
     rules_of,
 )
-from flaxbert.compression.calibrate import calibrate
 from flaxbert.compression.curvature import block_of, measure_curvature
 from flaxbert.compression.examples import Judge
 from flaxbert.core.rules import Rule, match_rules
 from flaxbert.core.trees import flatten_names, size_bytes
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError
+from flaxbert.evaluation.calibrate import calibrate
 from flaxbert.model import Model
 from flaxbert.transforms.quantize import (
     QuantizationRule,

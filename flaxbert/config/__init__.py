@@ -27,7 +27,14 @@ from flaxbert.config.pretraining import (
     PretrainPhase,
 )
 from flaxbert.config.pruning import OneShotConfig, PruneConfig, PruneMethod
-from flaxbert.config.quantization import ActivationsName, QuantizeConfig, RangeName, RoundingName, SchemeName
+from flaxbert.config.quantization import (
+    ActivationsName,
+    QuantizeConfig,
+    RangeName,
+    RoundingName,
+    SchemeName,
+    TrainQuantizeConfig,
+)
 from flaxbert.config.run import RunConfig
 from flaxbert.config.task import IGNORED_LABEL, TaskConfig
 from flaxbert.config.train import FreezeRule, OptimizerName, ScheduleName, TrainConfig
@@ -74,4 +81,5 @@ __all__ = [
     "TeacherConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "TrainQuantizeConfig",
 ]

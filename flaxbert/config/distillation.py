@@ -23,7 +23,7 @@ INTERMEDIATE_TERMS = (
 )
 """Terms that compare what is inside of teacher and student."""
 
-PREDICTION_TERMS = ("soft", "logit", "hard", "sentence")
+PREDICTION_TERMS = ("soft", "logit", "hard")
 """Terms that compare what comes out, or the labels."""
 
 
@@ -96,7 +96,7 @@ class StudentConfig:
     hidden_size: int = 0
     num_attention_heads: int = 0
     intermediate_size: int = 0
-    calibration_examples: int = 1024
+    calibration_examples: int = 512
 
     def __post_init__(self) -> None:
         for field in ("every", "num_layers", "hidden_size", "num_attention_heads", "intermediate_size"):
@@ -115,8 +115,6 @@ class DistillationConfig:
       soft_weight: Divergence from the teacher's probabilities (Hinton et al., 2015); squared error for a regression.
       logit_weight: Squared error of the scores before softmax (Ba and Caruana, 2014).
       hard_weight: The task's own loss on the labels.
-      sentence_weight: Squared error of sentence vectors, for students that embed texts.
-      sentence_loss: mse or cosine: how sentence vectors are compared.
       temperature: What scores are divided by in the soft term, above 0.
       temperature_schedule: How the temperature goes to end_temperature over the run: constant (not at all), linear, cosine or exponential.
       end_temperature: Temperature at the last step.
@@ -139,8 +137,6 @@ class DistillationConfig:
     soft_weight: float = 1.0
     logit_weight: float = 0.0
     hard_weight: float = 0.0
-    sentence_weight: float = 0.0
-    sentence_loss: Literal["mse", "cosine"] = "mse"
     temperature: float = 1.0
     temperature_schedule: TemperatureSchedule = "constant"
     end_temperature: float = 1.0
@@ -209,3 +205,10 @@ class DistillConfig(RunConfig):
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
     intermediate: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            not self.quantize.is_on,
+            f"quantize.bits is {self.quantize.bits}, but distillation does not round; train the student on (flaxbert finetune --model.path STUDENT "
+            "--quantize.bits …) or quantize it (flaxbert quantize).",
+        )

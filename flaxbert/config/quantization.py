@@ -71,3 +71,34 @@ class QuantizeConfig:
     def is_mixed(self) -> bool:
         """Whether leaves get different numbers of bits."""
         return self.budget != 0 or self.auto >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainQuantizeConfig:
+    """How a model is quantized while it is trained: weights are rounded in every step, and the distances of their levels learn with them (LSQ; Esser et al., 2020).
+
+    Attributes:
+      bits: 8, 4, 3 or 2; 0 trains in floating point.
+      group_size: Weights that share a step, for less than 8 bits; 0 takes 64.
+      activations: For 8 bits: static rounds the inputs of every kernel with a learned step too; dynamic leaves them, and rounds every token when the model is used.
+      num_examples: Training examples that the first steps of inputs are measured on.
+      keep: Regular expressions of leaf names that stay as they are, for example [encoder.layers.0.*].
+    """
+
+    bits: int = 0
+    group_size: int = 0
+    activations: ActivationsName = "static"
+    num_examples: int = 64
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.bits in (0, 2, 3, 4, 8), f"quantize.bits is {self.bits}; choose 8, 4, 3 or 2, or 0 for none.")
+        require(
+            not self.group_size or 0 < self.bits < 8, f"quantize.group_size {self.group_size} needs 4, 3 or 2 bits."
+        )
+        require(self.num_examples >= 1, f"quantize.num_examples is {self.num_examples}, but must be at least 1.")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is rounded."""
+        return self.bits > 0

@@ -8,6 +8,7 @@ from flaxbert.config.mesh import MeshConfig
 from flaxbert.config.model import ModelSource
 from flaxbert.config.output import OutputConfig
 from flaxbert.config.pruning import PruneConfig
+from flaxbert.config.quantization import TrainQuantizeConfig
 from flaxbert.config.task import TaskConfig
 from flaxbert.config.train import TrainConfig
 
@@ -24,6 +25,7 @@ class RunConfig:
       mesh: How devices are arranged.
       output: Where the run writes.
       prune: What is pruned in the course of training.
+      quantize: How it is rounded in the course of training.
     """
 
     model: ModelSource = dataclasses.field(default_factory=ModelSource)
@@ -33,6 +35,7 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
     prune: PruneConfig = dataclasses.field(default_factory=PruneConfig)
+    quantize: TrainQuantizeConfig = dataclasses.field(default_factory=TrainQuantizeConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the run as plain nested dictionaries, ready for JSON or YAML."""

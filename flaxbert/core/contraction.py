@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray, TypedArray
 from flaxbert.core.integer_dot import integer_dot
+from flaxbert.core.learned_step_array import LearnedStepArray
 from flaxbert.core.low_bit_arrays import (
     FLOAT8,
     FLOAT8_MAXIMUM,
@@ -251,6 +252,8 @@ def contract(
     if isinstance(leaf, ObservedArray):
         leaf.tell(inputs)
         leaf = leaf.values
+    if isinstance(leaf, LearnedStepArray):
+        inputs, leaf = leaf.round_inputs(inputs), leaf.materialize()
     if isinstance(leaf, StaticQuantizedArray):
         if transposed:
             raise ShapeError(f"A static kernel {leaf.shape} can not be contracted along its outputs.")
@@ -294,6 +297,9 @@ def take(leaf: Any, indices: Int[Array, "*batch"], *, compute_dtype: Any = jnp.f
         stored = leaf.codes if isinstance(leaf, QuantizedArray) else leaf.values
         rows = jnp.take(stored, indices, axis=0).astype(jnp.float32)
         return (rows * jnp.take(leaf.scale, indices, axis=0)).astype(compute_dtype)
+    if isinstance(leaf, LearnedStepArray):
+        rows = leaf.rows(indices.reshape(-1)).materialize()
+        return rows.astype(compute_dtype).reshape(*indices.shape, leaf.shape[-1])
     if isinstance(leaf, GroupedArray | PackedArray):
         if leaf.axis != -1:
             raise ShapeError(

@@ -112,7 +112,8 @@ def integer_dot(
     Returns:
       int32 ``[*batch, columns]``, or ``[*batch, rows]`` for axis 1.
     """
-    if not has_mixed_products():
+    is_exported = not all(isinstance(size, int) for size in tokens.shape)  # symbolic sizes: a program for any machine
+    if is_exported or not has_mixed_products():
         return _signed(tokens, codes, axis)
     return lax.platform_dependent(
         tokens,

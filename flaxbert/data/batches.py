@@ -114,7 +114,7 @@ class BatchSource:
             "group_by_length": self.group_by_length,
             "window_batches": self.window_batches,
             "num_examples": len(self.examples),
-            "digest": _digest(self.examples),
+            "digest": digest_examples(self.examples),
         }
 
     @functools.cached_property
@@ -270,7 +270,12 @@ def _check_shape(examples: TokenizedExamples, batch_size: int, process_index: in
         )
 
 
-def _digest(examples: TokenizedExamples) -> str:
+def digest_examples(examples: TokenizedExamples) -> str:
+    """Returns a digest of tokenized examples and their labels, in hexadecimal.
+
+    Args:
+      examples: The examples.
+    """
     digest = hashlib.blake2b(digest_size=8)
     arrays = (examples.input_ids, examples.token_type_ids, examples.offsets, examples.labels)
     for array in (*arrays, *(examples.token_values[name] for name in sorted(examples.token_values))):

@@ -5,11 +5,12 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from flaxbert.core.arrays import QuantizedArray, is_quantized, is_typed, materialize
+from flaxbert.core.low_bit_arrays import StaticQuantizedArray
 from flaxbert.core.trees import flatten_names, map_leaves
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError, WeightsError, nearest
@@ -31,8 +32,8 @@ REDUCED_CODE = 63
 
 _FULL_CODE = 127
 
-Format = Literal["onnx", "stablehlo", "openvino", "hf"]
-Int8 = Literal["auto", "off", "dynamic", "static"]
+_WRITTEN_AS_STORED = ("quantized", "static", "grouped", "channel_grouped")
+"""Kinds of leaves whose codes stand in ONNX files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ExportOptions:
 
     Attributes:
       format: A name of ``FORMATS``.
-      int8: ``auto`` keeps what the model has; ``off`` writes float32; ``dynamic`` rounds activations as they come; ``static`` in ranges
+      int8: ``auto`` keeps what the model has, ranges of static leaves too; ``off`` writes float32; ``dynamic`` rounds activations as they come; ``static`` in ranges
         that were measured beforehand. A float32 model is quantized first.
       reduced_range: Whether codes are kept within 63, for processors without VNNI or AMX, whose sums of byte products overflow.
       quantize_attention: Whether static int8 rounds queries and keys too, as NNCF does.
@@ -145,6 +146,9 @@ def prepare(model: Model, options: ExportOptions) -> tuple[Model, list[str]]:
     Args:
       model: The model.
       options: How it is exported.
+
+    Raises:
+      ConfigError: int8 is asked for, but the model is quantized to something else.
     """
     model, notices = model.with_execution(scan_layers=False), []
     leaves = flatten_names(model.params)
@@ -153,16 +157,21 @@ def prepare(model: Model, options: ExportOptions) -> tuple[Model, list[str]]:
         if written:
             notices.append(f"{len(written)} typed leaves are written out in float32.")
         return model.replace(params=map_leaves(lambda _, leaf: materialize(leaf), model.params)), notices
-    if options.int8 in ("dynamic", "static") and not any(is_quantized(leaf) for leaf in leaves.values()):
+    if options.int8 in ("dynamic", "static") and not computes_in_int8(model):
+        kinds = sorted({leaf.kind for leaf in leaves.values() if is_quantized(leaf)})
+        if kinds:
+            raise ConfigError(
+                f"--int8 {options.int8} asks for products in int8, but the leaves of the model are {', '.join(kinds)}; use --int8 auto, or "
+                "start from the model before its quantization."
+            )
         params, report = quantize(map_leaves(lambda _, leaf: materialize(leaf), model.params))
         model = model.replace(params=params)
         notices.append(f"The model was quantized to int8 first ({report.bytes_before} to {report.bytes_after} bytes).")
     if options.format == "stablehlo":
         return model, notices
-    kept = ("quantized", "grouped")
-    dense = [name for name, leaf in leaves.items() if is_typed(leaf) and leaf.kind not in kept]
+    dense = sorted({leaf.kind for leaf in leaves.values() if is_typed(leaf) and leaf.kind not in _WRITTEN_AS_STORED})
     if dense:
-        notices.append(f"{len(dense)} leaves ({', '.join(sorted({leaves[n].kind for n in dense}))}) are written dense.")
+        notices.append(f"Leaves of the kinds {', '.join(dense)} are written dense, in float32.")
     if options.reduced_range:
         model = model.replace(params=map_leaves(lambda _, leaf: reduce_range(leaf), model.params))
     return model, notices
@@ -174,11 +183,23 @@ def reduce_range(leaf: Any) -> Any:
     Args:
       leaf: A leaf.
     """
-    if not isinstance(leaf, QuantizedArray):
+    ratio = np.float32(REDUCED_CODE / _FULL_CODE)
+    if not isinstance(leaf, QuantizedArray | StaticQuantizedArray):
         return leaf
-    ratio = REDUCED_CODE / _FULL_CODE
-    codes = np.rint(np.asarray(leaf.codes) * np.float32(ratio)).astype(np.int8)
-    return QuantizedArray(codes, np.asarray(leaf.scale) / np.float32(ratio))
+    codes, scale = np.rint(np.asarray(leaf.codes) * ratio).astype(np.int8), np.asarray(leaf.scale) / ratio
+    if isinstance(leaf, QuantizedArray):
+        return QuantizedArray(codes, scale)
+    shift = -np.asarray(leaf.input_zero) * scale * codes.sum(axis=-2, keepdims=True, dtype=np.float32)
+    return dataclasses.replace(leaf, codes=codes, scale=scale, shift=shift.astype(np.float32))
+
+
+def computes_in_int8(model: Model) -> bool:
+    """Returns whether products with a leaf of a model are computed in int8.
+
+    Args:
+      model: The model.
+    """
+    return any(is_typed(leaf) and leaf.computes_in == "int8" for leaf in flatten_names(model.params).values())
 
 
 def _write_graph(
@@ -194,7 +215,7 @@ def _write_graph(
         from flaxbert.export.stablehlo import write_stablehlo
 
         write_stablehlo(signature, folder)
-        return any(is_quantized(leaf) for leaf in flatten_names(signature.model.params).values())
+        return computes_in_int8(signature.model)
     from flaxbert.export.onnx_file import build_graph, metadata_of, to_model, write_model
 
     products, is_int8 = _products(signature, options, examples, ranges)
@@ -234,10 +255,13 @@ def _products(
     from flaxbert.export.integer_products import DynamicProducts, StaticProducts
     from flaxbert.export.products import Products
 
-    if not any(is_quantized(leaf) for leaf in flatten_names(signature.model.params).values()):
+    leaves = flatten_names(signature.model.params)
+    if not any(is_quantized(leaf) for leaf in leaves.values()):
         return Products(), False
-    if options.int8 != "static":
-        return DynamicProducts(), True
+    is_int8 = computes_in_int8(signature.model)
+    unmeasured = [name for name, leaf in leaves.items() if isinstance(leaf, QuantizedArray) and name.endswith("kernel")]
+    if options.int8 != "static" or not (unmeasured or options.quantize_attention):
+        return DynamicProducts(), is_int8
     if ranges is None:
         if examples is None or not len(examples):
             raise ConfigError("Static int8 needs texts to measure activations with: --calibration FILE.")

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 
 from flaxbert.core.arrays import GroupedArray
+from flaxbert.core.integer_dot import ZERO_POINT
+from flaxbert.core.low_bit_arrays import ChannelGroupedArray, StaticQuantizedArray
 from flaxbert.errors import ConfigError
 from flaxbert.export.graph import Graph, Value, onnx_type
 from flaxbert.export.products import Products, kernel_parts, table_parts
 
 LARGEST_CODE = 255
 """Of an unsigned byte."""
+
+_GROUPED = frozenset({GroupedArray.kind, ChannelGroupedArray.kind})
 
 SMALLEST_RANGE = 1e-6
 """Keeps the scale of activations that are all zero away from zero."""
@@ -26,7 +30,7 @@ class DynamicProducts(Products):
         """Returns activations times a matrix that is a leaf, as for ``Products``."""
         parts = _kernel(graph, leaf, transposed)
         if parts is None:
-            return _grouped_or_float(self, graph, inputs, leaf, transposed, label)
+            return _otherwise(self, graph, inputs, leaf, transposed, label)
         codes, scale = parts
         rounded, step, zero = graph.emit_many(
             "DynamicQuantizeLinear", [inputs], [(inputs.shape, "uint8"), ((), "float32"), ((), "uint8")], label=label
@@ -58,31 +62,19 @@ class StaticProducts(Products):
         """
         parts = _kernel(graph, leaf, transposed)
         if parts is None:
-            return _grouped_or_float(self, graph, inputs, leaf, transposed, label)
+            return _otherwise(self, graph, inputs, leaf, transposed, label)
         if leaf.leaf not in self.ranges:
             raise ConfigError(
                 f"The range of the activations that meet '{leaf.leaf}' is not known; calibrate with texts: --calibration FILE."
             )
-        codes, scale = parts
-        # The zero points are said although all are 0, and for each leaf anew: ONNX Runtime 1.32 fails to make the codes unsigned otherwise.
-        name = graph.initializer(f"{codes.name}/zero_point", np.zeros(scale.shape, np.int8))
-        zeros = Value(scale.shape, "int8", name)
-        dense = graph.emit("DequantizeLinear", [codes, scale, zeros], codes.shape, "float32", label=label, axis=1)
-        rounded = self._rounded(graph, inputs, leaf.leaf)
-        shape = (*inputs.shape[:-1], codes.shape[-1])
-        return graph.emit("MatMul", [rounded, dense], shape, "float32", label=label)
+        return _rounded_product(graph, inputs, parts, unsigned_scale(*self.ranges[leaf.leaf]), label)
 
     def of_activations(self, graph: Graph, left: Value, right: Value, shape: tuple[Any, ...], site: str) -> Value:
         """Returns the product of two computed arrays, as for ``Products``."""
         if self.quantizes_scores and site.endswith(".scores"):
-            left, right = self._rounded(graph, left, f"{site}.left"), self._rounded(graph, right, f"{site}.right")
+            left = _rounded(graph, left, *unsigned_scale(*self.ranges[f"{site}.left"]))
+            right = _rounded(graph, right, *unsigned_scale(*self.ranges[f"{site}.right"]))
         return super().of_activations(graph, left, right, shape, site)
-
-    def _rounded(self, graph: Graph, value: Value, site: str) -> Value:
-        step, zero = unsigned_scale(*self.ranges[site])
-        scale, offset = graph.constant(step), graph.constant(zero)
-        codes = graph.emit("QuantizeLinear", [value, scale, offset], value.shape, "uint8")
-        return graph.emit("DequantizeLinear", [codes, scale, offset], value.shape, "float32")
 
 
 def unsigned_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
@@ -109,13 +101,54 @@ def _kernel(graph: Graph, leaf: Value, transposed: bool) -> tuple[Value, Value] 
     return codes, Value((codes.shape[1],), "float32", name)
 
 
-def _grouped_or_float(
-    products: Products, graph: Graph, inputs: Value, leaf: Value, transposed: bool, label: str
-) -> Value:
+def _otherwise(products: Products, graph: Graph, inputs: Value, leaf: Value, transposed: bool, label: str) -> Value:
+    """Returns the product with a leaf that says itself how its inputs are rounded, or that computes in float32."""
     stored = graph.leaves[leaf.leaf]
-    if not isinstance(stored, GroupedArray) or stored.axis != (-1 if transposed else -2) or stored.ndim != 2:
-        return products.float_product(graph, inputs, leaf, transposed, label)
-    return grouped_product(graph, inputs, leaf, transposed, label)
+    if isinstance(stored, StaticQuantizedArray) and not transposed:
+        return static_product(graph, inputs, leaf, label)
+    if isinstance(stored, GroupedArray) and stored.kind in _GROUPED and stored.axis == (-1 if transposed else -2):
+        return grouped_product(graph, inputs, leaf, transposed, label)
+    return products.float_product(graph, inputs, leaf, transposed, label)
+
+
+def static_product(graph: Graph, inputs: Value, leaf: Value, label: str) -> Value:
+    """Returns activations times a matrix whose leaf holds the scales of its inputs: flaxbert's own numbers.
+
+    Args:
+      graph: The graph.
+      inputs: Activations.
+      leaf: The leaf, a ``StaticQuantizedArray``.
+      label: What the node is named after.
+    """
+    stored = graph.leaves[leaf.leaf]
+    steps = np.asarray(stored.input_scale, np.float32)[:, 0]
+    step, scale = steps[0], np.asarray(stored.scale, np.float32)[0]
+    if np.any(steps != step):  # a scale for each input channel is a product before the rounding
+        factor = graph.constant((1.0 / steps).astype(np.float32))
+        inputs, step = graph.emit("Mul", [inputs, factor], inputs.shape, "float32", label=label), np.float32(1.0)
+    codes = np.asarray(stored.codes)
+    kernel = Value(codes.shape, "int8", graph.initializer(f"{leaf.leaf}@codes", codes))
+    scales = Value(scale.shape, "float32", graph.initializer(f"{leaf.leaf}@scale", scale / step))
+    zero = np.uint8(np.asarray(stored.input_zero)[0, 0] + ZERO_POINT)
+    return _rounded_product(graph, inputs, (kernel, scales), (step, zero), label)
+
+
+def _rounded_product(
+    graph: Graph, inputs: Value, kernel: tuple[Value, Value], rounding: tuple[np.float32, np.uint8], label: str
+) -> Value:
+    codes, scale = kernel
+    # The zero points are said although all are 0, and for each leaf anew: ONNX Runtime 1.32 fails to make the codes unsigned otherwise.
+    name = graph.initializer(f"{codes.name}/zero_point", np.zeros(scale.shape, np.int8))
+    operands = [codes, scale, Value(scale.shape, "int8", name)]
+    dense = graph.emit("DequantizeLinear", operands, codes.shape, "float32", label=label, axis=1)
+    rounded = _rounded(graph, inputs, *rounding)
+    return graph.emit("MatMul", [rounded, dense], (*inputs.shape[:-1], codes.shape[-1]), "float32", label=label)
+
+
+def _rounded(graph: Graph, value: Value, step: np.float32, zero: np.uint8) -> Value:
+    scale, offset = graph.constant(step), graph.constant(zero)
+    codes = graph.emit("QuantizeLinear", [value, scale, offset], value.shape, "uint8")
+    return graph.emit("DequantizeLinear", [codes, scale, offset], value.shape, "float32")
 
 
 def grouped_product(graph: Graph, inputs: Value, leaf: Value, transposed: bool, label: str) -> Value:
@@ -129,6 +162,9 @@ def grouped_product(graph: Graph, inputs: Value, leaf: Value, transposed: bool, 
       label: What the node is named after.
     """
     stored = graph.leaves[leaf.leaf]
+    if isinstance(stored, ChannelGroupedArray):
+        channel = graph.constant(np.asarray(stored.channel, np.float32)[:, 0])
+        inputs = graph.emit("Mul", [inputs, channel], inputs.shape, "float32", label=label)
     name = f"{leaf.leaf}@codes"
     if name not in graph.initializers:
         graph.add_packed(name, np.asarray(stored.codes()))

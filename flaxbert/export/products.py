@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from flaxbert.core.arrays import TypedArray
-from flaxbert.export.graph import Graph, Value, is_number, onnx_type
+from flaxbert.core.arrays import QuantizedArray
+from flaxbert.export.graph import Graph, Value, onnx_type
 
 
 @dataclasses.dataclass
@@ -108,13 +108,10 @@ def table_parts(leaf: Any) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _codes_and_scales(leaf: Any, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
-    if not isinstance(leaf, TypedArray) or not {"codes", "scale"} <= set(leaf.parts) or leaf.ndim != 2:
+    if not isinstance(leaf, QuantizedArray) or leaf.ndim != 2:
         return None
-    parts = leaf.stored_parts()
-    codes, scale = np.asarray(parts["codes"]), np.asarray(parts["scale"], np.float32)
+    codes, scale = np.asarray(leaf.codes), np.asarray(leaf.scale, np.float32)
     if codes.dtype != np.int8 or codes.shape != tuple(leaf.shape) or scale.shape[axis] != 1:
         return None
     size = codes.shape[1 - axis]
-    if not is_number(size) or scale.size not in (1, size):
-        return None
     return codes, np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), (size,)))

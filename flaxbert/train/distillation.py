@@ -32,6 +32,7 @@ _HIDDEN_TERMS = frozenset({"embedding", "hidden", "hidden_cosine", "patient"})
 _ATTENTION_TERMS = frozenset({"attention", "attention_relation", "query_relation", "key_relation", "value_relation"})
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DistillationOutput:
     """What student and teachers make of a batch.
@@ -69,7 +70,7 @@ class DistillationObjective:
     """The weighted sum of the terms of one stage.
 
     Attributes:
-      config: Temperatures, relations and sentence loss.
+      config: Temperatures and relations.
       terms: Weight of every term that counts.
       task: Canonical task name.
       problem_type: Of sequence classification.
@@ -78,7 +79,6 @@ class DistillationObjective:
       layer_map: Teacher's layer, from 0, of each layer of the student.
       teacher_heads: Heads of the teacher that each layer's heads are compared with; empty: all, in order.
       teacher_weights: Weight of each teacher.
-      pool: Sentence vectors of an output and a mask; only for the term sentence.
     """
 
     config: DistillationConfig
@@ -90,7 +90,6 @@ class DistillationObjective:
     class_weights: tuple[float, ...] = ()
     teacher_heads: tuple[tuple[int, ...], ...] = ()
     teacher_weights: tuple[float, ...] = (1.0,)
-    pool: Callable[[Any, Any], Any] | None = None
 
     @property
     def keeps_hidden(self) -> bool:
@@ -258,17 +257,6 @@ class _Parts:
             raise ShapeError(f"The task {self.objective.task} has no loss of its own for the hard term.")
         total, _ = loss(self.output.student, self.batch)
         return total * self.batch[HARD_SHARE][0]
-
-    def sentence(self) -> jax.Array:
-        pool = self.objective.pool
-        if pool is None:
-            raise ShapeError("Sentence vectors are compared, but nothing says how they are made of token vectors.")
-        student, teacher = (
-            pool(one, self.batch["attention_mask"]) for one in (self.output.student, self.output.teachers[0])
-        )
-        if self.objective.config.sentence_loss == "cosine":
-            return self._sum_rows(compare.cosine_distances(student, teacher))
-        return self._sum_rows(compare.squared_differences(student, teacher))
 
     def _projected(self, name: str, hidden: jax.Array) -> jax.Array:
         kernel = self.output.projections.get(name)

@@ -1,10 +1,10 @@
 """A narrower encoder out of a wide one: each of its matrices is the least squares fit to what the wide one computes.
 
-The student keeps some coordinates of the teacher's residual stream, those that tell most about the others, some heads and some
-feed-forward units. Layer by layer, with the activations that the student itself has by then, its kernels are fitted so that queries,
+The student keeps those directions of the teacher's residual stream along which it varies most, some heads and some feed-forward units.
+Layer by layer, with the activations that the student itself has by then, its kernels are fitted so that queries,
 keys, values, feed-forward units and the states after each half come as close as they can to those of the teacher's layer: the
-reconstruction of channel pruning (He, Zhang and Sun, 2017, equation 1) in closed form. What a layer reads is so always put together
-from the coordinates that are kept, and what earlier layers got wrong is corrected as far as a linear map can.
+reconstruction of channel pruning (He, Zhang and Sun, 2017, equation 1) in closed form. What earlier layers got wrong, and what was left
+out between two layers, is so corrected as far as a linear map can.
 """
 
 import dataclasses
@@ -122,27 +122,19 @@ def fit(
     return kernel.astype(np.float32), (aim - center @ kernel).astype(np.float32)
 
 
-def most_telling(vectors: Float[np.ndarray, "samples width"], count: int) -> Int[np.ndarray, "count"]:
-    """Returns the coordinates from which the others are best known, in rising order.
-
-    They are the pivots of a Cholesky decomposition of the covariance: each is the one of which those before tell least (Harbrecht,
-    Peters and Schneider, 2012, algorithm 1).
+def principal_basis(vectors: Float[np.ndarray, "samples width"], count: int) -> Float[np.ndarray, "width count"]:
+    """Returns the directions along which vectors vary most, as orthonormal columns (Hotelling, 1933).
 
     Args:
       vectors: Samples.
-      count: How many coordinates are wanted.
+      count: How many directions are wanted.
     """
-    centered = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    covariance = centered.T @ centered / len(centered)
-    left, chosen, factors = np.diag(covariance).copy(), [], np.zeros((len(covariance), count))
-    for number in range(count):
-        left[chosen] = -np.inf
-        pivot = int(np.argmax(left))
-        root = np.sqrt(max(left[pivot], 1e-12))
-        factors[:, number] = (covariance[:, pivot] - factors[:, :number] @ factors[pivot, :number]) / root
-        left = left - factors[:, number] ** 2
-        chosen.append(pivot)
-    return np.sort(np.asarray(chosen))
+    centered = vectors - vectors.mean(axis=0)
+    square = (centered.T @ centered).astype(np.float64) / len(centered)
+    values, directions = np.linalg.eigh(square)
+    basis = directions[:, np.argsort(values)[::-1][:count]]
+    signs = np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(count)])  # an eigenvector has no sign of its own
+    return (basis * signs).astype(np.float32)
 
 
 def _normalize(vectors: np.ndarray, epsilon: float) -> np.ndarray:
@@ -193,8 +185,10 @@ class Narrowing:
     activation: Callable[[np.ndarray], np.ndarray]
     seed: int = 0
 
-    def __call__(self, params: Mapping[str, Any], seen: Activations) -> tuple[Narrowed, Int[np.ndarray, "embed"]]:
-        """Returns the student's embeddings and layers, and the coordinates of the teacher that it keeps.
+    def __call__(
+        self, params: Mapping[str, Any], seen: Activations
+    ) -> tuple[Narrowed, Float[np.ndarray, "embed narrow"]]:
+        """Returns the student's embeddings and layers, and the directions of the teacher's residual stream that are its coordinates.
 
         Args:
           params: The teacher's parameters as dense arrays, with numbered layers.
@@ -202,22 +196,25 @@ class Narrowing:
         """
         leaves = {name: np.asarray(leaf, np.float32) for name, leaf in flatten_names(params).items()}
         used = [0, *(layer + 1 for layer in self.layers)]
-        kept = most_telling(np.concatenate([_standard(seen.states[index]) for index in used]), self.student.hidden_size)
+        samples = np.concatenate([_standard(seen.states[index]) for index in used])
+        basis = principal_basis(samples, self.student.hidden_size)
+        if self.student.hidden_size == self.teacher.hidden_size:
+            basis = np.eye(self.teacher.hidden_size, dtype=np.float32)
         epsilon, found = self.student.layer_norm_epsilon, {}
         for name in _TABLES & leaves.keys():
-            found[name] = leaves[name][:, kept]
-        norm, states = _fit_norm(seen.embedded[:, kept], seen.states[0][:, kept], epsilon)
+            found[name] = leaves[name] @ basis
+        norm, states = _fit_norm(seen.embedded @ basis, seen.states[0] @ basis, epsilon)
         found.update({f"embeddings.norm.{part}": value for part, value in norm.items()})
         heads = []
         for own, theirs in enumerate(self.layers):
             wide = _Layer(leaves, theirs, seen, self.teacher, self.activation)
-            layer, states, chosen = self._layer(wide, seen, states, kept)
+            layer, states, chosen = self._layer(wide, seen, states, basis)
             found.update({f"encoder.layers.{own}.{name}": value for name, value in layer.items()})
             heads.append(chosen)
-        return Narrowed(unflatten_names(found), tuple(heads), states), kept
+        return Narrowed(unflatten_names(found), tuple(heads), states), basis
 
     def _layer(
-        self, wide: "_Layer", seen: Activations, states: np.ndarray, kept: np.ndarray
+        self, wide: "_Layer", seen: Activations, states: np.ndarray, basis: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[int, ...]]:
         """Returns the leaves of one layer, the states after it and the heads that it keeps."""
         found: dict[str, np.ndarray] = {}
@@ -230,12 +227,12 @@ class Narrowing:
             found |= {f"attention.{name}.kernel": kernel, f"attention.{name}.bias": bias}
             projected.append((states @ kernel + bias).reshape(len(states), self.student.num_attention_heads, -1))
         mixed = seen.mix(*projected)
-        states = self._half(found, "attention", "output", mixed, states, wide.attended, kept)
+        states = self._half(found, "attention", "output", mixed, states, wide.attended, basis)
         units = wide.strongest_units(self.student.intermediate_size)
         kernel, bias = fit(states, wide.raised[:, units])
         found |= {"feed_forward.up.kernel": kernel, "feed_forward.up.bias": bias}
         active = self.activation(states @ kernel + bias)
-        return found, self._half(found, "feed_forward", "down", active, states, wide.finished, kept), chosen
+        return found, self._half(found, "feed_forward", "down", active, states, wide.finished, basis), chosen
 
     def _half(
         self,
@@ -245,13 +242,13 @@ class Narrowing:
         inputs: np.ndarray,
         states: np.ndarray,
         aims: tuple[np.ndarray, np.ndarray],
-        kept: np.ndarray,
+        basis: np.ndarray,
     ) -> np.ndarray:
         """Fits the last product of a half and its norm to the teacher's sum and result; returns the student's result."""
         summed, result = aims
-        kernel, bias = fit(inputs, summed[:, kept] - states)
+        kernel, bias = fit(inputs, summed @ basis - states)
         after = states + inputs @ kernel + bias
-        norm, after = _fit_norm(after, result[:, kept], self.student.layer_norm_epsilon)
+        norm, after = _fit_norm(after, result @ basis, self.student.layer_norm_epsilon)
         found |= {f"{half}.{name}.kernel": kernel, f"{half}.{name}.bias": bias}
         found |= {f"{half}.norm.{part}": value for part, value in norm.items()}
         return after

@@ -24,10 +24,10 @@ Leaves = dict[str, jax.Array]
 DECAY_RULES: tuple[Rule[bool], ...] = (
     Rule(r"(.*\.)?bias(@.*)?", False, optional=True),
     Rule(r"(.*\.)?norm\.scale(@.*)?", False, optional=True),
-    Rule(r".*@scores", False, optional=True),
+    Rule(r".*@(scores|step|input_step)", False, optional=True),
     Rule(r".*", True, optional=True),
 )
-"""Which parameters weight decay shrinks: all but biases, norms and scores of pruning."""
+"""Which parameters weight decay shrinks: all but biases, norms, scores of pruning and steps of rounding."""
 
 NORM_EPSILON = 1e-6
 """Added to the norm that gradients are divided by when they are clipped, as torch does."""

@@ -64,8 +64,8 @@ def host_weights(name: str, leaf: Any) -> np.ndarray:
     return weights
 
 
-def place_like(array: np.ndarray, leaf: Any, new_axis: int | None = None) -> Any:
-    """Returns a host array as ``leaf`` is: on the host, or on the same devices with the same sharding.
+def place_like(array: np.ndarray | jax.Array, leaf: Any, new_axis: int | None = None) -> Any:
+    """Returns an array as ``leaf`` is: on the host, or on the same devices with the same sharding.
 
     Args:
       array: New part; axes of size 1 stay whole on every device, and axes that the devices no longer divide.

@@ -51,7 +51,7 @@ def resize_vocabulary(params: Mapping[str, Any], size: int) -> Params:
         if missing > 0:
             mean = library.mean(table, axis=0, keepdims=True).astype(table.dtype)
             table = library.concatenate([table, library.repeat(mean, missing, axis=0)])
-        leaves[name] = table[:size]
+        leaves[name] = place_like(table[:size], leaves[name])
     return unflatten_names(leaves)
 
 

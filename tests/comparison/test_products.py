@@ -30,12 +30,12 @@ LEAVES = {
     "quantized": lambda: QuantizedArray(jnp.asarray(WEIGHTS * 30, jnp.int8), jnp.ones((1, 8), jnp.float32)),
     "grouped": lambda: GroupedArray(jnp.asarray(WEIGHTS[:8] * 30, jnp.int8), jnp.ones((4, 8), jnp.float32)),
     "sparse": lambda: SparseArray(jnp.asarray(WEIGHTS), jnp.asarray(WEIGHTS > 0)),
-    "movement": lambda: MovementArray(jnp.asarray(WEIGHTS), ones(4, 4), jnp.ones((4, 4), bool)),
     "static": lambda: StaticQuantizedArray(
         jnp.asarray(WEIGHTS * 30, jnp.int8), ones(1, 8), ones(16, 1), ones(1, 1), ones(1, 8)
     ),
     "packed": lambda: PackedArray(jnp.zeros((2, 2, 8), jnp.uint8), *[ones(1, 8).astype(jnp.bfloat16)] * 2),
     "channel_grouped": lambda: ChannelGroupedArray(jnp.asarray(WEIGHTS[:8] * 30, jnp.int8), ones(4, 8), ones(16, 1)),
+    "movement": lambda: MovementArray(jnp.asarray(WEIGHTS), ones(4, 2), jnp.arange(8).reshape(4, 2) > 3),
     "float8": lambda: Float8Array(jnp.asarray(WEIGHTS, FLOAT8), ones(1, 8)),
 }
 """A kernel of 16 inputs and 8 outputs in every kind; a new kind needs a line here."""

@@ -7,15 +7,20 @@ import jsonargparse
 import pytest
 import yaml
 
+from flaxbert.architecture import ModelConfig
 from flaxbert.config import DistillConfig, PretrainConfig, RunConfig
 from flaxbert.data.columns import count_labels, encode_labels, infer_problem_type, label_set, read_examples
 from flaxbert.tasks.base import Setting
 from flaxbert.tasks.registry import get_task
+from flaxbert.train.recipes.student import source_layers, student_architecture
 from tests.helpers import ROOT
 
+MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+"""The shape of the teacher that the configuration of SST-2 is made for."""
+
 PRETRAINING = sorted((ROOT / "configs").glob("pretrain_*.yaml"))
-DISTILLATION = sorted((ROOT / "configs").glob("distill_*.yaml"))
-CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path not in (*PRETRAINING, *DISTILLATION)]
+DISTILLING = sorted((ROOT / "configs").glob("distill_*.yaml"))
+CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if path not in (*PRETRAINING, *DISTILLING)]
 
 REAL = {
     "sst2": ("hide new secretions from the parental units ", None, {"negative": 29780, "positive": 37569}, 872),
@@ -30,9 +35,9 @@ REAL = {
 """Start of the first text and second text, examples per label, and rows of the validation file."""
 
 
-def parse(path: pathlib.Path, kind: type[RunConfig] = RunConfig) -> RunConfig:
+def parse(path: pathlib.Path) -> RunConfig:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "run")
+    parser.add_class_arguments(RunConfig, "run")
     return parser.instantiate(parser.parse_object({"run": yaml.safe_load(path.read_text(encoding="utf-8"))})).run
 
 
@@ -43,6 +48,19 @@ OTHER_TASKS = {
     "semeval2010_task8": (8000, 0, "The system as described above has its greatest application in an arrayed $ conf"),
 }
 """Training and validation examples of the tasks that are no sequence classification, and the start of the first text."""
+
+
+@pytest.mark.parametrize("path", DISTILLING, ids=lambda path: path.stem)
+def test_distillation_configs_are_complete(path):
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DistillConfig, "run")
+    run = parser.instantiate(parser.parse_object({"run": yaml.safe_load(path.read_text(encoding="utf-8"))})).run
+    assert run.data.train
+    assert run.teacher.path
+    assert run.output.folder == f"runs/{path.stem}"
+    assert run.distillation.has_two_stages
+    student = student_architecture(run.student, ModelConfig(**MINILM), source_layers(run.student, 6))
+    assert student.num_hidden_layers == 4
 
 
 @pytest.mark.parametrize("path", PRETRAINING, ids=lambda path: path.stem)
@@ -59,17 +77,6 @@ def test_pretraining_configs_are_complete(path):
     longest = max(phase.row_length for phase in phases_of(run))
     assert new_model_config(run.model, 30_528, longest, 0).max_length >= longest
     assert float(make_optimizer(run.train, 1000).schedule(jnp.int32(1000))) < run.train.learning_rate
-
-
-@pytest.mark.parametrize("path", DISTILLATION, ids=lambda path: path.stem)
-def test_distillation_configs_take_the_data_of_their_task(path):
-    run, plain = parse(path, DistillConfig), parse(path.with_name(path.name.removeprefix("distill_")))
-    assert (run.data.train, run.data.labels, run.data.label_map) == (
-        plain.data.train,
-        plain.data.labels,
-        plain.data.label_map,
-    )
-    assert run.output.folder == f"runs/{path.stem}"
 
 
 def test_there_is_one_for_every_task():

@@ -11,7 +11,9 @@ from flaxbert.errors import ConfigError, DependencyError, WeightsError
 from flaxbert.export import ExportOptions, engines, export_model, verify
 from flaxbert.export.export import FORMATS, prepare
 from flaxbert.export.signature import signature_of
+from flaxbert.export.stablehlo import StableHloProgram
 from flaxbert.model import load
+from flaxbert.transforms import QuantizationSpec, default_quantization_rules, quantize
 from tests.export.models import batches, inputs_of, quantized, small_model, wide_model
 from tests.helpers import run_python
 from tests.weights.tiny import write_tiny
@@ -156,6 +158,25 @@ def test_leaves_that_are_written_out_are_said(folder):
     model = quantized(wide_model())
     assert "written out in float32" in prepare(model, ExportOptions(int8="off"))[1][0]
     assert prepare(model, ExportOptions())[1] == []
+
+
+def test_other_codes_are_no_int8(tmp_path):
+    rules = default_quantization_rules(QuantizationSpec(4, 8))
+    model = wide_model().replace(params=quantize(wide_model().params, rules)[0])
+    with pytest.raises(ConfigError, match="products in int8, but the leaves of the model are grouped"):
+        export_model(model, tmp_path / "new", ExportOptions(int8="dynamic"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_int8_programs_do_not_hang_on_the_processor_that_wrote_them(monkeypatch, tmp_path):
+    from flaxbert.core import integer_dot
+
+    monkeypatch.setattr(integer_dot, "has_mixed_products", lambda: True)
+    options = ExportOptions(format="stablehlo", verify=False)
+    export_model(quantized(wide_model()), tmp_path / "new", options)
+    program = StableHloProgram(tmp_path / "new").program
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    assert "ui8" not in program.mlir_module()
 
 
 def test_openvino_reads_what_was_written(tmp_path):

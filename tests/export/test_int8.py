@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from flaxbert.core.arrays import is_typed
 from flaxbert.core.trees import flatten_names, map_leaves
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.export import engines
@@ -23,6 +24,9 @@ MOVED = 0.15
 
 SAME = 1e-5
 """Relative; codes that are written out give the numbers of flaxbert in another order of sums."""
+
+EQUAL_CODES = 0.01
+"""Deviation where activations are rounded to the same codes, save for those that lie within a rounding error of the middle of two."""
 
 CODES_63 = 63
 
@@ -69,6 +73,28 @@ def test_full_codes_are_exact_where_the_engine_is_asked_to_be(tmp_path):
     model = quantized(wide_model())
     exact = lambda file: engines.open_onnxruntime(file, exact=True)
     assert deviation(model, StaticProducts(ranges=ranges_of(model)), tmp_path, exact) < MOVED
+
+
+def statistics(model, rules):
+    """What ``flaxbert quantize`` measures, on random tokens."""
+    from flaxbert.compression.calibrate import calibrate
+
+    from flaxbert.data.tokenization import TokenizedExamples
+
+    ids = np.random.default_rng(0).integers(2, model.config.vocab_size, 120).astype(np.int32)
+    examples = TokenizedExamples(ids, np.zeros(120, np.int32), np.arange(0, 121, 20), np.zeros(6, bool))
+    return calibrate(model, examples, rules)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+def test_static_leaves_give_the_numbers_of_flaxbert(tmp_path, smoothing):
+    model = wide_model()
+    rules = default_quantization_rules(QuantizationSpec(activations="static", smoothing=smoothing))
+    leaves = quantize(model.params, rules, statistics(model, rules))[0]
+    model = model.replace(params=map_leaves(lambda _, leaf: reduce_range(leaf), leaves))
+    kinds = {leaf.kind for leaf in flatten_names(model.params).values() if is_typed(leaf)}
+    assert kinds == {"static", "quantized"}, "kernels, and the table of words"
+    assert deviation(model, DynamicProducts(), tmp_path) < EQUAL_CODES
 
 
 @pytest.mark.parametrize(
@@ -137,6 +163,22 @@ def test_four_bits_are_stored_packed_and_give_the_same_numbers(tmp_path):
     codes = [entry for entry in graph.graph.initializer if entry.data_type == onnx.TensorProto.INT4]
     assert len(codes) == 6 * model.config.num_hidden_layers + 1
     assert all(len(entry.raw_data) * 2 == np.prod(entry.dims) for entry in codes)
+    assert deviation(model, DynamicProducts(), tmp_path) < SAME
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QuantizationSpec(4, 8, rounding="awq"),
+        QuantizationSpec(1, 16),
+        pytest.param(QuantizationSpec(2, 16), marks=pytest.mark.slow),
+        pytest.param(QuantizationSpec(scheme="float8"), marks=pytest.mark.slow),
+    ],
+    ids=lambda spec: f"{spec.bits} bits, {spec.scheme}, {spec.rounding}",
+)
+def test_other_codes_give_the_same_numbers(tmp_path, spec):
+    rules = default_quantization_rules(spec)
+    model = wide_model().replace(params=quantize(wide_model().params, rules, statistics(wide_model(), rules))[0])
     assert deviation(model, DynamicProducts(), tmp_path) < SAME
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from flaxbert.architecture import ModelConfig
-from flaxbert.core.trees import flatten_names
+from flaxbert.core.trees import flatten_names, leaf_names
+from flaxbert.families import get_family
 from flaxbert.transforms import (
     BlockSparsity,
     GroupSparsity,
@@ -15,6 +16,7 @@ from flaxbert.transforms import (
     QuantizationSpec,
     default_quantization_rules,
     default_sparsity_rules,
+    keep_tokens,
     quantize,
     resize_vocabulary,
     sparsify,
@@ -38,12 +40,14 @@ class Transform:
       makes: What the leaves that it changes become: ``QUANTIZED``, ``SPARSE`` or ``RESIZED``.
       error: Most root-mean-square error of a leaf's weights, from these weights; None where no bound is promised.
       keeps_zeros: Whether the zeros of a sparse leaf stay zeros; those that can not keep them refuse it.
+      after_quantized: What the error says where it follows a quantization.
     """
 
     run: Callable[[Tree, ModelConfig], tuple[Tree, ModelConfig]]
     makes: str
     error: Callable[[np.ndarray], float] | None = None
     keeps_zeros: bool = True
+    after_quantized: str = "quantized already"
 
 
 def statistics_of(params: Tree) -> dict[str, InputStatistics]:
@@ -67,7 +71,9 @@ def quantized(spec: QuantizationSpec, error: Callable[[np.ndarray], float] | Non
 
 
 def sparsified(spec: Any, error: Callable[[np.ndarray], float]) -> Transform:
-    return Transform(lambda params, config: (sparsify(params, default_sparsity_rules(spec))[0], config), SPARSE, error)
+    rules = default_sparsity_rules(spec)
+    refusal = "can not be pruned any more"
+    return Transform(lambda params, config: (sparsify(params, rules)[0], config), SPARSE, error, True, refusal)
 
 
 def resized(change: int) -> Transform:
@@ -75,7 +81,13 @@ def resized(change: int) -> Transform:
         size = config.vocab_size + change
         return resize_vocabulary(params, size), config.replace(vocab_size=size)
 
-    return Transform(run, RESIZED)
+    return Transform(run, RESIZED, after_quantized="before compressing")
+
+
+def first_tokens(params: Tree, config: ModelConfig) -> tuple[Tree, ModelConfig]:
+    leaf_axes = get_family(config.family).parameter_axes(leaf_names(params))
+    config, params, _ = keep_tokens(config, params, leaf_axes, np.arange(config.vocab_size - 8))
+    return params, config
 
 
 def largest(weights: np.ndarray) -> float:
@@ -111,15 +123,14 @@ TRANSFORMS: dict[str, Transform] = {
     "random": sparsified(MagnitudeSparsity(0.3, criterion="random"), norm),
     "more words": resized(8),
     "fewer words": resized(-8),
+    "first tokens": Transform(first_tokens, RESIZED, after_quantized="prune before you quantize"),
 }
 
 
 def refusal(first: Transform, second: Transform) -> str | None:
     """Returns what the error says where the second can not follow the first; None where it can."""
     if first.makes == QUANTIZED:
-        return {QUANTIZED: "quantized already", SPARSE: "can not be pruned any more", RESIZED: "before compressing"}[
-            second.makes
-        ]
+        return second.after_quantized
     if first.makes == SPARSE and second.makes == QUANTIZED and not second.keeps_zeros:
         return "no level 0"
     return None

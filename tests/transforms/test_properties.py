@@ -25,8 +25,14 @@ from tests.transforms.registry import QUANTIZED, RESIZED, SIZES, SPARSE, TRANSFO
 QUICK = ("bert", "deberta-v2")
 """Families of the default run, whose trees differ in kind; ``make test-slow`` takes all."""
 
+EXCERPT = ("int8", "2:4", "more words")
+"""Transforms of the default run where a test takes long: one that makes leaves of each kind."""
+
 ROUNDING = 1.001
 """Relative: float32 rounding of scales and of the products that write a leaf out."""
+
+SUMMED = 2e-8
+"""Absolute, for weights of size up to 1: the mean row that new tokens get is added up device by device; all else is equal."""
 
 STEP_SIZE = 0.1
 
@@ -117,11 +123,11 @@ def test_a_transform_works_where_the_leaves_lie(name, family):
     placed, _ = TRANSFORMS[name].run(shard(params, param_shardings(params, leaf_axes, mesh)), config)
     shardings = flatten_parts(param_shardings(expected, leaf_axes, mesh))
     for part, array in flatten_parts(placed).items():
-        np.testing.assert_array_equal(array, flatten_parts(expected)[part], err_msg=part)
+        np.testing.assert_allclose(array, flatten_parts(expected)[part], rtol=0, atol=SUMMED, err_msg=part)
         assert array.sharding.is_equivalent_to(shardings[part], array.ndim), part
 
 
-@every(QUICK)
+@every(("bert",))
 def test_what_is_saved_comes_back_bit_for_bit(name, family, tmp_path):
     config, params = model(family)
     after, config = TRANSFORMS[name].run(params, config)
@@ -142,7 +148,7 @@ def gradients_of(family, name):
         params, config = TRANSFORMS[name].run(params, config)
     graphdef = graph_definition(config, task_of(family), Execution())
     kinds = leaf_kinds(params)
-    trainable, frozen = split_parts(params, ())
+    trainable, frozen = split_parts(jax.tree.map(jnp.asarray, params), ())
     small = config.replace(vocab_size=min(config.vocab_size, model(family)[0].vocab_size - 8))
     batch = small_batch(small, lengths=(6, 9))
 
@@ -153,11 +159,7 @@ def gradients_of(family, name):
     return kinds, trainable, frozen, jax.jit(jax.grad(loss))(trainable)
 
 
-TRAINED = {"int8", "3 bits", "2:4", "more words"}
-"""Transforms of the default run: a product in integers, one that is written out, a mask, another shape."""
-
-
-@every(("bert",), keep=lambda case: case[0] in TRAINED)
+@every(("bert",), keep=lambda case: case[0] in EXCERPT)
 def test_a_step_changes_what_should_change_and_nothing_else(name, family):
     kinds, trainable, frozen, gradients = gradients_of(family, name)
     before = unflatten_parts({**trainable, **frozen}, kinds)
@@ -181,21 +183,20 @@ def test_a_step_changes_what_should_change_and_nothing_else(name, family):
     assert all(part in frozen for part in flatten_parts(before) if part.partition("@")[0] in still)
 
 
-@pytest.mark.parametrize("family", slow_unless("bert".__eq__, FAMILIES))
-@pytest.mark.parametrize("first", TRANSFORMS)
-def test_transforms_follow_each_other_or_say_why_not(first, family):
+@every(("bert",), keep=lambda case: case[0] in EXCERPT)
+def test_transforms_follow_each_other_or_say_why_not(name, family):
     config, params = model(family)
-    between, between_config = TRANSFORMS[first].run(params, config)
+    between, between_config = TRANSFORMS[name].run(params, config)
     copy = jax.tree.map(np.copy, between)
     for second, transform in TRANSFORMS.items():
-        reason = refusal(TRANSFORMS[first], transform)
+        reason = refusal(TRANSFORMS[name], transform)
         if reason is not None:
             with pytest.raises(FlaxbertError, match=reason):
                 transform.run(between, between_config)
         else:
             after, _ = transform.run(between, between_config)
-            check_follows(between, after, f"{first} then {second}")
-        assert parts_equal(between, copy), f"{first} then {second}"
+            check_follows(between, after, f"{name} then {second}")
+        assert parts_equal(between, copy), f"{name} then {second}"
 
 
 def check_follows(between, after, name):

@@ -15,6 +15,7 @@ from flaxbert.core.arrays import Params
 from flaxbert.core.files import whole_file
 from flaxbert.core.sharding import batch_share, param_shardings, shard
 from flaxbert.core.trees import count_parameters, leaf_names
+from flaxbert.errors import ConfigError
 from flaxbert.families import get_family
 from flaxbert.model import Model
 from flaxbert.train.callbacks import Callback
@@ -26,10 +27,12 @@ from flaxbert.train.losses import loss_for
 from flaxbert.train.recipes.distillation_setup import (
     Start,
     check_fit,
+    examples_of,
     load_teachers,
     mapped_layers,
     prepare_student,
     stage_source,
+    stored_outputs,
 )
 from flaxbert.train.recipes.distillation_stage import (
     DISTILLATION_LOSS,
@@ -164,9 +167,12 @@ class _Distillation:
             teacher_heads=self.start.origin.heads,
             teacher_weights=(config.teacher.weight, *(other.weight for other in config.teacher.others)),
         )
-        needed = self.teachers if {"soft", "logit"} & terms.keys() else self.teachers[:1]
-        source = stage_source(prepared, terms)
-        return DistillationStage(prepared, () if terms.keys() == {"hard"} else needed, objective, source)
+        compares_outputs = bool({"soft", "logit"} & terms.keys())
+        outputs = stored_outputs(config, prepared, self.teachers, self.say) if compares_outputs else None
+        needed = self.teachers if compares_outputs else self.teachers[:1]
+        if outputs is not None or terms.keys() == {"hard"}:
+            needed = ()
+        return DistillationStage(prepared, needed, objective, stage_source(prepared, outputs))
 
     def is_last(self, stage: DistillationStage) -> bool:
         """Returns whether nothing is learned after a stage, so that it may prune."""
@@ -215,12 +221,17 @@ class _Distillation:
         folder, config = self.folder / INTERMEDIATE, self.config
         done = folder / "model"
         if (done / RESULT_FILE).is_file():
+            if config.train.resume == "never":
+                raise ConfigError(
+                    f"{done} holds the first stage of an earlier run, and train.resume is 'never'; choose another output.folder, or "
+                    "train.resume auto to go on."
+                )
             self.start.check_settings(done / RESULT_FILE, _must_agree())
             self.say(f"The first stage is done: its student is in {done}.")
             scanned = self.prepared.model.execution.scan_layers
             return load(done, scan_layers=scanned).params
         terms = config.distillation.terms(INTERMEDIATE_TERMS)
-        stage = self.stage(terms, config.intermediate)
+        stage = self.stage(terms, dataclasses.replace(config.intermediate, resume=config.train.resume))
         self.say(f"First stage, {stage.prepared.total_steps} steps: {_describe_terms(terms)}.")
         fixed = stage.place_teachers()
         evaluator = DistillationEvaluator(stage, fixed)
@@ -256,7 +267,10 @@ class _Distillation:
         """Trains what comes out (or everything at once), scores the student and writes its folder."""
         config, names = self.config, (*INTERMEDIATE_TERMS, *PREDICTION_TERMS)
         terms = config.distillation.terms(PREDICTION_TERMS if config.distillation.has_two_stages else names)
-        stage = self.stage(terms, config.train)
+        train = config.train
+        if config.distillation.has_two_stages and train.resume == "must":  # the first stage is what was there
+            train = dataclasses.replace(train, resume="auto")
+        stage = self.stage(terms, train)
         prepared = stage.prepared
         self.say(f"{prepared.total_steps} steps: {_describe_terms(terms)}.")
         teacher = self.teacher_metrics()
@@ -282,12 +296,13 @@ class _Distillation:
         teacher, prepared = self.teachers[0], self.prepared
         leaf_axes = get_family(teacher.config.family).parameter_axes(leaf_names(teacher.params))
         params = shard(teacher.params, param_shardings(teacher.params, leaf_axes, prepared.mesh))
-        return Evaluator(dataclasses.replace(prepared, model=teacher)).metrics(params)
+        splits = {**prepared.data.splits, "validation": examples_of(teacher, prepared, "validation")}
+        data = dataclasses.replace(prepared.data, splits=splits)
+        return Evaluator(dataclasses.replace(prepared, model=teacher, data=data)).metrics(params)
 
     def stopped(self) -> DistillResult:
         """Returns what a run gives back that was asked to stop in its first stage."""
-        callbacks_step = 0
-        return DistillResult(self.prepared.model, self.folder, "preempted", callbacks_step, {}, {}, {}, [])
+        return DistillResult(self.prepared.model, self.folder, "preempted", 0, {}, {}, {}, [])
 
     def _finish(
         self,

@@ -10,6 +10,7 @@ import jax
 
 from flaxbert.architecture import TASK_HEADS
 from flaxbert.config import DistillConfig, ModelSource, RunConfig
+from flaxbert.config.distillation import INTERMEDIATE_TERMS
 from flaxbert.core.arrays import is_quantized
 from flaxbert.core.runtime import initialize_distributed
 from flaxbert.core.trees import flatten_names
@@ -17,12 +18,17 @@ from flaxbert.data.extended_batches import ExtendedSource
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError
 from flaxbert.model import Model, load
+from flaxbert.tasks.base import Encoded
 from flaxbert.tasks.load import load_examples
 from flaxbert.tasks.registry import find_task
 from flaxbert.train.recipes.resume import MustAgree, check_same_run
 from flaxbert.train.recipes.setup import Prepared, Say, prepare
 from flaxbert.train.recipes.student import ORIGIN_FILE, StudentOrigin, make_student, spread_layers
+from flaxbert.train.recipes.teacher_outputs import TeacherOutputs, teacher_outputs
 from flaxbert.train.recipes.tokenizer_match import difference_of_tokenizers
+
+RETOKENIZED_TASKS = frozenset({"sequence-classification", "next-sentence-prediction"})
+"""Tasks with one score for a whole text, whose teacher may read the text as other tokens."""
 
 STUDENT = "student"
 """Folder of the student before training, where it is made of the teacher."""
@@ -239,8 +245,18 @@ def check_fit(config: DistillConfig, prepared: Prepared, teachers: Sequence[Mode
     for path, teacher in zip(paths, teachers, strict=True):
         _check_task(path, teacher, student)
         difference = difference_of_tokenizers(teacher.tokenizer, student.tokenizer)
-        if difference:
-            raise ConfigError(f"The tokenizers of the teacher {path} and of the student differ: {difference}.")
+        inside = config.distillation.terms(INTERMEDIATE_TERMS)
+        if difference and (inside or student.task not in RETOKENIZED_TASKS):
+            reason = (
+                f"the term {next(iter(inside))} compares them token by token"
+                if inside
+                else f"{student.task} scores tokens"
+            )
+            raise ConfigError(
+                f"The tokenizers of the teacher {path} and of the student differ ({difference}), and {reason}. Use a student with the "
+                "teacher's tokenizer; where one score for a whole text is compared, tokenizers may differ."
+            )
+    _check_cache(config, student)
     mapped_layers(config, student, teachers[0], start.origin)
     _check_inside(config, student, teachers[0], start)
 
@@ -300,12 +316,84 @@ def _check_inside(config: DistillConfig, student: Model, teacher: Model, start: 
             )
 
 
-def stage_source(prepared: Prepared, terms: Mapping[str, float]) -> ExtendedSource:
+def _check_cache(config: DistillConfig, student: Model) -> None:
+    """Checks that what is stored of the teacher is all that is compared."""
+    source, chosen = config.teacher, config.distillation
+    inside = chosen.terms(INTERMEDIATE_TERMS)
+    if source.cache and inside and not chosen.has_two_stages:
+        raise ConfigError(
+            f"teacher.cache stores what the teacher says, but the term {next(iter(inside))} looks inside of it in every step; "
+            "use distillation.stages two, or no cache."
+        )
+    if not source.cache_top_k:
+        return
+    whole = student.task == "question-answering" or student.config.problem_type in (
+        "multi_label_classification",
+        "regression",
+    )
+    cooled = chosen.temperature != 1.0 or chosen.temperature_schedule != "constant"
+    if not source.cache or whole or cooled or chosen.logit_weight:
+        raise ConfigError(
+            f"teacher.cache_top_k {source.cache_top_k} keeps the highest probabilities of one label: it needs teacher.cache, temperature 1, "
+            "no logit_weight, and a task with one label."
+        )
+
+
+def examples_of(teacher: Model, prepared: Prepared, split: str) -> Encoded:
+    """Returns the examples of a split as a teacher reads them.
+
+    Args:
+      teacher: The teacher.
+      prepared: The student's run.
+      split: train, validation or test.
+    """
+    encoded = prepared.data.splits[split]
+    if not difference_of_tokenizers(teacher.tokenizer, prepared.model.tokenizer):
+        return encoded
+    setting = prepared.data.setting
+    return prepared.data.task.encode(
+        teacher.tokenizer, encoded.examples, setting.replace(max_length=min(setting.max_length, teacher.max_length))
+    )
+
+
+def stored_outputs(
+    config: DistillConfig, prepared: Prepared, teachers: Sequence[Model], say: Say
+) -> TeacherOutputs | None:
+    """Returns what the teachers say of all training examples where that is stored, or where they read them as other tokens.
+
+    Args:
+      config: The run.
+      prepared: The student's run.
+      teachers: The teachers.
+      say: Where lines for the user go.
+    """
+    differ = any(difference_of_tokenizers(teacher.tokenizer, prepared.model.tokenizer) for teacher in teachers)
+    if not config.teacher.cache and not differ:
+        return None
+    return teacher_outputs(
+        teachers,
+        [examples_of(teacher, prepared, "train").features for teacher in teachers],
+        prepared.mesh,
+        config.teacher.cache,
+        top_k=config.teacher.cache_top_k,
+        buckets=() if differ else prepared.data.length_buckets,
+        batch_size=config.train.evaluation_batch_size,
+        say=say,
+    )
+
+
+def stage_source(prepared: Prepared, outputs: TeacherOutputs | None) -> ExtendedSource:
     """Returns the training batches of a stage.
 
     Args:
       prepared: The student's run.
-      terms: Terms of the stage.
+      outputs: What the teachers say of the examples, where it is stored.
     """
-    del terms
-    return ExtendedSource(prepared.pipeline.source, prepared.total_steps)
+    source = prepared.pipeline.source
+    if outputs is None:
+        return ExtendedSource(source, prepared.total_steps)
+    by_token = prepared.data.task.scores_tokens
+    arrays = {"tokens" if by_token else "rows": outputs.arrays}
+    return ExtendedSource(
+        source, prepared.total_steps, **arrays, identity_of_rows={"teacher_outputs": dict(outputs.identity)}
+    )

@@ -73,5 +73,6 @@ MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("train", ("freeze", "seed")),
     ("prune", ("method", "rate", "pattern", "block", "scope", "begin_rate", "end_rate", "every")),
     ("prune", ("threshold", "penalty", "score_factor", "keep")),
+    ("quantize", ("bits", "group_size", "activations", "num_examples", "keep")),
 )
 """Settings that a resumed run shares with its checkpoints; the data position checks seed, order and examples itself."""

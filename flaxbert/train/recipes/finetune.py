@@ -22,6 +22,7 @@ from flaxbert.train.recipes.outcome import (
 )
 from flaxbert.train.recipes.plan import finetuning_job
 from flaxbert.train.recipes.pruned import finish_pruning, least_step, prune_while_training
+from flaxbert.train.recipes.quantized import finish_quantization, quantize_while_training
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
 from flaxbert.train.recipes.setup import Prepared, Say, describe, prepare, say_on_first
 from flaxbert.train.throughput import MeasuredCallbacks
@@ -62,6 +63,7 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
         )
         evaluator = Evaluator(prepared)
         job = prune_while_training(finetuning_job(prepared), model.config, config.prune)
+        job = quantize_while_training(job, prepared, config.quantize)
         run = TrainingRun(
             job=job,
             pipeline=prepared.pipeline,
@@ -118,4 +120,7 @@ def _finish(
     if prepared.config.prune.is_on:
         model, pruned = finish_pruning(model, prepared.config.prune)
         say(pruned)
+    if prepared.config.quantize.is_on:
+        model, quantized = finish_quantization(model)
+        say(quantized)
     return write_outcome(prepared, model, scores, summary, callbacks, say)

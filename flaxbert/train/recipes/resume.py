@@ -12,7 +12,8 @@ MustAgree = Sequence[tuple[str, tuple[str, ...]]]
 """Sections of a config with the settings that a resumed run shares with its checkpoints."""
 
 HARMLESS = re.compile(
-    r"output\..*|mesh\..*|model\.(attention|remat|offline)|data\.(max_validation_rows|num_workers)|prune\.(shrink|even)|"
+    r"output\..*|teacher\.(cache|offline|attention|scan_layers)|mesh\..*|model\.(attention|remat|offline)|"
+    r"data\.(max_validation_rows|num_workers)|prune\.(shrink|even)|"
     r"train\.(accumulation_steps|log_every|evaluate_every|evaluation_batch_size|checkpoint_every|keep_checkpoints|"
     r"load_best_at_end|profile|hang_factor|hang_seconds|hang_pause_seconds|resume)"
 )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxbert.architecture import Execution, ModelConfig
@@ -204,10 +205,10 @@ def make_student(
         raise ConfigError("A sliced student is fitted to training examples, but none were given.")
     if made.embedding_size:
         raise ConfigError("student.init 'sliced' needs embeddings as wide as the layers; use teacher_layers or random.")
-    activation = lambda values: np.asarray(get_activation(made.hidden_act)(values))
+    activation = lambda values: np.asarray(get_activation(made.hidden_act)(jnp.asarray(values)))
     seen, logits = observe(teacher, params, examples)
-    narrowed, kept = Narrowing(teacher.config, made, layers, activation, seed)(params, seen)
-    student = _with_heads(plain, params, narrowed, kept, seen, logits)
+    narrowed, basis = Narrowing(teacher.config, made, layers, activation, seed)(params, seen)
+    student = _with_heads(plain, params, narrowed, basis, seen, logits)
     return plain.replace(params=student), StudentOrigin(layers, narrowed.heads)
 
 
@@ -277,7 +278,7 @@ def _sum_rows(leaves: Mapping[str, np.ndarray], config: ModelConfig, batch: Mapp
 
 
 def _with_heads(
-    student: Model, params: Params, narrowed: Narrowed, kept: np.ndarray, seen: Activations, logits: np.ndarray
+    student: Model, params: Params, narrowed: Narrowed, basis: np.ndarray, seen: Activations, logits: np.ndarray
 ) -> Params:
     """Returns the narrow encoder with heads that read the teacher's states out of the student's."""
     everything = flatten_names(params)
@@ -294,7 +295,7 @@ def _with_heads(
         elif part == "bias" and f"{module}.kernel" in leaves and reads_states:
             source = leaves[f"{module}.kernel"]
             value = leaf + offset @ source if len(source) == len(offset) else leaf
-        found[name] = _slice(value, kept, len(offset), leaf_axes)
+        found[name] = _turn(value, basis, leaf_axes)
     if "pooler.dense.kernel" in found and "classifier.kernel" in found:
         rows = zip(seen.by_row(narrowed.states), seen.masks, strict=True)
         first = np.concatenate([states[mask.any(axis=1), 0] for states, mask in rows])
@@ -311,9 +312,9 @@ def _with_heads(
     return unflatten_names({name: np.asarray(found[name], np.float32) for name in expected})
 
 
-def _slice(leaf: np.ndarray, kept: np.ndarray, wide: int, leaf_axes: tuple[str, ...]) -> np.ndarray:
-    """Returns the kept entries of axes that are as wide as the teacher's residual stream."""
+def _turn(leaf: np.ndarray, basis: np.ndarray, leaf_axes: tuple[str, ...]) -> np.ndarray:
+    """Returns a leaf whose axes of the width of the teacher's residual stream are those of the student's."""
     for place, axis in enumerate(leaf_axes):
-        if axis in (axes.EMBED, axes.POOLED, axes.PREDICTED) and leaf.shape[place] == wide:
-            leaf = np.take(leaf, kept, axis=place)
+        if axis in (axes.EMBED, axes.POOLED, axes.PREDICTED) and leaf.shape[place] == len(basis):
+            leaf = np.moveaxis(np.tensordot(leaf, basis, axes=(place, 0)), -1, place)
     return leaf

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from flaxbert.architecture import Execution
-from flaxbert.compression.calibrate import calibrate, measure_statistics
 from flaxbert.compression.quantization import quantization_rules, quantize_model
 from flaxbert.core.low_bit_arrays import ObservedArray, StaticQuantizedArray
 from flaxbert.core.rules import match_rules
 from flaxbert.core.trees import flatten_names, stack_layers, unflatten_names
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError, DataError, RuleError, ShapeError
+from flaxbert.evaluation.calibrate import calibrate, measure_statistics
 from flaxbert.families import FAMILIES
 from flaxbert.families.graph import forward, graph_definition
 from flaxbert.model import Model
