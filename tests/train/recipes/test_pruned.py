@@ -160,14 +160,6 @@ def test_meshes_and_scanned_layers_prune_the_same(mesh, scan, model, data, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["magnitude", "2:4", "movement"])
-def test_what_is_pruned_while_it_learns_still_learns(name, model, data, tmp_path):
-    result, _ = quietly(build(model, data, tmp_path / "run", METHODS[name], num_steps=80))
-    assert result.after["accuracy"] == 1.0
-    assert result.step >= 56  # where the final masks stand
-
-
-@pytest.mark.slow
 def test_a_pruned_model_keeps_its_zeros_through_further_training(model, data, tmp_path):
     from flaxbert.cli.main import main
 
