@@ -7,6 +7,7 @@ from flaxbert.config import (
     MeshConfig,
     ModelSource,
     OutputConfig,
+    PruneConfig,
     StudentConfig,
     TaskConfig,
     TeacherConfig,
@@ -27,6 +28,7 @@ def run(
     train: TrainConfig = TrainConfig(),
     mesh: MeshConfig = MeshConfig(),
     output: OutputConfig = OutputConfig(),
+    prune: PruneConfig = PruneConfig(),
 ) -> int:
     """Trains a small model to do what a large one does.
 
@@ -41,6 +43,7 @@ def run(
       train: How the last stage trains.
       mesh: How devices are arranged.
       output: Where the run writes.
+      prune: What is pruned of the student in the course of the last stage.
 
     Returns:
       The exit code: 143 when the run was asked to stop and saved first.
@@ -57,6 +60,7 @@ def run(
         train=train,
         mesh=mesh,
         output=output,
+        prune=prune,
         teacher=teacher,
         student=student,
         distillation=distillation,

@@ -208,11 +208,6 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self) -> None:
         require(
-            not self.prune.is_on,
-            f"prune.method is {self.prune.method}, but distillation does not prune; prune the student afterwards (flaxbert finetune --model.path "
-            "STUDENT --prune.method …), or distil from a pruned student (student.path).",
-        )
-        require(
             not self.quantize.is_on,
             f"quantize.bits is {self.quantize.bits}, but distillation does not round; train the student on (flaxbert finetune --model.path STUDENT "
             "--quantize.bits …) or quantize it (flaxbert quantize).",

@@ -118,7 +118,9 @@ TRANSFORMS: dict[str, Transform] = {
     "2:4": sparsified(GroupSparsity(2, 4), lambda w: norm(w) * 0.5**0.5),
     "magnitude": sparsified(MagnitudeSparsity(0.3), lambda w: norm(w) * 0.3**0.5),
     "global magnitude": sparsified(MagnitudeSparsity(0.3, scope="global"), norm),
+    # The smaller half of the blocks holds at most half of the squares; drawn weights may hold all.
     "blocks": sparsified(BlockSparsity(0.5, 4, 4), lambda w: norm(w) * 0.5**0.5),
+    "random": sparsified(MagnitudeSparsity(0.3, criterion="random"), norm),
     "more words": resized(8),
     "fewer words": resized(-8),
     "first tokens": Transform(first_tokens, RESIZED, after_quantized="prune before you quantize"),

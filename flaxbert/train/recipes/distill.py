@@ -44,6 +44,7 @@ from flaxbert.train.recipes.distillation_stage import (
 from flaxbert.train.recipes.evaluator import MUST_AGREE, Evaluator
 from flaxbert.train.recipes.outcome import FinetuneResult, build_callbacks, run_info, score, write_outcome
 from flaxbert.train.recipes.plan import class_weights
+from flaxbert.train.recipes.pruned import finish_pruning, least_step, prune_while_training
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
 from flaxbert.train.recipes.setup import Prepared, Say, count_steps, describe, make_pipeline, say_on_first
 from flaxbert.train.throughput import MeasuredCallbacks
@@ -173,6 +174,11 @@ class _Distillation:
             needed = ()
         return DistillationStage(prepared, needed, objective, stage_source(prepared, outputs))
 
+    def is_last(self, stage: DistillationStage) -> bool:
+        """Returns whether nothing is learned after a stage, so that it may prune."""
+        inside = self.config.distillation.terms(INTERMEDIATE_TERMS)
+        return not self.config.distillation.has_two_stages or stage.objective.terms != inside
+
     def train(
         self,
         stage: DistillationStage,
@@ -189,8 +195,11 @@ class _Distillation:
         prepared, settings = stage.prepared, self.config.to_dict()
         newest = find_checkpoint(store, prepared.config.train, settings, _must_agree(), self.say)
         projections = make_projections(prepared.model, self.teachers[0], stage.objective, prepared.config.train.seed)
+        job = stage.job(fixed, projections)
+        if self.is_last(stage):
+            job = prune_while_training(job, prepared.model.config, self.config.prune)
         run = TrainingRun(
-            job=stage.job(fixed, projections),
+            job=job,
             pipeline=StepPipeline(stage.source),
             steps_per_epoch=prepared.steps_per_epoch,
             evaluate=evaluator,
@@ -201,6 +210,7 @@ class _Distillation:
             callbacks=callbacks,
             say=self.say,
             networks=stage.networks(),
+            least_step=least_step(job),
         )
         return run.complete(newest)
 
@@ -320,6 +330,9 @@ class _Distillation:
         architecture = prepared.model.config
         extra = {**architecture.extra, **scores.changes}
         model = prepared.model.replace(params=to_host(params), config=architecture.replace(extra=extra))
+        if self.config.prune.is_on:
+            model, pruned = finish_pruning(model, self.config.prune)
+            self.say(pruned)
         shown = dataclasses.replace(prepared, config=dataclasses.replace(self.config, train=prepared.config.train))
         found = write_outcome(shown, model, scores, summary, callbacks, self.say)
         fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}

@@ -12,7 +12,6 @@ from flaxbert.train.checkpoint import CheckpointStore
 from flaxbert.train.flops import NetworkWork
 from flaxbert.train.goodput import TimeLedger
 from flaxbert.train.loop import LoopResult
-from flaxbert.train.pruning import MaskSchedule
 from flaxbert.train.recipes.evaluator import MUST_AGREE, Evaluator
 from flaxbert.train.recipes.outcome import (
     FinetuneResult,
@@ -22,7 +21,7 @@ from flaxbert.train.recipes.outcome import (
     write_outcome,
 )
 from flaxbert.train.recipes.plan import finetuning_job
-from flaxbert.train.recipes.pruned import finish_pruning, prune_while_training
+from flaxbert.train.recipes.pruned import finish_pruning, least_step, prune_while_training
 from flaxbert.train.recipes.quantized import finish_quantization, quantize_while_training
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
 from flaxbert.train.recipes.setup import Prepared, Say, describe, prepare, say_on_first
@@ -81,7 +80,7 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
                     model.config, model.task, finishes_first_token_alone(model.config, model.task, model.execution)
                 )
             ],
-            least_step=0 if job.masks is None else MaskSchedule(config.prune, (), job.total_steps).end,
+            least_step=least_step(job),
         )
         try:
             before, result, step, params = run.complete(newest)

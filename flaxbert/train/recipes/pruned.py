@@ -197,6 +197,15 @@ def _check_train(train: TrainConfig) -> None:
         )
 
 
+def least_step(job: StepJob) -> int:
+    """Returns the first step whose masks are final; 0 for a job that does not prune.
+
+    Args:
+      job: What the step is made from.
+    """
+    return job.masks.end if isinstance(job.masks, MaskSchedule) else 0
+
+
 def settle_masks(params: Mapping[str, Any]) -> Params:
     """Returns the tree with final masks: scores are gone, and masked weights are zero.
 

@@ -1,5 +1,6 @@
 """Fine-tuning that prunes: masks follow the schedule, runs go on bit by bit, and what comes out is sparse or smaller."""
 
+import dataclasses
 import os
 import signal
 
@@ -159,14 +160,6 @@ def test_meshes_and_scanned_layers_prune_the_same(mesh, scan, model, data, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["magnitude", "2:4", "movement"])
-def test_what_is_pruned_while_it_learns_still_learns(name, model, data, tmp_path):
-    result, _ = quietly(build(model, data, tmp_path / "run", METHODS[name], num_steps=80))
-    assert result.after["accuracy"] == 1.0
-    assert result.step >= 56  # where the final masks stand
-
-
-@pytest.mark.slow
 def test_a_pruned_model_keeps_its_zeros_through_further_training(model, data, tmp_path):
     from flaxbert.cli.main import main
 
@@ -213,3 +206,23 @@ def test_runs_that_can_not_prune_so_are_refused(prune, train, error, message, mo
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         PruneConfig(**options)
+
+
+@pytest.mark.slow
+def test_a_student_is_pruned_while_it_learns_from_its_teacher(model, data, tmp_path):
+    from flaxbert.config import DistillationConfig, DistillConfig, TeacherConfig
+    from flaxbert.train.recipes.distill import distill
+
+    taught, _ = quietly(build(model, data, tmp_path / "teacher", num_steps=40))
+    run = build(
+        taught.folder / "model", data, tmp_path / "run", PruneConfig("movement", 0.5, block="units", shrink=True)
+    )
+    fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
+    teacher = TeacherConfig(path=str(taught.folder / "model"))
+    lines = []
+    config = DistillConfig(**fields, teacher=teacher, distillation=DistillationConfig())
+    result = distill(config, say=lines.append)
+    assert "neurons are left" in "\n".join(lines)
+    assert result.model.config.intermediate_size == 10
+    again = load(result.folder / "model")
+    np.testing.assert_allclose(again.predict_logits(list(TEXTS)), result.model.predict_logits(list(TEXTS)), atol=1e-5)
