@@ -194,12 +194,9 @@ class Network(nnx.Module):
         output = self.apply_heads(hidden, tokens, entity_mask, fold(dropout_key, _HEAD))
         if self.task == "multiple-choice":
             output = dataclasses.replace(output, logits=output.logits.reshape(shape[:2]))
-        return dataclasses.replace(
-            output,
-            hidden_states=kept,
-            last_hidden_state=None if first_only else hidden,
-            attention=self.attention_of_layers(attention) if keep_attention else None,
-        )
+        layers = self.attention_of_layers(attention) if keep_attention else None
+        last = None if first_only else hidden
+        return dataclasses.replace(output, hidden_states=kept, last_hidden_state=last, attention=layers)
 
     def _check(self, shape: tuple[Size, ...], entity_mask: Any) -> None:
         """Refuses inputs that the task does not take."""

@@ -194,7 +194,9 @@ class _Distillation:
 
         prepared, settings = stage.prepared, self.config.to_dict()
         newest = find_checkpoint(store, prepared.config.train, settings, _must_agree(), self.say)
-        projections = make_projections(prepared.model, self.teachers[0], stage.objective, prepared.config.train.seed)
+        sliced = bool(self.start.origin.heads)
+        seed = prepared.config.train.seed
+        projections = make_projections(prepared.model, self.teachers[0], stage.objective, seed, sliced)
         job = stage.job(fixed, projections)
         if self.is_last(stage):
             job = prune_while_training(job, prepared.model.config, self.config.prune)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxbert.core.arrays import Params
+from flaxbert.core.arrays import Params, materialize
 from flaxbert.core.sharding import batch_share, batch_ways, place_batch, replicated
 from flaxbert.core.trees import leaf_names
 from flaxbert.data.batches import collate, evaluation_batches
@@ -19,6 +19,7 @@ from flaxbert.model import Model
 from flaxbert.train.distillation import DistillationObjective, DistillationOutput
 from flaxbert.train.fixed_leaves import FixedLeaves
 from flaxbert.train.flops import NetworkWork
+from flaxbert.train.narrowing import fit
 from flaxbert.train.recipes.evaluator import EVALUATION_BATCH_SIZE
 from flaxbert.train.recipes.plan import StepJob
 from flaxbert.train.recipes.setup import Prepared
@@ -40,7 +41,9 @@ def student_part(params: Mapping[str, Any]) -> Params:
     return {name: value for name, value in params.items() if name not in (TEACHERS, PROJECTIONS)}
 
 
-def make_projections(student: Model, teacher: Model, objective: DistillationObjective, seed: int) -> Params:
+def make_projections(
+    student: Model, teacher: Model, objective: DistillationObjective, seed: int, is_sliced: bool = False
+) -> Params:
     """Returns the learned kernels that a stage needs: one for the embeddings, one for all hidden states (Jiao et al., 2020, section 3.1).
 
     Args:
@@ -48,6 +51,8 @@ def make_projections(student: Model, teacher: Model, objective: DistillationObje
       teacher: The first teacher.
       objective: The terms of the stage.
       seed: Seed of the draw.
+      is_sliced: Whether the student's coordinates are directions of the teacher's: then the kernels start as the least squares fit
+        of the teacher's word rows to the student's, since gradients through random ones would undo what the student knows.
 
     Returns:
       ``projections.embedding.kernel`` and ``projections.hidden.kernel``, as far as widths differ and terms need them.
@@ -60,9 +65,13 @@ def make_projections(student: Model, teacher: Model, objective: DistillationObje
     if width == wide or not any(needed.values()):
         return {}
     random = np.random.default_rng(seed)
-    kernels = {
-        name: {"kernel": (random.standard_normal((width, wide)) / np.sqrt(width)).astype(np.float32)} for name in needed
-    }
+    drawn = {name: (random.standard_normal((width, wide)) / np.sqrt(width)).astype(np.float32) for name in needed}
+    if is_sliced:
+        rows = [
+            np.asarray(materialize(model.params["embeddings"]["word"]["embedding"])) for model in (student, teacher)
+        ]
+        drawn = dict.fromkeys(needed, fit(rows[0], rows[1])[0])
+    kernels = {name: {"kernel": kernel.copy()} for name, kernel in drawn.items()}
     return {PROJECTIONS: {name: kernels[name] for name, is_needed in needed.items() if is_needed}}
 
 
