@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from flaxbert.architecture import TASK_HEADS
+from flaxbert.architecture import TASK_HEADS, resolve_task
 from flaxbert.config import DistillConfig, ModelSource, RunConfig
 from flaxbert.config.distillation import INTERMEDIATE_TERMS
 from flaxbert.core.arrays import is_quantized
@@ -105,6 +105,9 @@ def load_teachers(config: DistillConfig) -> tuple[Model, ...]:
                 "fine-tune it first (flaxbert finetune)."
             )
         teachers.append(teacher)
+        task = resolve_task(config.model.task or teachers[0].task)
+        if teacher.task != task:
+            raise ConfigError(f"The teacher {path} is a model for {teacher.task}, but the student one for {task}.")
     return tuple(teachers)
 
 
@@ -262,8 +265,6 @@ def check_fit(config: DistillConfig, prepared: Prepared, teachers: Sequence[Mode
 
 
 def _check_task(path: str, teacher: Model, student: Model) -> None:
-    if teacher.task != student.task:
-        raise ConfigError(f"The teacher {path} is a model for {teacher.task}, but the student one for {student.task}.")
     own, theirs = student.config, teacher.config
     if own.problem_type and theirs.problem_type and own.problem_type != theirs.problem_type:
         raise ConfigError(
