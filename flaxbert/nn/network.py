@@ -174,17 +174,17 @@ class Network(nnx.Module):
           ShapeError: Multiple choice without an axis of choices or another task with one, or a relation without entities.
         """
         shape = input_ids.shape
-        if len(shape) != (3 if self.task == "multiple-choice" else 2):
-            expected = "[batch, choices, length]" if self.task == "multiple-choice" else "[batch, length]"
+        expected = "[batch, choices, length]" if self.task == "multiple-choice" else "[batch, length]"
+        if len(shape) != expected.count(",") + 1:
             raise ShapeError(f"input_ids has shape {list(shape)}, but {self.task} takes {expected}.")
         if self.task == "relation-classification" and entity_mask is None:
             raise ShapeError("The batch has no 'entity_mask', which says what tokens the two entities have.")
         rows = lambda array: None if array is None else array.reshape(-1, shape[-1])
         dropout_key = None if dropout_key is None else key_words(dropout_key)
-        visible = attention_mask if segment_ids is None else segment_ids
+        ones = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         tokens = Tokens(
             input_ids=rows(input_ids),
-            segment_ids=rows(jnp.ones_like(input_ids) if visible is None else visible),
+            segment_ids=rows(ones if segment_ids is None else segment_ids),
             token_type_ids=rows(token_type_ids),
             position_ids=rows(position_ids),
             task_type_ids=rows(task_type_ids),
@@ -198,9 +198,8 @@ class Network(nnx.Module):
         output = self.apply_heads(hidden, tokens, entity_mask, fold(dropout_key, _HEAD))
         if self.task == "multiple-choice":
             output = dataclasses.replace(output, logits=output.logits.reshape(shape[:2]))
-        layers = self.attention_of_layers(attention) if keep_attention else None
-        last = None if first_only else hidden
-        return dataclasses.replace(output, hidden_states=kept, last_hidden_state=last, attention=layers)
+        kept = {"hidden_states": kept, "attention": self.attention_of_layers(attention) if keep_attention else None}
+        return dataclasses.replace(output, **kept, last_hidden_state=None if first_only else hidden)
 
     def attention_of_layers(self, kept: list[AttentionInputs]) -> tuple[AttentionInputs, ...]:
         """Returns one entry for each layer of what was kept while the encoder ran.

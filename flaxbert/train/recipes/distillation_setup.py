@@ -183,9 +183,9 @@ def _make_once(config: DistillConfig, teacher: Model, folder: pathlib.Path, say:
 
 def _calibration_examples(config: DistillConfig, teacher: Model) -> TokenizedExamples:
     settings = _settings_for(config, teacher, "")
-    limit = config.student.calibration_examples
-    if config.data.max_train_examples:
-        limit = min(limit, config.data.max_train_examples)
+    limit = min(
+        config.student.calibration_examples, config.data.max_train_examples or config.student.calibration_examples
+    )
     return load_examples(
         dataclasses.replace(settings.data, max_train_examples=limit),
         teacher.tokenizer,
@@ -260,7 +260,6 @@ def check_fit(config: DistillConfig, prepared: Prepared, teachers: Sequence[Mode
                 "teacher's tokenizer; where one score for a whole text is compared, tokenizers may differ."
             )
     _check_cache(config, student)
-    mapped_layers(config, student, teachers[0], start.origin)
     _check_inside(config, student, teachers[0], start)
 
 
@@ -286,6 +285,7 @@ def _check_task(path: str, teacher: Model, student: Model) -> None:
 
 def _check_inside(config: DistillConfig, student: Model, teacher: Model, start: Start) -> None:
     """Checks heads, widths and layers of what is compared inside of the networks."""
+    mapped_layers(config, student, teacher, start.origin)
     chosen, own, theirs = config.distillation, student.config, teacher.config
     heads = (own.num_attention_heads, theirs.num_attention_heads)
     if chosen.attention_weight and not start.origin.heads and heads[0] != heads[1]:
