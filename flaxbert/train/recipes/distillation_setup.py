@@ -390,11 +390,9 @@ def stage_source(prepared: Prepared, outputs: TeacherOutputs | None) -> Extended
       prepared: The student's run.
       outputs: What the teachers say of the examples, where it is stored.
     """
-    source = prepared.pipeline.source
+    source, steps = prepared.pipeline.source, prepared.total_steps
     if outputs is None:
-        return ExtendedSource(source, prepared.total_steps)
+        return ExtendedSource(source, steps)
     by_token = prepared.data.task.scores_tokens
     arrays = {"tokens" if by_token else "rows": outputs.arrays}
-    return ExtendedSource(
-        source, prepared.total_steps, **arrays, identity_of_rows={"teacher_outputs": dict(outputs.identity)}
-    )
+    return ExtendedSource(source, steps, **arrays, identity_of_rows={"teacher_outputs": dict(outputs.identity)})
