@@ -196,9 +196,8 @@ class Network(nnx.Module):
         with collecting(keep_attention) as layers:
             hidden, kept = self.encode(tokens, dropout_key, keep_hidden, first_only)
         output = self.apply_heads(hidden, tokens, entity_mask, fold(dropout_key, _HEAD))
-        if self.task == "multiple-choice":
-            output = dataclasses.replace(output, logits=output.logits.reshape(shape[:2]))
-        states = {"hidden_states": kept, "last_hidden_state": None if first_only else hidden}
+        logits = output.logits.reshape(shape[:2]) if self.task == "multiple-choice" else output.logits
+        states = {"hidden_states": kept, "last_hidden_state": None if first_only else hidden, "logits": logits}
         return dataclasses.replace(output, **states, attention=self.attention_of_layers(layers, keep_attention))
 
     def attention_of_layers(self, kept: list[AttentionInputs], wanted: bool) -> tuple[AttentionInputs, ...] | None:
