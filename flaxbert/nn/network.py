@@ -177,7 +177,7 @@ class Network(nnx.Module):
         self._check(shape := input_ids.shape, entity_mask)
         rows = lambda array: None if array is None else array.reshape(-1, shape[-1])
         dropout_key = None if dropout_key is None else key_words(dropout_key)
-        visible = attention_mask if segment_ids is None else segment_ids
+        visible = segment_ids if segment_ids is not None else attention_mask
         tokens = Tokens(
             input_ids=rows(input_ids),
             segment_ids=rows(jnp.ones_like(input_ids) if visible is None else visible),
@@ -189,14 +189,12 @@ class Network(nnx.Module):
             packed=segment_ids is not None,
         )
         first_only = self.reads_first_token() and not keep_hidden
-        with collecting(keep_attention) as attention:
+        with collecting(keep_attention) as layers:
             hidden, kept = self.encode(tokens, dropout_key, keep_hidden, first_only)
         output = self.apply_heads(hidden, tokens, entity_mask, fold(dropout_key, _HEAD))
-        if self.task == "multiple-choice":
-            output = dataclasses.replace(output, logits=output.logits.reshape(shape[:2]))
-        layers = self.attention_of_layers(attention) if keep_attention else None
-        last = None if first_only else hidden
-        return dataclasses.replace(output, hidden_states=kept, last_hidden_state=last, attention=layers)
+        logits = output.logits.reshape(shape[:2]) if self.task == "multiple-choice" else output.logits
+        states = {"hidden_states": kept, "last_hidden_state": None if first_only else hidden, "logits": logits}
+        return dataclasses.replace(output, **states, attention=self.attention_of_layers(layers, keep_attention))
 
     def _check(self, shape: tuple[Size, ...], entity_mask: Any) -> None:
         """Refuses inputs that the task does not take."""
@@ -206,14 +204,17 @@ class Network(nnx.Module):
         if self.task == "relation-classification" and entity_mask is None:
             raise ShapeError("The batch has no 'entity_mask', which says what tokens the two entities have.")
 
-    def attention_of_layers(self, kept: list[AttentionInputs]) -> tuple[AttentionInputs, ...]:
-        """Returns one entry for each layer of what was kept while the encoder ran.
+    def attention_of_layers(self, kept: list[AttentionInputs], wanted: bool) -> tuple[AttentionInputs, ...] | None:
+        """Returns one entry for each layer of what was kept while the encoder ran, or None where that is not wanted.
 
         A layer of several blocks gives that of its last one; what decodes after the last layer is left out.
 
         Args:
           kept: Inputs of the attention of every block, in the order in which they ran.
+          wanted: Whether it was asked for.
         """
+        if not wanted:
+            return None
         per_layer = max(1, len(kept) // self.config.num_hidden_layers)
         return tuple(kept[per_layer - 1 :: per_layer][: self.config.num_hidden_layers])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from flaxbert.architecture import TASK_HEADS
+from flaxbert.architecture import TASK_HEADS, resolve_task
 from flaxbert.config import DistillConfig, ModelSource, RunConfig
 from flaxbert.config.distillation import INTERMEDIATE_TERMS
 from flaxbert.core.arrays import is_quantized
@@ -105,6 +105,9 @@ def load_teachers(config: DistillConfig) -> tuple[Model, ...]:
                 "fine-tune it first (flaxbert finetune)."
             )
         teachers.append(teacher)
+        task = resolve_task(config.model.task or teachers[0].task)
+        if teacher.task != task:
+            raise ConfigError(f"The teacher {path} is a model for {teacher.task}, but the student one for {task}.")
     return tuple(teachers)
 
 
@@ -180,9 +183,9 @@ def _make_once(config: DistillConfig, teacher: Model, folder: pathlib.Path, say:
 
 def _calibration_examples(config: DistillConfig, teacher: Model) -> TokenizedExamples:
     settings = _settings_for(config, teacher, "")
-    limit = config.student.calibration_examples
-    if config.data.max_train_examples:
-        limit = min(limit, config.data.max_train_examples)
+    limit = min(
+        config.student.calibration_examples, config.data.max_train_examples or config.student.calibration_examples
+    )
     return load_examples(
         dataclasses.replace(settings.data, max_train_examples=limit),
         teacher.tokenizer,
@@ -257,13 +260,10 @@ def check_fit(config: DistillConfig, prepared: Prepared, teachers: Sequence[Mode
                 "teacher's tokenizer; where one score for a whole text is compared, tokenizers may differ."
             )
     _check_cache(config, student)
-    mapped_layers(config, student, teachers[0], start.origin)
     _check_inside(config, student, teachers[0], start)
 
 
 def _check_task(path: str, teacher: Model, student: Model) -> None:
-    if teacher.task != student.task:
-        raise ConfigError(f"The teacher {path} is a model for {teacher.task}, but the student one for {student.task}.")
     own, theirs = student.config, teacher.config
     if own.problem_type and theirs.problem_type and own.problem_type != theirs.problem_type:
         raise ConfigError(
@@ -285,6 +285,7 @@ def _check_task(path: str, teacher: Model, student: Model) -> None:
 
 def _check_inside(config: DistillConfig, student: Model, teacher: Model, start: Start) -> None:
     """Checks heads, widths and layers of what is compared inside of the networks."""
+    mapped_layers(config, student, teacher, start.origin)
     chosen, own, theirs = config.distillation, student.config, teacher.config
     heads = (own.num_attention_heads, theirs.num_attention_heads)
     if chosen.attention_weight and not start.origin.heads and heads[0] != heads[1]:
@@ -389,11 +390,9 @@ def stage_source(prepared: Prepared, outputs: TeacherOutputs | None) -> Extended
       prepared: The student's run.
       outputs: What the teachers say of the examples, where it is stored.
     """
-    source = prepared.pipeline.source
+    source, steps = prepared.pipeline.source, prepared.total_steps
     if outputs is None:
-        return ExtendedSource(source, prepared.total_steps)
+        return ExtendedSource(source, steps)
     by_token = prepared.data.task.scores_tokens
     arrays = {"tokens" if by_token else "rows": outputs.arrays}
-    return ExtendedSource(
-        source, prepared.total_steps, **arrays, identity_of_rows={"teacher_outputs": dict(outputs.identity)}
-    )
+    return ExtendedSource(source, steps, **arrays, identity_of_rows={"teacher_outputs": dict(outputs.identity)})
