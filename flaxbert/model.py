@@ -5,8 +5,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -14,7 +12,8 @@ from flaxbert import inference
 from flaxbert.architecture import TASK_HEADS, Execution, ModelConfig, resolve_task
 from flaxbert.config import TaskConfig
 from flaxbert.core.arrays import Params
-from flaxbert.core.trees import is_stacked, map_leaves, stack_layers, unstack_layers
+from flaxbert.core.host_memory import place_on_device
+from flaxbert.core.trees import is_stacked, stack_layers, unstack_layers
 from flaxbert.data.sources import as_texts
 from flaxbert.data.tokenization import TokenizedExamples, tokenize, warn_truncated
 from flaxbert.errors import ConfigError, DataError
@@ -380,16 +379,16 @@ def load(
     folder = resolve(str(path_or_id), revision=revision, offline=offline)
     loaded = load_checkpoint(
         folder,
+        place=place_on_device,
         task=None if task is None else resolve_task(task),
         labels=None if labels is None else tuple(labels),
         problem_type=problem_type,
         seed=seed,
         from_scratch=from_scratch,
     )
-    params = map_leaves(lambda _, leaf: jax.tree.map(jnp.asarray, leaf), loaded.params)
     return Model(
         config=loaded.config,
-        params=stack_layers(params) if scan_layers else params,
+        params=stack_layers(loaded.params) if scan_layers else loaded.params,
         task=loaded.task,
         tokenizer=load_tokenizer(folder, loaded.config),
         pooling=loaded.pooling,

@@ -79,6 +79,6 @@ def quantize_model(
 
     check_options(options, examples)
     loaded = flaxbert.load(model, task=task)
-    compressed, report = quantize_by(loaded, options, examples, data, task_options)
+    compressed, report = quantize_by(loaded, options, examples, data, task_options, consume=True)
     save_compressed(compressed, report, folder, source=model)
     return report

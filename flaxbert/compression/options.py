@@ -55,6 +55,8 @@ def quantize_by(
     examples: str = "",
     data: DataConfig = DataConfig(),
     task: TaskConfig = TaskConfig(),
+    *,
+    consume: bool = False,
 ) -> tuple[Model, CompressionReport]:
     """Quantizes a model as asked.
 
@@ -64,6 +66,7 @@ def quantize_by(
       examples: Labelled examples to judge by.
       data: Columns and format of calibration and examples.
       task: What the model's task needs beyond texts and labels.
+      consume: Whether the model's own parameters may be gone afterwards, so that less memory is needed.
 
     Returns:
       The quantized model, and what happened to each leaf.
@@ -80,7 +83,7 @@ def quantize_by(
         spec, texts = spec_of(options), None
         if spec.needs_statistics:
             texts = read_calibration(model, options.calibration, data, options.num_examples, options=task)
-        return quantize_model(model, spec, texts, keep)
+        return quantize_model(model, spec, texts, keep, consume=consume)
     judge = read_judge(model, examples, data, task) if options.auto >= 0 else None
     labelled = _labelled(model, options.calibration or examples, options.num_examples, data, task)
     specs = candidate_specs(options.choices, options.group_size, options.rounding)

@@ -45,7 +45,12 @@ def quantization_rules(spec: QuantizationSpec, keep: Sequence[str] = ()) -> tupl
 
 
 def quantize_model(
-    model: Model, spec: QuantizationSpec, examples: TokenizedExamples | None, keep: Sequence[str] = ()
+    model: Model,
+    spec: QuantizationSpec,
+    examples: TokenizedExamples | None,
+    keep: Sequence[str] = (),
+    *,
+    consume: bool = False,
 ) -> tuple[Model, CompressionReport]:
     """Quantizes a model, calibrated where the specification needs it.
 
@@ -54,6 +59,7 @@ def quantize_model(
       spec: How.
       examples: Examples to calibrate on; only for specifications that need statistics.
       keep: Patterns of leaves that stay as they are.
+      consume: As for ``quantize``: the model's own parameters are gone afterwards.
 
     Returns:
       The quantized model, and what happened to each leaf.
@@ -65,7 +71,7 @@ def quantize_model(
     statistics: Statistics = {}
     if spec.needs_statistics:
         statistics = calibrate(model, _required(examples, spec), rules)
-    params, report = quantize(model.params, rules, statistics)
+    params, report = quantize(model.params, rules, statistics, consume=consume)
     notes = (f"Measured on {len(examples)} examples.",) if examples is not None and statistics else ()
     return model.replace(params=params), dataclasses.replace(report, notes=(*report.notes, *notes))
 

@@ -54,6 +54,33 @@ def unflatten_names(leaves: Mapping[str, Any]) -> Params:
     return tree
 
 
+def find_leaf(tree: Mapping[str, Any], name: str) -> Any:
+    """Returns one leaf of a tree.
+
+    Args:
+      tree: A parameter tree.
+      name: Its dotted name.
+    """
+    node: Any = tree
+    for key in name.split("."):
+        node = node[key]
+    return node
+
+
+def take_leaf(tree: Mapping[str, Any], name: str) -> Any:
+    """Returns one leaf of a tree and takes it out, so that its memory is free once the caller lets go of it.
+
+    Args:
+      tree: A parameter tree of dictionaries.
+      name: Its dotted name.
+    """
+    *parents, last = name.split(".")
+    node: Any = tree
+    for key in parents:
+        node = node[key]
+    return node.pop(last)
+
+
 def leaf_names(tree: Mapping[str, Any]) -> list[str]:
     """Returns the dotted names of all leaves in tree order."""
     return list(flatten_names(tree))

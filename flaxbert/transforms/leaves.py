@@ -54,7 +54,7 @@ def host_weights(name: str, leaf: Any) -> np.ndarray:
         raise ConfigError(f"'{name}' is spread over several processes; compress the saved model in one process.")
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ShapeError(f"'{name}' has dtype {leaf.dtype}, but only floating-point weights can be compressed.")
-    weights = np.asarray(materialize(leaf)).astype(np.float32)
+    weights = np.asarray(materialize(leaf)).astype(np.float32, copy=False)
     if not np.isfinite(weights).all():
         index = tuple(int(i) for i in np.argwhere(~np.isfinite(weights))[0])
         raise WeightsError(

@@ -3,149 +3,21 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from flaxbert.config import ActivationsName, RangeName, RoundingName, SchemeName
-from flaxbert.core.arrays import GroupedArray, Params, QuantizedArray, SparseArray, is_quantized
-from flaxbert.core.low_bit_arrays import (
-    FLOAT8,
-    FLOAT8_MAXIMUM,
-    SMALLEST_PACKED_GROUP,
-    ChannelGroupedArray,
-    Float8Array,
-    PackedArray,
-    StaticQuantizedArray,
-)
+from flaxbert.core.arrays import Params, SparseArray, is_quantized
+from flaxbert.core.host_memory import return_freed_memory
+from flaxbert.core.low_bit_arrays import SMALLEST_PACKED_GROUP
 from flaxbert.core.rules import Rule, match_rules
-from flaxbert.core.trees import flatten_names, map_leaves, unflatten_names
-from flaxbert.errors import ConfigError, RuleError, ShapeError
-from flaxbert.transforms.leaves import contracted_axis, host_weights, place_like
-from flaxbert.transforms.report import CompressionReport, LeafReport, compare_leaf, kept_leaf
-from flaxbert.transforms.rounding import (
-    SMALLEST_SCALE,
-    GridMaker,
-    affine_grid,
-    binary_grid,
-    channel_grid,
-    gptq,
-    pack_pairs,
-    pack_planes,
-    round_groups,
-    signed_grid,
-    ternary_grid,
-    to_bfloat16,
-)
-from flaxbert.transforms.statistics import (
-    InputStatistics,
-    Statistics,
-    largest_magnitude,
-    smoothing_scales,
-)
-
-SUPPORTED_BITS = (1, 2, 3, 4, 8)
-DEFAULT_GROUP_SIZE = 64
-INT8_MAXIMUM = 127
-AWQ_STRENGTHS = tuple(step / 20 for step in range(20))
-"""Exponents of the mean magnitude that AWQ tries (Lin et al., 2024, equation 5)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizationSpec:
-    """How a leaf is quantized.
-
-    Attributes:
-      bits: Bits of a code: 8, which the dots of all backends take; 4, stored two to a byte; 3, 2 or 1 (plus and minus one number), stored as planes of
-        bits. All but 8 are written out in the compute type for each product.
-      group_size: Neighbours along the contracted axis that share a scale, for less than 8 bits: a number that divides the axis. 0 takes 64. 8-bit codes
-        have one scale for the whole axis.
-      scheme: ``uniform`` levels; ``ternary`` (minus a number, 0 and plus it; 2 bits); ``float8`` (8 bits).
-      rounding: ``nearest``; ``gptq``, which makes up for each error in the weights that follow; ``awq`` (4 bits), which scales input channels by their
-        magnitude first. Both need statistics, and tables, which have none, are rounded to nearest.
-      activations: For 8 bits: ``dynamic`` rounds every token as it comes; ``static`` takes ranges that were measured.
-      activation_range: What static ranges are: ``minmax``, ``percentile`` or ``entropy``.
-      percentile: Share of the entries that lie inside the range, for ``percentile``, in (0, 100].
-      smoothing: Strength with which static activations hand their large channels to the weights (SmoothQuant), in [0, 1); 0 for not at all.
-    """
-
-    bits: int = 8
-    group_size: int = 0
-    scheme: SchemeName = "uniform"
-    rounding: RoundingName = "nearest"
-    activations: ActivationsName = "dynamic"
-    activation_range: RangeName = "minmax"
-    percentile: float = 99.99
-    smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.bits not in SUPPORTED_BITS or isinstance(self.bits, bool):
-            raise ConfigError(f"bits is {self.bits!r}, but codes have one of {SUPPORTED_BITS} bits.")
-        for field, names in (
-            ("scheme", SchemeName),
-            ("rounding", RoundingName),
-            ("activations", ActivationsName),
-            ("activation_range", RangeName),
-        ):
-            if getattr(self, field) not in get_args(names):
-                raise ConfigError(f"{field} is {getattr(self, field)!r}; choose {', '.join(get_args(names))}.")
-        self._check_groups()
-        needed = {"ternary": 2, "float8": 8}.get(self.scheme, self.bits)
-        if self.bits != needed:
-            raise ConfigError(f"The scheme {self.scheme} has {needed} bits, not {self.bits}.")
-        if self.rounding != "nearest" and self.scheme == "float8":
-            raise ConfigError("float8 is rounded to nearest.")
-        if self.rounding == "awq" and self.bits != 4:
-            raise ConfigError(f"AWQ scales channels of 4-bit codes, not of {self.bits} bits; choose gptq or nearest.")
-        if self.activations == "static" and (self.bits != 8 or self.scheme != "uniform"):
-            raise ConfigError(
-                "Static activations go with int8 weights; with fewer bits products are not computed in integers."
-            )
-        if not 0 < self.percentile <= 100:
-            raise ConfigError(f"percentile is {self.percentile}, but lies in (0, 100].")
-        if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"smoothing is {self.smoothing}, but lies in [0, 1).")
-        if self.smoothing and self.activations != "static":
-            raise ConfigError("smoothing needs static activations.")
-
-    def _check_groups(self) -> None:
-        size = self.group_size
-        if self.bits == 8 and size:
-            raise ConfigError(f"group_size is {size}, but 8-bit codes have one scale for each output; leave it 0.")
-        if self.bits == 4 and size and (size < 4 or size % 2):
-            raise ConfigError(f"group_size is {size}, but a group has an even number of entries, at least 4.")
-        if self.bits < 4 and size and (size < SMALLEST_PACKED_GROUP or size % 8):
-            raise ConfigError(
-                f"group_size is {size}, but a group of packed codes has a multiple of 8 entries, at least {SMALLEST_PACKED_GROUP}."
-            )
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether something must be known of the inputs."""
-        return self.rounding != "nearest" or self.activations == "static"
-
-    @property
-    def needs_second_moment(self) -> bool:
-        """Whether the second moment of the inputs must be known."""
-        return self.rounding != "nearest"
-
-    @property
-    def needs_histogram(self) -> bool:
-        """Whether the histogram of the inputs must be known."""
-        return self.activations == "static" and self.activation_range != "minmax"
-
-    def grid_maker(self) -> GridMaker:
-        """Returns how the levels of a group are chosen."""
-        if self.scheme == "ternary":
-            return ternary_grid
-        if self.bits == 1:
-            return binary_grid
-        if self.bits == 4:
-            return signed_grid
-        return lambda weights, axis: (
-            channel_grid(weights, axis) if self.bits == 8 else affine_grid(weights, axis, self.bits)
-        )
-
+from flaxbert.core.trees import find_leaf, flatten_names, map_leaves, take_leaf, unflatten_names
+from flaxbert.errors import RuleError, ShapeError
+from flaxbert.transforms.leaves import contracted_axis, host_weights
+from flaxbert.transforms.quantization_spec import DEFAULT_GROUP_SIZE, QuantizationSpec
+from flaxbert.transforms.quantized_leaves import store_leaf
+from flaxbert.transforms.report import CompressionReport, LeafReport, compare_errors, kept_leaf
+from flaxbert.transforms.statistics import InputStatistics, Statistics
 
 QuantizationRule = Rule[QuantizationSpec | None]
 """What matching leaves get: a specification, or None to keep them."""
@@ -210,98 +82,6 @@ def _statistics_of(name: str, spec: QuantizationSpec, statistics: Statistics, wi
     return found
 
 
-Stored = tuple[Any, np.ndarray]
-"""A quantized leaf, and the dense weights that it stands for."""
-
-
-def _rounded(
-    leaf: Any, weights: np.ndarray, axis: int, size: int, spec: QuantizationSpec, found: InputStatistics | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns codes, scales and offsets of the groups, and the dense weights that they stand for."""
-    if found is not None and found.second_moment is not None and spec.rounding == "gptq":
-        mask = np.asarray(leaf.mask) if isinstance(leaf, SparseArray) else None
-        codes, scale, offset = gptq(weights, found.second_moment, size, spec.grid_maker(), mask)
-    else:
-        codes, scale, offset = round_groups(weights, axis, size, spec.grid_maker())
-    place = weights.ndim + axis
-    dense = codes * np.repeat(scale, size, axis=place) + np.repeat(offset, size, axis=place)
-    return codes, scale, offset, dense.astype(np.float32)
-
-
-def _awq(leaf: Any, weights: np.ndarray, size: int, spec: QuantizationSpec, found: InputStatistics) -> Stored:
-    """Tries channel scales ``mean|x|**strength`` and keeps those whose rounded weights change the outputs least."""
-    best: tuple[float, tuple[np.ndarray, ...], np.ndarray, np.ndarray] | None = None
-    magnitude = np.maximum(found.mean_magnitude.astype(np.float64), 1e-12)
-    for strength in AWQ_STRENGTHS:
-        channel = magnitude**strength
-        channel = (channel / np.sqrt(channel.max() * channel.min())).astype(np.float32)[:, None]
-        codes, scale, _, dense = _rounded(leaf, weights * channel, -2, size, spec, None)
-        dense = dense / channel
-        error = dense - weights
-        loss = float(np.sum(error * (np.asarray(found.second_moment, np.float32) @ error)))
-        if best is None or loss < best[0]:
-            best = (loss, (codes, scale), 1 / channel, dense)
-    if best is None:
-        raise ShapeError("AWQ has no strengths to try.")
-    _, (codes, scale), channel, dense = best
-    packed = pack_pairs(codes, -2)
-    return ChannelGroupedArray(*(place_like(part, leaf) for part in (packed, scale, channel))), dense
-
-
-def _static(leaf: Any, weights: np.ndarray, spec: QuantizationSpec, found: InputStatistics) -> Stored:
-    """Rounds weights and measured ranges of activations; the ends of the range are those of the activations, within the chosen magnitude."""
-    channel = smoothing_scales(found, weights, spec.smoothing) if spec.smoothing else np.ones(len(weights), np.float32)
-    smoothed = dataclasses.replace(found, low=found.low / channel, high=found.high / channel)
-    limit = largest_magnitude(smoothed, spec.activation_range, spec.percentile)
-    low, high = max(float(smoothed.low.min()), -limit), min(float(smoothed.high.max()), limit)
-    low, high = min(low, 0.0), max(high, 0.0)
-    step = max((high - low) / (2 * INT8_MAXIMUM + 1), SMALLEST_SCALE)
-    zero = float(np.clip(np.rint(-INT8_MAXIMUM - 1 - low / step), -INT8_MAXIMUM - 1, INT8_MAXIMUM))
-    input_scale = (channel * np.float32(step)).astype(np.float32)[:, None]
-    codes, scale, _, _ = _rounded(
-        leaf, weights * input_scale, -2, len(weights), spec, _scaled(found, input_scale[:, 0])
-    )
-    shift = -zero * scale * codes.sum(axis=0, keepdims=True)
-    parts = (codes.astype(np.int8), scale, input_scale, np.full((1, 1), zero, np.float32), shift.astype(np.float32))
-    return StaticQuantizedArray(*(place_like(part, leaf) for part in parts)), codes * scale / input_scale
-
-
-def _scaled(found: InputStatistics, input_scale: np.ndarray) -> InputStatistics:
-    """Returns statistics of inputs that were divided channel by channel, as far as GPTQ needs them."""
-    if found.second_moment is None:
-        return found
-    moment = found.second_moment / np.outer(input_scale, input_scale)
-    return dataclasses.replace(found, second_moment=moment / max(float(np.diagonal(moment).mean()), 1e-300))
-
-
-def _float8(leaf: Any, weights: np.ndarray, axis: int) -> Stored:
-    largest = np.max(np.abs(weights), axis=axis, keepdims=True)
-    scale = np.maximum(largest / np.float32(FLOAT8_MAXIMUM), np.float32(SMALLEST_SCALE))
-    values = np.clip(weights / scale, -FLOAT8_MAXIMUM, FLOAT8_MAXIMUM).astype(FLOAT8)
-    return Float8Array(place_like(values, leaf), place_like(scale, leaf)), values.astype(np.float32) * scale
-
-
-def _store(
-    name: str, leaf: Any, weights: np.ndarray, axis: int, spec: QuantizationSpec, found: InputStatistics | None
-) -> Stored:
-    if spec.scheme == "float8":
-        return _float8(leaf, weights, axis)
-    if found is not None and spec.activations == "static":
-        return _static(leaf, weights, spec, found)
-    size = weights.shape[axis] if spec.bits == 8 else spec.group_size or DEFAULT_GROUP_SIZE
-    if found is not None and spec.rounding == "awq":
-        return _awq(leaf, weights, size, spec, found)
-    codes, scale, offset, dense = _rounded(leaf, weights, axis, size, spec, found)
-    if spec.bits == 8:
-        return QuantizedArray(codes=place_like(codes.astype(np.int8), leaf), scale=place_like(scale, leaf)), dense
-    if spec.bits == 4:
-        packed = pack_pairs(codes, axis)
-        return GroupedArray(packed=place_like(packed, leaf), scale=place_like(scale, leaf)), dense
-    planes = pack_planes(codes, axis, spec.bits)
-    placed = place_like(planes, leaf, new_axis=weights.ndim + axis)
-    return PackedArray(placed, *(place_like(to_bfloat16(part), leaf) for part in (scale, offset))), dense
-
-
 def _quantize_leaf(name: str, leaf: Any, spec: QuantizationSpec, statistics: Statistics) -> tuple[Any, LeafReport]:
     if is_quantized(leaf):
         raise RuleError(
@@ -322,17 +102,19 @@ def _quantize_leaf(name: str, leaf: Any, spec: QuantizationSpec, statistics: Sta
         found = _statistics_of(name, spec, statistics, weights.shape[0])
     elif axis == -1 and spec.activations == "static":
         raise RuleError(f"'{name}' is a table, whose rows are looked up: it has no activations that could be static.")
-    quantized, stored = _store(name, leaf, weights, axis, spec, found)
+    quantized, errors = store_leaf(leaf, weights, axis, spec, found)
     quantized.validate(name)
     share = float(np.mean(np.asarray(leaf.mask))) if isinstance(leaf, SparseArray) else 1.0
     form = "quantized, zeros kept" if isinstance(leaf, SparseArray) else "quantized"
-    return quantized, compare_leaf(name, form, leaf, quantized, weights, stored, share)
+    return quantized, compare_errors(name, form, leaf, quantized, errors, share)
 
 
 def quantize(
     params: Mapping[str, Any],
     rules: Sequence[QuantizationRule] = DEFAULT_QUANTIZATION_RULES,
     statistics: Statistics | None = None,
+    *,
+    consume: bool = False,
 ) -> tuple[Params, CompressionReport]:
     """Replaces matched weights by codes of a few bits.
 
@@ -344,6 +126,8 @@ def quantize(
       params: Tree of named leaves, layers numbered or stacked.
       rules: Tried in order against the leaf name; the first match decides (None keeps the leaf).
       statistics: What was measured of the inputs of kernels, by leaf name; only rules with static activations, gptq or awq need them.
+      consume: Takes every leaf out of the tree once it is done, so that memory falls while codes are made; the tree is empty afterwards. By default it is
+        left as it is.
 
     Returns:
       The tree under the same names, matched leaves as quantized typed leaves; and a report per leaf: bytes before and
@@ -363,14 +147,19 @@ def quantize(
     specs = match_rules(params, rules, purpose="quantization")
     _check_lengths(params, specs)
     leaves: dict[str, Any] = {}
-    reports: list[LeafReport] = []
-    for name, leaf in flatten_names(params).items():
-        spec = specs[name]
+    found: dict[str, LeafReport] = {}
+    # Small leaves first: the largest one needs most memory on the way, and by then that of the others is free.
+    order = sorted(specs, key=lambda name: find_leaf(params, name).size) if consume else list(specs)
+    for name in order:
+        spec, leaf = specs[name], take_leaf(params, name) if consume else find_leaf(params, name)
         if spec is None:
-            leaves[name], report = leaf, kept_leaf(name, leaf)
+            leaves[name], found[name] = leaf, kept_leaf(name, leaf)
         else:
-            leaves[name], report = _quantize_leaf(name, leaf, spec, statistics or {})
-        reports.append(report)
+            leaves[name], found[name] = _quantize_leaf(name, leaf, spec, statistics or {})
+        if consume:
+            del leaf
+            return_freed_memory()
+    leaves, reports = {name: leaves[name] for name in specs}, [found[name] for name in specs]
     num_sparse = sum(report.form != "quantized" and report.form != "kept" for report in reports)
     notes = (
         (f"{num_sparse} sparse leaves were quantized: their zeros stay, their masks are gone.",) if num_sparse else ()

@@ -60,6 +60,65 @@ def kept_leaf(name: str, leaf: Any) -> LeafReport:
     return LeafReport(name, KEPT, math.prod(leaf.shape), size, size)
 
 
+@dataclasses.dataclass
+class LeafErrors:
+    """How far new weights are from old ones, gathered piece by piece.
+
+    Attributes:
+      count: Weights so far.
+      largest: Largest magnitude of the old weights.
+      largest_error: Largest error.
+      squares: Sum of the squares of the old weights.
+      squared_errors: Sum of the squares of the errors.
+    """
+
+    count: int = 0
+    largest: float = 0.0
+    largest_error: float = 0.0
+    squares: float = 0.0
+    squared_errors: float = 0.0
+
+    def add(self, weights: np.ndarray, stored: np.ndarray) -> None:
+        """Takes in a piece.
+
+        Args:
+          weights: Dense weights before.
+          stored: Dense weights after.
+        """
+        error = np.subtract(stored, weights, dtype=np.float64)
+        exact = weights.astype(np.float64)
+        self.count += weights.size
+        self.largest = max(self.largest, float(np.max(np.abs(weights), initial=0.0)))
+        self.largest_error = max(self.largest_error, float(np.max(np.abs(error), initial=0.0)))
+        self.squares += float(np.vdot(exact, exact))
+        self.squared_errors += float(np.vdot(error, error))
+
+
+def compare_errors(
+    name: str, form: str, before: Any, after: Any, errors: LeafErrors, kept_share: float = 1.0
+) -> LeafReport:
+    """Returns the report of a changed leaf whose errors are known.
+
+    Args:
+      name: Leaf name.
+      form: What the leaf became.
+      before: The old leaf, for its bytes.
+      after: The new leaf, for its bytes.
+      errors: How far its weights are from the old ones.
+      kept_share: Share of entries that a mask keeps.
+    """
+    return LeafReport(
+        name=name,
+        form=form,
+        num_parameters=errors.count,
+        bytes_before=leaf_bytes(before),
+        bytes_after=leaf_bytes(after),
+        kept_share=kept_share,
+        max_relative_error=errors.largest_error / errors.largest if errors.largest else 0.0,
+        rms_relative_error=math.sqrt(errors.squared_errors / errors.squares) if errors.squares else 0.0,
+    )
+
+
 def compare_leaf(
     name: str, form: str, before: Any, after: Any, weights: np.ndarray, stored: np.ndarray, kept_share: float = 1.0
 ) -> LeafReport:
@@ -74,19 +133,9 @@ def compare_leaf(
       stored: Dense weights that the new leaf stands for.
       kept_share: Share of entries that a mask keeps.
     """
-    error = np.subtract(stored, weights, dtype=np.float64)
-    largest = float(np.max(np.abs(weights), initial=0.0))
-    norm = float(np.linalg.norm(weights.astype(np.float64)))
-    return LeafReport(
-        name=name,
-        form=form,
-        num_parameters=weights.size,
-        bytes_before=leaf_bytes(before),
-        bytes_after=leaf_bytes(after),
-        kept_share=kept_share,
-        max_relative_error=float(np.max(np.abs(error), initial=0.0)) / largest if largest else 0.0,
-        rms_relative_error=float(np.linalg.norm(error)) / norm if norm else 0.0,
-    )
+    errors = LeafErrors()
+    errors.add(weights, stored)
+    return compare_errors(name, form, before, after, errors, kept_share)
 
 
 def _change(name: str, before: Any, after: Any) -> LeafReport:

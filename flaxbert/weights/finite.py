@@ -2,7 +2,7 @@
 
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,17 +33,16 @@ def find_not_finite(tensors: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def note_not_finite(tensors: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
+def note_not_finite(found: Sequence[str], folder: pathlib.Path) -> list[str]:
     """Warns once where tensors hold NaN or infinite values.
 
     Args:
-      tensors: Arrays and typed arrays by name.
+      found: From ``find_not_finite``.
       folder: Where they were read.
 
     Returns:
       A sentence that names tensors and counts; nothing where all is finite.
     """
-    found = find_not_finite(tensors)
     if not found:
         return []
     more = f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +10,11 @@ import numpy as np
 
 from flaxbert.architecture import TASK_HEADS, ModelConfig
 from flaxbert.core.arrays import Params, TypedArray
-from flaxbert.core.trees import flatten_names, unflatten_names
+from flaxbert.core.trees import flatten_names, map_leaves, unflatten_names
 from flaxbert.errors import ConfigError, WeightsError
 from flaxbert.families import TensorName
 from flaxbert.families.graph import abstract_params, initialize_params
-from flaxbert.weights.finite import note_not_finite
+from flaxbert.weights.finite import find_not_finite, note_not_finite
 from flaxbert.weights.folder import Source, check_folder, choose_task, declared_task, open_tensors, read_family
 from flaxbert.weights.formats.stored import StoredTensor
 from flaxbert.weights.labels import CLASSIFIER_TASKS, LabelPlan, plan_labels
@@ -102,6 +102,7 @@ def load_checkpoint(
     problem_type: str | None = None,
     seed: int = 0,
     from_scratch: bool = False,
+    place: Callable[[Any], Any] = lambda leaf: leaf,
 ) -> LoadedCheckpoint:
     """Loads a model folder for a task; every tensor is used or accounted for.
 
@@ -113,6 +114,7 @@ def load_checkpoint(
       problem_type: single_label_classification, multi_label_classification or regression; None keeps the folder's.
       seed: Seed of newly drawn leaves.
       from_scratch: Draw all leaves; only the config is read.
+      place: What becomes of each leaf as soon as it is read, such as an array on a device, so that it is not there twice for long.
 
     Returns:
       Config, task, parameters, account and pooling.
@@ -149,8 +151,8 @@ def load_checkpoint(
         drawn = jax.tree.map(np.asarray, initialize_params(config, task, seed))
         notes.append("All weights are newly drawn (from_scratch).")
         account = TensorAccount(initialized=tuple(flatten_names(drawn)), notes=tuple(notes))
-        return LoadedCheckpoint(config, task, drawn, account, pooling, folder)
-    leaves, account = _Assembly(source, config, task, plan, classifier_fits).run(seed, notes)
+        return LoadedCheckpoint(config, task, map_leaves(lambda _, leaf: place(leaf), drawn), account, pooling, folder)
+    leaves, account = _Assembly(source, config, task, plan, classifier_fits).run(seed, notes, place)
     return LoadedCheckpoint(config, task, unflatten_names(leaves), account, pooling, folder)
 
 
@@ -171,24 +173,19 @@ class _Assembly:
         self.tied: list[str] = []
         self.unused: list[str] = list(source.named.foreign)
 
-    def run(self, seed: int, notes: list[str]) -> tuple[dict[str, Any], TensorAccount]:
+    def run(self, seed: int, notes: list[str], place: Callable[[Any], Any]) -> tuple[dict[str, Any], TensorAccount]:
         """Returns the leaves by name, and the account."""
         self._settle_tied(notes)
         self._check_derived()
         missing = [name for name in self.expected if not self._has(name)]
         self._check_missing(missing)
-        leaves = {name: self._read(name) for name in self.expected if name not in missing}
-        notes.extend(
-            note_not_finite({self.chosen.get(name, name): leaf for name, leaf in leaves.items()}, self.source.folder)
-        )
-        if missing:
-            drawn = flatten_names(initialize_params(self.config, self.task, seed, missing))
-            leaves |= {name: np.asarray(leaf) for name, leaf in drawn.items()}
-        if self.plan.order is not None:
-            for name in (f"{_classifier_of(self.task)}.{part}" for part in ("kernel", "bias")):
-                leaves[name] = jax.tree.map(
-                    lambda array: np.ascontiguousarray(array[..., self.plan.order]), leaves[name]
-                )
+        drawn = flatten_names(initialize_params(self.config, self.task, seed, missing)) if missing else {}
+        leaves, not_finite = {}, []
+        for name in self.expected:
+            leaf = self._ordered(name, np.asarray(drawn[name]) if name in drawn else self._read(name))
+            not_finite += find_not_finite({self.chosen.get(name, name): leaf})
+            leaves[name] = place(leaf)
+        notes.extend(note_not_finite(not_finite, self.source.folder))
         used, unused = self._used_and_unused()
         named = self.source.named
         narrow = sorted(
@@ -206,7 +203,13 @@ class _Assembly:
             initialized=tuple(missing),
             notes=tuple(notes),
         )
-        return {name: leaves[name] for name in self.expected}, account
+        return leaves, account
+
+    def _ordered(self, name: str, leaf: Any) -> Any:
+        """Returns a leaf of the classifier with its labels in the order that was asked for; others as they are."""
+        if self.plan.order is None or name.rpartition(".")[0] != _classifier_of(self.task):
+            return leaf
+        return jax.tree.map(lambda array: np.ascontiguousarray(array[..., self.plan.order]), leaf)
 
     def _has(self, leaf: str) -> bool:
         if leaf.startswith(self.skipped):

@@ -265,3 +265,44 @@ def test_an_all_zero_channel_stays_zero():
     params, report = quantize({"kernel": np.zeros((3, 2), np.float32)}, EVERYTHING)
     np.testing.assert_array_equal(params["kernel"].materialize(), 0.0)
     assert report.max_relative_error == report.rms_relative_error == 0.0
+
+
+def test_large_leaves_are_rounded_in_pieces_like_small_ones(monkeypatch):
+    generator = np.random.default_rng(0)
+    params = {
+        "up": {"kernel": generator.standard_normal((32, 40))},
+        "word": {"embedding": generator.standard_normal((50, 32))},
+    }
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+    for spec in (
+        QuantizationSpec(),
+        QuantizationSpec(4, 16),
+        QuantizationSpec(3, 16),
+        QuantizationSpec(8, scheme="float8"),
+    ):
+        rules = [Rule(".*", spec)]
+        monkeypatch.setattr("flaxbert.transforms.quantized_leaves.PIECE_BYTES", 2**21)
+        whole, report = quantize(params, rules)
+        monkeypatch.setattr("flaxbert.transforms.quantized_leaves.PIECE_BYTES", 700)
+        pieces, again = quantize(params, rules)
+        for name, leaf in flatten_names(whole).items():
+            for part, array in leaf.stored_parts().items():
+                assert np.array_equal(array, getattr(flatten_names(pieces)[name], part)), (name, part)
+        for first, second in zip(report.leaves, again.leaves, strict=True):
+            assert first.rms_relative_error == pytest.approx(second.rms_relative_error, rel=1e-9)
+            assert first.max_relative_error == second.max_relative_error
+
+
+def test_a_tree_that_is_consumed_is_empty_afterwards_and_gives_the_same():
+    expected, report = quantize(tree())
+    consumed = tree()
+    found, again = quantize(consumed, consume=True)
+    assert flatten_names(consumed) == {}
+    assert list(flatten_names(found)) == list(flatten_names(expected))
+    assert report == again
+    for name, leaf in flatten_names(expected).items():
+        other = flatten_names(found)[name]
+        assert np.array_equal(
+            leaf.codes if isinstance(leaf, QuantizedArray) else leaf,
+            other.codes if isinstance(other, QuantizedArray) else other,
+        )
