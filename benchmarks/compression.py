@@ -96,7 +96,7 @@ def _half_of_four_tuned(steps: int) -> Mode:
                 run,
                 model=dataclasses.replace(run.model, path=str(folder / "sparse")),
                 train=train,
-                output=OutputConfig(folder=str(folder / "run"), tensorboard=False, plots=False, progress="none"),
+                output=OutputConfig(folder=str(folder / "run"), tensorboard=False, plots=False, progress="off"),
             )
             return finetune(run, say=lambda _: None).model
 
