@@ -45,7 +45,7 @@ print(json.dumps({"parameters": size_bytes(model.params), "growth": resident() -
 """
 
 
-def write_model(folder: pathlib.Path, **sizes: int) -> int:
+def write_model(folder: pathlib.Path, **sizes: Any) -> int:
     """Writes a model with random weights and returns the bytes of its parameters.
 
     Args:
