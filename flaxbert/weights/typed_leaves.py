@@ -224,5 +224,16 @@ def quantization_config(leaves: Mapping[str, StoredLeaf]) -> dict[str, Any] | No
     quantized = [leaf for leaf in leaves.values() if LEAF_KINDS[leaf.kind].is_quantized]
     if not quantized:
         return None
-    types = sorted({leaf.parts["codes"].dtype if "codes" in leaf.parts else "int4" for leaf in quantized})
+    types = sorted({_weight_type(leaf) for leaf in quantized})
     return {"quant_method": "flaxbert", "weights": types, "num_quantized_tensors": len(quantized)}
+
+
+def _weight_type(leaf: StoredLeaf) -> str:
+    """Returns what the weights of a quantized leaf are."""
+    parts = leaf.parts
+    if "planes" in parts:
+        planes, scale = parts["planes"].shape, parts["scale"].shape
+        return f"uint{planes[-3] if planes[-1] == scale[-1] else planes[-2]}"
+    if "packed" in parts:
+        return "int4"
+    return parts["codes" if "codes" in parts else "values"].dtype

@@ -3,10 +3,12 @@
 import json
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray
+from flaxbert.core.low_bit_arrays import ChannelGroupedArray, Float8Array, PackedArray, StaticQuantizedArray
 from flaxbert.errors import WeightsError
 from flaxbert.weights.readers import read_safetensors_header
 from flaxbert.weights.typed_leaves import describe_leaf, leaves_to_json, quantization_config, read_leaf, read_leaves
@@ -18,6 +20,17 @@ LEAVES = {
     "int8": QuantizedArray(RANDOM.integers(-127, 128, (5, 7)).astype(np.int8), np.ones((1, 7), np.float32) / 3),
     "int4": QuantizedArray(jnp.asarray(RANDOM.integers(-7, 8, (5, 7)), jnp.int4), np.ones((1, 7), np.float32) / 3),
     "groups": GroupedArray(RANDOM.integers(-128, 128, (4, 7)).astype(np.int8), np.ones((2, 7), np.float32) / 3),
+    "3 bits": PackedArray(
+        RANDOM.integers(0, 256, (3, 4, 7)).astype(np.uint8), *[np.ones((2, 7), ml_dtypes.bfloat16) / 3] * 2
+    ),
+    "float8": Float8Array(RANDOM.standard_normal((5, 7)).astype(ml_dtypes.float8_e4m3fn), np.ones((1, 7), np.float32)),
+    "static": StaticQuantizedArray(
+        RANDOM.integers(-127, 128, (5, 7)).astype(np.int8),
+        *(np.full(shape, 0.3, np.float32) for shape in ((1, 7), (5, 1), (1, 1), (1, 7))),
+    ),
+    "channels": ChannelGroupedArray(
+        RANDOM.integers(-128, 128, (4, 7)).astype(np.int8), np.ones((2, 7), np.float32), np.ones((8, 1), np.float32)
+    ),
     "sparse": SparseArray((RANDOM.standard_normal((5, 7)) * MASK).astype(np.float32), MASK),
 }
 
@@ -52,8 +65,8 @@ def test_config_note_counts_quantized_leaves():
     stored = {name: describe_leaf(leaf, name, False) for name, leaf in LEAVES.items()}
     assert quantization_config(stored) == {
         "quant_method": "flaxbert",
-        "weights": ["int4", "int8"],
-        "num_quantized_tensors": 3,
+        "weights": ["float8_e4m3fn", "int4", "int8", "uint3"],
+        "num_quantized_tensors": 7,
     }
     assert quantization_config({"sparse": stored["sparse"]}) is None
 
