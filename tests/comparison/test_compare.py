@@ -60,6 +60,7 @@ def test_the_text_has_all_tables(comparison):
     assert all(model.folder.name in text for model in comparison.models)
 
 
+@pytest.mark.slow
 def test_other_labels_sizes_and_blocks_are_compared_as_far_as_they_go(models, examples, tmp_path):
     config = CONFIG.replace(num_hidden_layers=1, labels=("a", "b", "c"))
     student = write_tiny(tmp_path / "student", config=config)
@@ -78,6 +79,7 @@ def test_other_labels_sizes_and_blocks_are_compared_as_far_as_they_go(models, ex
     assert {"hidden states", "speed"} <= set(found["wide"].refused)
 
 
+@pytest.mark.slow
 def test_other_tasks_and_tokenizers_are_compared_without_examples(models, tmp_path):
     tagger = write_tiny(tmp_path / "tagger", task="token-classification")
     other = write_tiny(tmp_path / "words")
@@ -92,6 +94,7 @@ def test_other_tasks_and_tokenizers_are_compared_without_examples(models, tmp_pa
     assert all(model.quality is None for model in found.values())
 
 
+@pytest.mark.slow
 def test_a_model_for_another_task_has_no_quality_beside_the_reference(models, tmp_path):
     tagger = write_tiny(tmp_path / "tagger", task="token-classification")
     examples = write_examples(tmp_path / "two.tsv", [("fine", "good"), ("bad film", "bad")])
@@ -140,6 +143,7 @@ def test_what_can_not_begin_is_refused_before_any_work(models, examples, tmp_pat
         compare_models([models["float"], models["int8"]], dataclasses.replace(QUICK, examples=wrong), ONLY)
 
 
+@pytest.mark.slow
 def test_a_model_without_tokenizer_is_run_on_drawn_ids(models, tmp_path):
     folders = []
     for name in ("first", "second"):

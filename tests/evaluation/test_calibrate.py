@@ -27,7 +27,7 @@ EXACT = 2e-4
 STATIC_MOVEMENT = 0.2
 """Largest movement of a logit relative to the largest: as for dynamic int8, with one range for all tokens instead of one for each."""
 
-QUICK = {"bert", "albert", "deberta-v2", "modernbert"}
+QUICK = {"bert"}
 EVERY_FAMILY = pytest.mark.parametrize("family", slow_unless(QUICK.__contains__, FAMILIES))
 TASK = "token-classification"
 

@@ -91,9 +91,9 @@ def test_config_json():
     plain = {"model_type": "nomic_bert", "num_hidden_layers": 2, **sizes}
     assert read(plain).own(NomicBertOptions).rope_theta == 1000.0
     assert read({**plain, "rope_theta": 17.0}) == read({**plain, **ROPE, "head_dim": 4})
+    assert read({**plain, "head_dim": 6}).attention_size == 18
     for keys, message in (
         ({"rope_parameters": {"rope_type": "yarn"}}, "only the rope_type 'default'"),
-        ({"head_dim": 7}, "heads that fill the hidden size"),
         ({"rope_theta": -1.0}, "must be above 0"),
     ):
         with pytest.raises(ConfigError, match=message):

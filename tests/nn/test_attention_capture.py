@@ -46,7 +46,9 @@ def test_each_layer_gives_its_heads_unrolled_and_scanned(family):
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=SAME), one, other)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots", "attention"])
+@pytest.mark.parametrize(
+    "remat", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dots", "attention"))]
+)
 @pytest.mark.parametrize("scanned", [False, True])
 def test_recomputed_layers_keep_the_same_and_have_gradients(remat, scanned):
     config = small_config("bert", "token-classification")

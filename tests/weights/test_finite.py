@@ -5,21 +5,22 @@ import numpy as np
 import pytest
 
 from flaxbert.core.arrays import QuantizedArray
-from flaxbert.weights.finite import note_not_finite
+from flaxbert.weights.finite import find_not_finite, note_not_finite
 from flaxbert.weights.load import load_checkpoint
 from tests.weights.tiny import change_tensors, write_tiny
 
 
 def test_sound_arrays_say_nothing(tmp_path):
     huge = np.full((4, 4), np.finfo(np.float32).max)
-    assert note_not_finite({"huge": huge, "codes": np.arange(3), "mask": np.ones(3, bool)}, tmp_path) == []
+    found = find_not_finite({"huge": huge, "codes": np.arange(3), "mask": np.ones(3, bool)})
+    assert note_not_finite(found, tmp_path) == []
 
 
 def test_counts_of_typed_and_narrow_arrays(tmp_path):
     quantized = QuantizedArray(codes=np.ones((12, 12), np.int8), scale=np.array([[np.inf] + [1.0] * 11], np.float32))
     narrow = np.array([np.nan, 1, np.nan], ml_dtypes.bfloat16)
     with pytest.warns(UserWarning, match="2 tensors hold values that are not finite"):
-        (note,) = note_not_finite({"a": quantized, "b": narrow, "c": np.ones(2)}, tmp_path)
+        (note,) = note_not_finite(find_not_finite({"a": quantized, "b": narrow, "c": np.ones(2)}), tmp_path)
     assert "'a' (0 NaN, 1 infinite of 144), 'b' (2 NaN, 0 infinite of 3)" in note
 
 

@@ -57,7 +57,10 @@ def test_every_type_of_the_format_is_written_bit_by_bit(tmp_path, name):
     _, header, body = header_of(tmp_path / "x.safetensors")
     assert header["a"] == {"dtype": name, "shape": [2, 3], "data_offsets": [0, array.nbytes]}
     assert body == array.tobytes()
-    found = safetensors.numpy.load_file(tmp_path / "x.safetensors")["a"]
+    if name == "F8_E4M3":  # of which the reference's numpy reader knows nothing
+        found = read_safetensors_header(tmp_path / "x.safetensors")[0]["a"].read().astype(array.dtype)
+    else:
+        found = safetensors.numpy.load_file(tmp_path / "x.safetensors")["a"]
     assert found.dtype == array.dtype
     np.testing.assert_array_equal(found, array)
 

@@ -152,7 +152,8 @@ def test_two_stages_teach_a_narrow_student(teacher, data, tmp_path, init):
     assert report["teacher"]["accuracy"] == result.teacher["accuracy"]
 
 
-@pytest.mark.parametrize("time", [pytest.param(1, marks=pytest.mark.slow), 2], ids=["first stage", "last stage"])
+@pytest.mark.slow
+@pytest.mark.parametrize("time", [1, 2], ids=["first stage", "last stage"])
 def test_a_stopped_run_resumes_bit_for_bit_in_either_stage(teacher, data, tmp_path, time):
     whole = distill(build(teacher, data, tmp_path / "whole", dropout_rate=0.1), say=quiet)
     stopped = distill(
@@ -196,6 +197,7 @@ def test_checkpoints_hold_no_teacher(teacher, data, tmp_path):
         assert any("projections" in name for name in leaves) == folder.startswith("intermediate")
 
 
+@pytest.mark.slow
 def test_stored_outputs_teach_the_same_and_are_used_again(teacher, data, tmp_path):
     weights = {"soft_weight": 1.0, "temperature": 2.0}
     source = TeacherConfig(path=str(teacher), cache=str(tmp_path / "cache"))
@@ -204,7 +206,8 @@ def test_stored_outputs_teach_the_same_and_are_used_again(teacher, data, tmp_pat
     stored = distill(build(teacher, data, tmp_path / "b", weights=weights, source=source), say=lines.append)
     assert any("computed once" in line for line in lines)
     for name, leaf in flatten_parts(stored.model.params).items():
-        np.testing.assert_allclose(leaf, flatten_parts(running.model.params)[name], atol=SAME, err_msg=name)
+        if not name.endswith("key.bias"):  # whose gradient is 0, so that Adam follows the rounding of sums alone
+            np.testing.assert_allclose(leaf, flatten_parts(running.model.params)[name], atol=SAME, err_msg=name)
     again = distill(build(teacher, data, tmp_path / "c", weights=weights, source=source), say=lines.append)
     assert any("read from" in line for line in lines)
     assert_same(stored.model, again.model)

@@ -62,7 +62,7 @@ def test_reads_what_the_reference_writes(tmp_path):
         (_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, b"\0" * 8), r"byte range \[8, 0\]"),
         (_header({"a": {"dtype": "F32", "shape": [2]}}, b"\0" * 8), "byte range None"),
         (_header({"a": 3}), "'a' is malformed"),
-        (_header({"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}, b"\0\0"), "type F8_E4M3"),
+        (_header({"a": {"dtype": "F8_E5M2", "shape": [2], "data_offsets": [0, 2]}}, b"\0\0"), "type F8_E5M2"),
         (
             _header(
                 {
