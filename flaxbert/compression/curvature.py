@@ -11,6 +11,7 @@ import numpy as np
 from flaxbert.architecture import Execution
 from flaxbert.core.arrays import TypedArray
 from flaxbert.core.trees import flatten_names, is_stacked, unflatten_names
+from flaxbert.data.batches import collate
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.families.graph import forward, graph_definition
@@ -47,15 +48,13 @@ def _parts_of(
     model: Model, features: TokenizedExamples, num_parts: int, part_size: int, seed: int
 ) -> list[dict[str, np.ndarray]]:
     """Returns batches of one shape with labels, drawn without repetition."""
-    from flaxbert.data.batches import collate
-
     if len(features) < num_parts:
         raise DataError(
             f"Curvature is measured on {num_parts} parts of the data, but there are {len(features)} examples."
         )
     part_size = min(part_size, len(features) // num_parts)
     rows = np.random.default_rng(seed).permutation(len(features))[: num_parts * part_size].reshape(num_parts, -1)
-    length = max(int(bucket) for bucket in [min(int(features.lengths[rows].max()), model.max_length)])
+    length = min(int(features.lengths[rows].max()), model.max_length)
     return [collate(features, part, length) for part in rows]
 
 

@@ -11,7 +11,7 @@ from flaxbert.errors import ConfigError
 from flaxbert.evaluation.bootstrap import Interval
 from flaxbert.evaluation.report import ClassificationReport, format_metric, label_report_text, text_table
 from flaxbert.model import Model
-from flaxbert.tasks.base import Scored, Setting, Task, setting_of
+from flaxbert.tasks.base import Encoded, Scored, Setting, Task, setting_of
 from flaxbert.tasks.registry import TASKS, find_task
 
 
@@ -96,6 +96,15 @@ def read_labelled(
     return task, examples, setting.replace(labels=names, problem_type=kind)
 
 
+def _run(
+    model: Model, config: DataConfig, source: object, batch_size: int, options: TaskConfig
+) -> tuple[Task, Any, Setting, Encoded, Any]:
+    """Reads labelled examples and runs a model on them: task, examples, setting, what the network took and what it made of it."""
+    task, examples, setting = read_labelled(model, config, source, options)
+    encoded, outputs = model.run_task(examples, setting, batch_size=batch_size, labelled=True)
+    return task, examples, setting, encoded, outputs
+
+
 @dataclasses.dataclass(frozen=True)
 class Judged:
     """What a model made of labelled examples, before anything is summed up.
@@ -136,8 +145,7 @@ def judge(
       ConfigError: The model has no task that can be scored, or no examples are named.
       DataError: The examples are malformed or hold a label that the model does not know.
     """
-    task, examples, setting = read_labelled(model, config, source, options)
-    encoded, outputs = model.run_task(examples, setting, batch_size=batch_size, labelled=True)
+    task, examples, setting, encoded, outputs = _run(model, config, source, batch_size, options)
     metric, higher_is_better = task.primary(setting)
     predictions = task.decode(encoded, outputs, setting)
     return Judged(
@@ -174,11 +182,13 @@ def score_model(
       ConfigError: The model has no task that can be scored, or no examples are named.
       DataError: The examples are malformed or hold a label that the model does not know.
     """
-    judged = judge(model, config, source, batch_size=batch_size, options=options)
+    task, _, setting, encoded, outputs = _run(model, config, source, batch_size, options)
+    scored = task.score(encoded, outputs, setting)
+    metric, _ = task.primary(setting)
     return Score(
-        num_examples=judged.num_examples,
-        metrics=judged.scored.metrics,
-        primary=judged.primary,
-        interval=judged.scored.interval(judged.primary),
-        report=judged.scored.make_report(),
+        num_examples=len(encoded.examples),
+        metrics=scored.metrics,
+        primary=metric,
+        interval=scored.interval(metric),
+        report=scored.make_report(),
     )

@@ -1,8 +1,6 @@
 """Fine-tuning that prunes: masks follow the schedule, runs go on bit by bit, and what comes out is sparse or smaller."""
 
 import dataclasses
-import os
-import signal
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,25 +11,12 @@ from flaxbert.core.arrays import SparseArray
 from flaxbert.core.trees import flatten_names, flatten_parts
 from flaxbert.errors import ConfigError, RuleError, ShapeError
 from flaxbert.model import load
-from flaxbert.train.callbacks import CallbackBase
 from flaxbert.train.recipes.finetune import finetune
 from tests.helpers import slow_unless
+from tests.train.recipes.stopped_runs import TEXTS, StopAt, write_examples
 from tests.weights.tiny import write_tiny
 
-TEXTS = ("a fine film", "the film was bad", "fine films", "bad .", "the fine", "a bad film .")
-LABELS = ("good", "bad", "good", "bad", "good", "bad")
 UP = "encoder.layers.0.feed_forward.up.kernel"
-
-
-class StopAt(CallbackBase):
-    """Sends SIGTERM to this process once, after a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_log(self, step, metrics):
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +26,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    file = tmp_path_factory.mktemp("data") / "train.tsv"
-    rows = [f"{TEXTS[i % 6]}\t{LABELS[i % 6]}" for i in range(48)]
-    file.write_text("text\tlabel\n" + "\n".join(rows) + "\n", "utf-8")
-    return file
+    return write_examples(tmp_path_factory.mktemp("data"))
 
 
 def build(model, data, folder, prune=PruneConfig(), *, mesh=MeshConfig(), scan_layers=False, **train):

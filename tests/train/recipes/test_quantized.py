@@ -1,8 +1,5 @@
 """Fine-tuning that quantizes: steps learn, runs go on bit by bit, and what comes out are codes that answer as the trained model did."""
 
-import os
-import signal
-
 import numpy as np
 import pytest
 
@@ -21,29 +18,16 @@ from flaxbert.core.low_bit_arrays import PackedArray, StaticQuantizedArray
 from flaxbert.core.trees import flatten_names, flatten_parts, map_leaves
 from flaxbert.errors import ConfigError, RuleError, ShapeError
 from flaxbert.model import load
-from flaxbert.train.callbacks import CallbackBase
 from flaxbert.train.recipes.finetune import finetune
 from flaxbert.train.recipes.quantized import settle_steps, with_learned_steps
 from flaxbert.transforms import sparsify
+from tests.train.recipes.stopped_runs import TEXTS, StopAt, write_examples
 from tests.weights.tiny import CONFIG, write_tiny
 
-TEXTS = ("a fine film", "the film was bad", "fine films", "bad .", "the fine", "a bad film .")
-LABELS = ("good", "bad", "good", "bad", "good", "bad")
 UP = "encoder.layers.0.feed_forward.up.kernel"
 
 SAME = 2e-2
 """Relative to the largest logit: inputs of int8 that lie on the edge of two codes fall to either side."""
-
-
-class StopAt(CallbackBase):
-    """Sends SIGTERM to this process once, after a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_log(self, step, metrics):
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +38,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    file = tmp_path_factory.mktemp("data") / "train.tsv"
-    rows = [f"{TEXTS[i % 6]}\t{LABELS[i % 6]}" for i in range(48)]
-    file.write_text("text\tlabel\n" + "\n".join(rows) + "\n", "utf-8")
-    return file
+    return write_examples(tmp_path_factory.mktemp("data"))
 
 
 def build(model, data, folder, quantize, prune=PruneConfig(), scan_layers=False, **train):
