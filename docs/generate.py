@@ -11,7 +11,7 @@ import typing
 
 import docstring_parser
 
-from flaxbert.config import DistillConfig, RunConfig
+from flaxbert.config import DistillConfig, PretrainConfig, RunConfig
 
 PATH = pathlib.Path(__file__).resolve().parent / "configuration.md"
 
@@ -86,13 +86,24 @@ DISTILLATION = """
 below. The section `intermediate` has the options of `train`, for the first of two stages.
 """
 
+PRETRAINING = """
+# Pre-training
+
+`flaxbert pretrain` reads `train`, `mesh` and `output` as above, the sections below, and, with `teacher.path`, those of distillation, which then
+stand for DistilBERT's terms and weights.
+"""
+
+DISTILLATION_SECTIONS = ("teacher", "student", "distillation", "augmentation")
+PRETRAINING_SECTIONS = ("model", "data", "masking", "objective")
+
 
 def render() -> str:
     """Returns the whole page."""
     run, distilled = RunConfig(), DistillConfig()
     sections = [describe_section(field.name, getattr(run, field.name)) for field in dataclasses.fields(run)]
-    own = [describe_section(name, getattr(distilled, name)) for name in ("teacher", "student", "distillation")]
-    return INTRODUCTION + "".join(sections) + DISTILLATION + "".join(own)
+    own = [describe_section(name, getattr(distilled, name)) for name in DISTILLATION_SECTIONS]
+    words = [describe_section(name, getattr(PretrainConfig(), name)) for name in PRETRAINING_SECTIONS]
+    return INTRODUCTION + "".join(sections) + DISTILLATION + "".join(own) + PRETRAINING + "".join(words)
 
 
 def main(arguments: list[str]) -> int:

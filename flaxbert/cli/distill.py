@@ -1,6 +1,7 @@
 """``flaxbert distill``: trains a small model to do what a large one does."""
 
 from flaxbert.config import (
+    AugmentationConfig,
     DataConfig,
     DistillationConfig,
     DistillConfig,
@@ -29,6 +30,7 @@ def run(
     mesh: MeshConfig = MeshConfig(),
     output: OutputConfig = OutputConfig(),
     prune: PruneConfig = PruneConfig(),
+    augmentation: AugmentationConfig = AugmentationConfig(),
 ) -> int:
     """Trains a small model to do what a large one does.
 
@@ -44,6 +46,7 @@ def run(
       mesh: How devices are arranged.
       output: Where the run writes.
       prune: What is pruned of the student in the course of the last stage.
+      augmentation: Texts that are added to the training examples.
 
     Returns:
       The exit code: 143 when the run was asked to stop and saved first.
@@ -65,5 +68,6 @@ def run(
         student=student,
         distillation=distillation,
         intermediate=intermediate,
+        augmentation=augmentation,
     )
     return EXIT_PREEMPTED if distill(config).reason == "preempted" else 0

@@ -1,6 +1,8 @@
 """``flaxbert pretrain``: trains a model on prepared text."""
 
 from flaxbert.config import (
+    DISTILBERT,
+    DistillationConfig,
     MaskingConfig,
     MeshConfig,
     ObjectiveConfig,
@@ -8,6 +10,8 @@ from flaxbert.config import (
     PretrainConfig,
     PretrainData,
     PretrainModel,
+    StudentConfig,
+    TeacherConfig,
     TrainConfig,
 )
 
@@ -20,6 +24,9 @@ def run(
     train: TrainConfig = TrainConfig(),
     mesh: MeshConfig = MeshConfig(),
     output: OutputConfig = OutputConfig(folder="runs/pretrain"),
+    teacher: TeacherConfig = TeacherConfig(),
+    student: StudentConfig = StudentConfig(),
+    distillation: DistillationConfig = DISTILBERT,
 ) -> int:
     """Pre-trains a model on corpora that flaxbert prepare wrote.
 
@@ -31,6 +38,9 @@ def run(
       train: How the model is trained.
       mesh: How devices are arranged.
       output: Where the run writes.
+      teacher: A model that fills in words, which a student learns from; nobody without teacher.path.
+      student: How the student is made of the teacher, where model.path names none.
+      distillation: What it is compared by.
 
     Returns:
       The exit code: 0 when finished, 143 when the run was asked to stop and saved its state.
@@ -40,6 +50,6 @@ def run(
     configure()
     from flaxbert.train.recipes.pretrain import pretrain
 
-    config = PretrainConfig(model, data, masking, objective, train, mesh, output)
+    config = PretrainConfig(model, data, masking, objective, train, mesh, output, teacher, student, distillation)
     result = pretrain(config)
     return 143 if result.reason == "preempted" else 0

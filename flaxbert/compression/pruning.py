@@ -21,7 +21,7 @@ from flaxbert.families import get_family
 from flaxbert.families.base import Family
 from flaxbert.model import Model
 from flaxbert.train.losses import loss_for
-from flaxbert.train.recipes.plan import model_forward
+from flaxbert.train.recipes.forwards import model_forward
 from flaxbert.train.recipes.pruned import unit_axes_of
 from flaxbert.transforms import default_sparsity_rules, sparsify
 from flaxbert.transforms.budgets import UnitBudget, choose_units

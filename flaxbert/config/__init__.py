@@ -8,6 +8,7 @@ from flaxbert.config.cluster import ClusterConfig
 from flaxbert.config.corpus import CorpusConfig, DedupConfig, ExtensionConfig, PrepareConfig, TokenizerConfig
 from flaxbert.config.data import DataConfig
 from flaxbert.config.distillation import (
+    AugmentationConfig,
     DistillationConfig,
     DistillConfig,
     OtherTeacher,
@@ -18,6 +19,7 @@ from flaxbert.config.mesh import MeshConfig
 from flaxbert.config.model import AttentionName, ModelSource, PrecisionName, ProblemType, RematPolicy
 from flaxbert.config.output import OutputConfig
 from flaxbert.config.pretraining import (
+    DISTILBERT,
     MaskingConfig,
     MaskingUnit,
     ObjectiveConfig,
@@ -40,9 +42,11 @@ from flaxbert.config.task import IGNORED_LABEL, TaskConfig
 from flaxbert.config.train import FreezeRule, OptimizerName, ScheduleName, TrainConfig
 
 __all__ = [
+    "DISTILBERT",
     "IGNORED_LABEL",
     "ActivationsName",
     "AttentionName",
+    "AugmentationConfig",
     "ClusterConfig",
     "CorpusConfig",
     "DataConfig",

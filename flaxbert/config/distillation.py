@@ -191,6 +191,39 @@ class DistillationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugmentationConfig:
+    """How training texts are added whose words a masked language model has replaced (Jiao et al., 2020, algorithm 1).
+
+    Attributes:
+      model: Folder of a model that fills in words, or an id on the hub.
+      revision: Branch, tag or commit on the hub; only for ids.
+      copies: Copies of every training text; 0: none.
+      probability: Share of the words of a copy that are replaced.
+      num_candidates: Most likely words that one is drawn from.
+      offline: Never contact the hub; only use what is on this machine.
+    """
+
+    model: str = ""
+    revision: str = ""
+    copies: int = 0
+    probability: float = 0.4
+    num_candidates: int = 15
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        require_at_least("augmentation", "copies", self.copies, 0)
+        require_at_least("augmentation", "num_candidates", self.num_candidates, 1)
+        require(
+            0 < self.probability <= 1,
+            f"augmentation.probability is {self.probability}, but must be over 0 and at most 1.",
+        )
+        require(
+            bool(self.model) == bool(self.copies),
+            "augmentation.model and augmentation.copies belong together: name a model that fills in words, and how many copies it makes of every text.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class DistillConfig(RunConfig):
     """A whole distillation: a fine-tuning run of a student, with what it learns from.
 
@@ -199,12 +232,14 @@ class DistillConfig(RunConfig):
       student: How the student is made of the teacher.
       distillation: What it is compared by.
       intermediate: How the first of two stages trains.
+      augmentation: Texts that are added to the training examples.
     """
 
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
     intermediate: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 
     def __post_init__(self) -> None:
         require(

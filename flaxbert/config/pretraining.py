@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from flaxbert.config.checks import require_at_least, require_rate
+from flaxbert.config.checks import require, require_at_least, require_rate
+from flaxbert.config.distillation import INTERMEDIATE_TERMS, DistillationConfig, StudentConfig, TeacherConfig
 from flaxbert.config.mesh import MeshConfig
 from flaxbert.config.model import AttentionName, PrecisionName, RematPolicy
 from flaxbert.config.output import OutputConfig
@@ -181,6 +182,12 @@ class ObjectiveConfig:
             )
 
 
+DISTILBERT = DistillationConfig(
+    stages="joint", soft_weight=5.0, hard_weight=2.0, hidden_cosine_weight=1.0, temperature=2.0
+)
+"""What a student is compared by on raw text unless told otherwise: the terms and weights that DistilBERT was trained with (Sanh et al., 2019)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
     """A pre-training run.
@@ -193,6 +200,9 @@ class PretrainConfig:
       train: How it is trained.
       mesh: How devices are arranged.
       output: Where it writes.
+      teacher: A model that fills in words, which a student learns from; nobody without teacher.path.
+      student: How the student is made of the teacher, where model.path names none.
+      distillation: What it is compared by.
     """
 
     model: PretrainModel = dataclasses.field(default_factory=PretrainModel)
@@ -202,11 +212,43 @@ class PretrainConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
+    distillation: DistillationConfig = DISTILBERT
 
     def __post_init__(self) -> None:
         unused = [name for name in ("label_smoothing_rate", "class_weights") if getattr(self.train, name)]
         if unused:
             raise ConfigError(f"Pre-training does not use train.{' and train.'.join(unused)}; leave it out.")
+        if self.teacher.path:
+            self._check_teacher()
+        elif self.student != StudentConfig() or self.distillation != DISTILBERT or self.teacher != TeacherConfig():
+            raise ConfigError(
+                "teacher.path is empty, so the sections teacher, student and distillation have no use; name a model that fills in words."
+            )
+
+    def _check_teacher(self) -> None:
+        require(
+            not self.objective.replaced_tokens and self.objective.pairs == "none",
+            "A teacher shows how words are filled in; objective.replaced_tokens and objective.pairs do not go with teacher.path.",
+        )
+        require(
+            not self.teacher.cache,
+            "teacher.cache stores what the teacher says of fixed examples, but raw text is masked anew in every epoch; leave it out.",
+        )
+        inside = self.distillation.terms(INTERMEDIATE_TERMS)
+        require(
+            not self.distillation.has_two_stages,
+            f"On raw text all terms are learned at once; set distillation.stages to joint, or leave {', '.join(inside)} out.",
+        )
+        require(
+            not self.distillation.patient_weight or self.data.packing == "none",
+            "distillation.patient_weight compares the first token of a text, but packed rows hold several; set data.packing to none.",
+        )
+        require(
+            bool(self.model.path) or not self.model.architecture,
+            "model.architecture is for new models, but a student is made of its teacher: give its sizes in the section student.",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the whole config as nested dictionaries, fit for YAML and JSON."""

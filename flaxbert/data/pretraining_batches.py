@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from flaxbert.config import IGNORED_LABEL
+from flaxbert.data.extended_batches import PROGRESS
 from flaxbert.data.pipeline import Batch
 from flaxbert.data.pretraining_rows import RowSource
 from flaxbert.errors import ConfigError
@@ -107,12 +108,14 @@ class PretrainingBatches:
       process_index: Number of this process.
       process_count: Number of processes.
       tokenizer: What tells the tokenizer from others; empty where nobody asks.
+      shows_progress: Whether batches say how far the run is.
     """
 
     phases: Sequence[Phase]
     process_index: int = 0
     process_count: int = 1
     tokenizer: str = ""
+    shows_progress: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a process that makes batches needs: the fields, not what was worked out from them."""
@@ -177,7 +180,19 @@ class PretrainingBatches:
             which, epoch, place = phase.mixture.place(place_number)
             source = phase.mixture.sources[which]
             rows.append(source.rows([int(self._order(number, which, epoch)[place])], epoch))
-        return _complete({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+        return self.complete({name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, int(index))
+
+    def complete(self, rows: Mapping[str, np.ndarray], index: int) -> Batch:
+        """Returns the batch of some rows.
+
+        Args:
+          rows: Arrays by name.
+          index: Number of the step.
+        """
+        batch = _complete(rows)
+        if self.shows_progress:
+            batch[PROGRESS] = np.full(len(batch["input_ids"]), min(1.0, index / max(1, len(self))), np.float32)
+        return batch
 
 
 def split_steps(num_steps: int, shares: Sequence[float]) -> list[int]:

@@ -20,7 +20,8 @@ from flaxbert.families.graph import abstract_params, finishes_first_token_alone
 from flaxbert.model import Model
 from flaxbert.train.flops import NetworkWork
 from flaxbert.train.losses import loss_for
-from flaxbert.train.recipes.plan import StepJob, model_forward
+from flaxbert.train.recipes.forwards import model_forward
+from flaxbert.train.recipes.plan import StepJob
 from flaxbert.train.recipes.pretraining_networks import Networks, check_positions, new_model_config, new_networks
 from flaxbert.train.recipes.pretraining_setup import phases_of, train_of
 from flaxbert.train.recipes.setup import global_batch_size
@@ -148,6 +149,10 @@ def pretraining_workloads(config: PretrainConfig, vocab_size: int = 0) -> list[W
       ConfigError: The model, the objective or a phase is not usable.
       WeightsError: ``model.path`` is no model.
     """
+    if config.teacher.path:
+        raise ConfigError(
+            "flaxbert plan does not count the work of a teacher; leave teacher.path out to plan the student alone."
+        )
     phases = phases_of(config)
     model = _pretraining_model(config, vocab_size, max(phase.row_length for phase in phases))
     networks = _abstract_networks(config, model)

@@ -110,7 +110,7 @@ class DistillationObjective:
         """Returns a whole batch with the weights of its tokens and labels.
 
         Args:
-          batch: With ``input_ids``, ``attention_mask``, ``example_weight`` and, for the hard term and for tokens, ``labels``.
+          batch: With ``input_ids``, ``attention_mask`` (in packed rows ``segment_ids``), ``example_weight`` and, for the hard term and for tokens, ``labels``.
         """
         weighed = dict(batch)
         rows = batch["example_weight"].astype(jnp.float32)
@@ -120,7 +120,7 @@ class DistillationObjective:
             own = counted.astype(jnp.float32) * rows.reshape(-1, *(1,) * (counted.ndim - 1))
             return own * examples / jnp.maximum(jnp.sum(own), jnp.float32(1e-30))
 
-        weighed[TOKEN_SHARE] = shared(batch["attention_mask"] > 0)
+        weighed[TOKEN_SHARE] = shared(_real_tokens(batch))
         if self.scores_tokens:
             weighed[LABEL_SHARE] = shared(batch["labels"] != IGNORED_LABEL)
         if "hard" in self.terms:
@@ -164,6 +164,10 @@ class DistillationObjective:
         return total, jnp.sum(batch["example_weight"].astype(jnp.float32))
 
 
+def _real_tokens(batch: Mapping[str, Any]) -> jax.Array:
+    return (batch["segment_ids"] if "segment_ids" in batch else batch["attention_mask"]) > 0
+
+
 @dataclasses.dataclass(frozen=True)
 class _Parts:
     """The terms of one batch, one method each."""
@@ -183,8 +187,12 @@ class _Parts:
 
     @functools.cached_property
     def visible(self) -> jax.Array:
-        mask = self.batch["attention_mask"]
-        return mask.reshape(-1, mask.shape[-1]) > 0
+        """Which tokens each one sees ``[rows, length or 1, length]``: the real ones, in packed rows those of its own text."""
+        if "segment_ids" in self.batch:
+            segments = self.batch["segment_ids"]
+            return segments[:, :, None] == segments[:, None, :]
+        real = _real_tokens(self.batch)
+        return real.reshape(-1, 1, real.shape[-1])
 
     def _sum_rows(self, losses: jax.Array) -> jax.Array:
         # Rows of weight 0 only fill the batch; whatever their loss is, it must not reach the sum.
@@ -214,7 +222,7 @@ class _Parts:
     def _ends(self, logits: jax.Array) -> jax.Array:
         """Returns the scores of an answer's ends with the tokens last and padding hidden."""
         scores = jnp.swapaxes(logits, 1, 2)
-        return jnp.where(self.visible[:, None, :], scores, jnp.float32(HIDDEN_SCORE))
+        return jnp.where(self.visible, scores, jnp.float32(HIDDEN_SCORE))
 
     def soft(self) -> jax.Array:
         objective, logits = self.objective, self.output.student.logits.astype(jnp.float32)

@@ -169,16 +169,16 @@ def relation_scores(
 def attention_score_losses(
     student: Float[Array, "batch heads length length"],
     teacher: Float[Array, "batch heads length length"],
-    visible: Bool[Array, "batch length"],
+    visible: Bool[Array, "batch #length length"],
 ) -> Float[Array, "batch length"]:
     """Returns for every query the mean over heads and visible keys of the squared difference of scores (Jiao et al., 2020, equation 7).
 
     Args:
       student: Scores before softmax, as many heads as the teacher's.
       teacher: Scores before softmax.
-      visible: Which tokens are no padding.
+      visible: Which tokens each one sees: no padding, and none of other texts in its row.
     """
-    keys = visible[:, None, None, :].astype(jnp.float32)
+    keys = visible[:, None].astype(jnp.float32)
     squared = jnp.sum(jnp.square(student - teacher) * keys, axis=-1) / jnp.maximum(jnp.sum(keys, axis=-1), 1.0)
     return jnp.mean(squared, axis=1)
 
@@ -186,7 +186,7 @@ def attention_score_losses(
 def relation_losses(
     student: Float[Array, "batch heads length length"],
     teacher: Float[Array, "batch heads length length"],
-    visible: Bool[Array, "batch length"],
+    visible: Bool[Array, "batch #length length"],
 ) -> Float[Array, "batch length"]:
     """Returns for every token the mean over heads of ``KL(softmax(teacher) || softmax(student))`` over visible tokens (Wang et al., 2020,
     equations 4 and 6; 2021, equation 4).
@@ -194,9 +194,9 @@ def relation_losses(
     Args:
       student: Scaled products of the student, as many heads as the teacher's.
       teacher: Those of the teacher.
-      visible: Which tokens are no padding.
+      visible: Which tokens each one sees: no padding, and none of other texts in its row.
     """
-    keys = visible[:, None, None, :]
+    keys = visible[:, None]
     hide = lambda scores: jnp.where(keys, scores, jnp.float32(HIDDEN_SCORE))
     divergence = _divergence(jax.nn.softmax(hide(teacher), axis=-1), jax.nn.log_softmax(hide(student), axis=-1))
     return jnp.mean(divergence, axis=1)

@@ -21,6 +21,9 @@ from flaxbert.errors import ConfigError, ShapeError, nearest
 HIDDEN_SCORE = -1e30
 """Score of padding where an answer is chosen among tokens."""
 
+Forward = Callable[..., Any]
+"""``forward(params, batch, dropout_key=key or None)``, returns a ``ModelOutput``."""
+
 LossFunction = Callable[[Any, Mapping[str, Any]], tuple[jax.Array, jax.Array]]
 """``loss(output, batch) -> (weighted sum, sum of weights)``, both float32 scalars, for a ``ModelOutput``."""
 

@@ -13,8 +13,8 @@ from flaxbert.config import PruneConfig
 from flaxbert.core.movement_array import MovementArray, gather, spread
 from flaxbert.core.trees import flatten_names
 from flaxbert.errors import ConfigError
-from flaxbert.train.losses import LossFunction
-from flaxbert.train.step import Batch, Forward
+from flaxbert.train.losses import Forward, LossFunction
+from flaxbert.train.step import Batch
 
 Leaves = dict[str, jax.Array]
 

@@ -17,7 +17,7 @@ from flaxbert.config import IGNORED_LABEL
 from flaxbert.core.arrays import Params
 from flaxbert.core.traced_mesh import rows_before
 from flaxbert.errors import ConfigError
-from flaxbert.train.step import Forward
+from flaxbert.train.losses import Forward
 
 EmbeddingSharing = Literal["none", "tied", "disentangled"]
 

@@ -15,15 +15,12 @@ from flaxbert.core.trees import unflatten_parts
 from flaxbert.errors import ShapeError
 from flaxbert.train.fixed_leaves import FixedLeaves, StepWithFixed
 from flaxbert.train.guard import APPLIED, OVERFLOW, StepGuard
-from flaxbert.train.losses import LossFunction
+from flaxbert.train.losses import Forward, LossFunction
 from flaxbert.train.optimizer import Leaves, Optimizer, global_norm
 from flaxbert.train.state import NO_BAD_STEP, TrainState
 
 Batch = Mapping[str, Any]
 """Arrays by name, all with the batch as first axis."""
-
-Forward = Callable[..., Any]
-"""``forward(params, batch, dropout_key=key or None)``, returns a ``ModelOutput``."""
 
 MaskUpdate = Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 """``update(steps taken, trainable, frozen)``, returns the frozen arrays with the masks that hold from here on."""

@@ -131,7 +131,7 @@ def test_attention_scores_are_compared_where_keys_are_seen():
     query, key, other_query, other_key = draw(2, 3, 4, 6), draw(2, 3, 4, 6), draw(2, 3, 4, 5), draw(2, 3, 4, 5)
     student = compare.relation_scores(jnp.asarray(query), jnp.asarray(key))
     teacher = compare.relation_scores(jnp.asarray(other_query), jnp.asarray(other_key))
-    found = compare.attention_score_losses(student, teacher, jnp.asarray(visible_tokens()))
+    found = compare.attention_score_losses(student, teacher, jnp.asarray(visible_tokens())[:, None])
     for row, length in enumerate((4, 2)):
         mine = np.einsum("hqd,hkd->hqk", query[row].astype(np.float64), key[row]) / np.sqrt(6)
         theirs = np.einsum("hqd,hkd->hqk", other_query[row].astype(np.float64), other_key[row]) / np.sqrt(5)
@@ -141,7 +141,7 @@ def test_attention_scores_are_compared_where_keys_are_seen():
 
 def test_relations_are_divergences_over_visible_tokens():
     student, teacher = draw(2, 3, 4, 4), draw(2, 3, 4, 4)
-    found = compare.relation_losses(jnp.asarray(student), jnp.asarray(teacher), jnp.asarray(visible_tokens()))
+    found = compare.relation_losses(jnp.asarray(student), jnp.asarray(teacher), jnp.asarray(visible_tokens())[:, None])
     for row, length in enumerate((4, 2)):
         p, q = softmax(teacher[row][..., :length]), softmax(student[row][..., :length])
         np.testing.assert_allclose(found[row], (p * np.log(p / q)).sum(-1).mean(0), **CLOSE)

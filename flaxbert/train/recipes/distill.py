@@ -25,11 +25,11 @@ from flaxbert.train.goodput import TimeLedger
 from flaxbert.train.loop import LoopResult
 from flaxbert.train.losses import loss_for
 from flaxbert.train.recipes.distillation_setup import (
+    ABOUT_TEACHERS,
     Start,
     check_fit,
     examples_of,
     load_teachers,
-    mapped_layers,
     prepare_student,
     stage_source,
     stored_outputs,
@@ -38,13 +38,14 @@ from flaxbert.train.recipes.distillation_stage import (
     DISTILLATION_LOSS,
     DistillationEvaluator,
     DistillationStage,
-    make_projections,
-    student_part,
 )
 from flaxbert.train.recipes.evaluator import MUST_AGREE, Evaluator
+from flaxbert.train.recipes.forwards import make_projections, student_part
+from flaxbert.train.recipes.layer_mapping import mapped_layers
 from flaxbert.train.recipes.outcome import FinetuneResult, build_callbacks, run_info, score, write_outcome
 from flaxbert.train.recipes.plan import class_weights
 from flaxbert.train.recipes.pruned import finish_pruning, least_step, prune_while_training
+from flaxbert.train.recipes.resume import MustAgree
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
 from flaxbert.train.recipes.setup import Prepared, Say, count_steps, describe, make_pipeline, say_on_first
 from flaxbert.train.throughput import MeasuredCallbacks
@@ -55,7 +56,6 @@ INTERMEDIATE = "intermediate"
 RESULT_FILE = "distillation.json"
 """Scores of teacher and student, in the folder of the run."""
 
-_ALL = lambda kind: tuple(field.name for field in dataclasses.fields(kind))
 _LEARNED = (
     "optimizer",
     "batch_size",
@@ -66,6 +66,7 @@ _LEARNED = (
     "learning_rate",
     "freeze",
 )
+_MUST_AGREE: MustAgree = (*MUST_AGREE, *ABOUT_TEACHERS, ("intermediate", (*_LEARNED, "seed")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +78,6 @@ class DistillResult(FinetuneResult):
     """
 
     teacher: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
-def _must_agree() -> tuple[tuple[str, tuple[str, ...]], ...]:
-    from flaxbert.config import DistillationConfig, StudentConfig
-
-    return (
-        *MUST_AGREE,
-        ("teacher", ("path", "revision", "weight", "others", "precision")),
-        ("student", _ALL(StudentConfig)),
-        ("distillation", _ALL(DistillationConfig)),
-        ("intermediate", (*_LEARNED, "seed")),
-    )
 
 
 def distill(config: DistillConfig, say: Say = say_on_first, extra_callbacks: Sequence[Callback] = ()) -> DistillResult:
@@ -162,7 +151,7 @@ class _Distillation:
             task=model.task,
             problem_type=model.config.problem_type if model.task == "sequence-classification" else "",
             hard=hard,
-            layer_map=mapped_layers(config, model, self.teachers[0], self.start.origin),
+            layer_map=mapped_layers(config.distillation, model, self.teachers[0], self.start.origin),
             class_weights=weights,
             teacher_heads=self.start.origin.heads,
             teacher_weights=(config.teacher.weight, *(other.weight for other in config.teacher.others)),
@@ -193,7 +182,7 @@ class _Distillation:
         from flaxbert.data.pipeline import StepPipeline
 
         prepared, settings = stage.prepared, self.config.to_dict()
-        newest = find_checkpoint(store, prepared.config.train, settings, _must_agree(), self.say)
+        newest = find_checkpoint(store, prepared.config.train, settings, _MUST_AGREE, self.say)
         sliced = bool(self.start.origin.heads)
         seed = prepared.config.train.seed
         projections = make_projections(prepared.model, self.teachers[0], stage.objective, seed, sliced)
@@ -228,7 +217,7 @@ class _Distillation:
                     f"{done} holds the first stage of an earlier run, and train.resume is 'never'; choose another output.folder, or "
                     "train.resume auto to go on."
                 )
-            self.start.check_settings(done / RESULT_FILE, _must_agree())
+            self.start.check_settings(done / RESULT_FILE, _MUST_AGREE)
             self.say(f"The first stage is done: its student is in {done}.")
             scanned = self.prepared.model.execution.scan_layers
             return load(done, scan_layers=scanned).params

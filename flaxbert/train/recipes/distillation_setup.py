@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from flaxbert.architecture import TASK_HEADS, resolve_task
-from flaxbert.config import DistillConfig, ModelSource, RunConfig
+from flaxbert.config import DistillationConfig, DistillConfig, ModelSource, RunConfig, StudentConfig
 from flaxbert.config.distillation import INTERMEDIATE_TERMS
 from flaxbert.core.arrays import is_quantized
 from flaxbert.core.runtime import initialize_distributed
@@ -21,9 +21,11 @@ from flaxbert.model import Model, load
 from flaxbert.tasks.base import Encoded
 from flaxbert.tasks.load import load_examples
 from flaxbert.tasks.registry import find_task
+from flaxbert.train.recipes.augmentation import augment
+from flaxbert.train.recipes.layer_mapping import check_inside
 from flaxbert.train.recipes.resume import MustAgree, check_same_run
 from flaxbert.train.recipes.setup import Prepared, Say, prepare
-from flaxbert.train.recipes.student import ORIGIN_FILE, StudentOrigin, make_student, spread_layers
+from flaxbert.train.recipes.student import ORIGIN_FILE, StudentOrigin, make_student
 from flaxbert.train.recipes.teacher_outputs import TeacherOutputs, teacher_outputs
 from flaxbert.train.recipes.tokenizer_match import difference_of_tokenizers
 
@@ -36,9 +38,19 @@ STUDENT = "student"
 SETTINGS_FILE = "settings.json"
 """The resolved config that a student was made with, in its folder."""
 
+_ALL = lambda kind: tuple(field.name for field in dataclasses.fields(kind))
+
+ABOUT_TEACHERS: MustAgree = (
+    ("teacher", ("path", "revision", "weight", "others", "precision")),
+    (STUDENT, _ALL(StudentConfig)),
+    ("distillation", _ALL(DistillationConfig)),
+    ("augmentation", ("model", "revision", "copies", "probability", "num_candidates")),
+)
+"""Settings of teachers, student and losses that a resumed run shares with its checkpoints."""
+
 _ABOUT_THE_STUDENT: MustAgree = (
     ("teacher", ("path", "revision")),
-    (STUDENT, tuple(field.name for field in dataclasses.fields(DistillConfig().student))),
+    (STUDENT, _ALL(StudentConfig)),
     ("data", ("train", "max_length")),
     ("train", ("seed",)),
 )
@@ -152,6 +164,8 @@ def prepare_student(config: DistillConfig, teacher: Model, say: Say) -> tuple[Pr
         origin = _make_once(config, teacher, folder, say)
         path = str(folder)
     prepared = prepare(_settings_for(config, teacher, path), say)
+    if config.augmentation.copies:
+        prepared = augment(prepared, config.augmentation, say)
     return prepared, Start(path, origin, config.to_dict())
 
 
@@ -197,34 +211,6 @@ def _calibration_examples(config: DistillConfig, teacher: Model) -> TokenizedExa
     ).train
 
 
-def mapped_layers(config: DistillConfig, student: Model, teacher: Model, origin: StudentOrigin) -> tuple[int, ...]:
-    """Returns the teacher's layer, from 0, that each of the student's is compared with.
-
-    Args:
-      config: May name them.
-      student: The student.
-      teacher: The teacher.
-      origin: What the student was made of.
-
-    Raises:
-      ConfigError: There are no such layers.
-    """
-    given, num_own = config.distillation.layer_map, student.config.num_hidden_layers
-    num_theirs = teacher.config.num_hidden_layers
-    if not given:
-        return origin.layers or spread_layers(num_own, num_theirs)
-    if len(given) != num_own:
-        raise ConfigError(
-            f"distillation.layer_map names {len(given)} layers, but the student has {num_own}; name one of the teacher's for each."
-        )
-    wrong = [layer for layer in given if not 0 <= layer < num_theirs]
-    if wrong:
-        raise ConfigError(
-            f"distillation.layer_map names layer {wrong[0]}, but the teacher has the layers 0 to {num_theirs - 1}."
-        )
-    return given
-
-
 def check_fit(config: DistillConfig, prepared: Prepared, teachers: Sequence[Model], start: Start) -> None:
     """Checks that student and teachers can be compared as the config says.
 
@@ -260,7 +246,7 @@ def check_fit(config: DistillConfig, prepared: Prepared, teachers: Sequence[Mode
                 "teacher's tokenizer; where one score for a whole text is compared, tokenizers may differ."
             )
     _check_cache(config, student)
-    _check_inside(config, student, teachers[0], start)
+    check_inside(config.distillation, student, teachers[0], start.origin)
 
 
 def _check_task(path: str, teacher: Model, student: Model) -> None:
@@ -281,40 +267,6 @@ def _check_task(path: str, teacher: Model, student: Model) -> None:
             f"The teacher {path} has the labels {', '.join(theirs.labels)}, in this order, but the data {', '.join(own.labels)}; "
             "name and order them alike (data.labels, data.label_map)."
         )
-
-
-def _check_inside(config: DistillConfig, student: Model, teacher: Model, start: Start) -> None:
-    """Checks heads, widths and layers of what is compared inside of the networks."""
-    mapped_layers(config, student, teacher, start.origin)
-    chosen, own, theirs = config.distillation, student.config, teacher.config
-    heads = (own.num_attention_heads, theirs.num_attention_heads)
-    if chosen.attention_weight and not start.origin.heads and heads[0] != heads[1]:
-        raise ConfigError(
-            f"distillation.attention_weight compares head by head, but the student has {heads[0]} heads and the teacher {heads[1]}; "
-            "use the relations (query_relation_weight…), whose heads are free, or a sliced student."
-        )
-    if chosen.attention_relation_weight and heads[0] != heads[1]:
-        raise ConfigError(
-            f"distillation.attention_relation_weight needs as many heads in student ({heads[0]}) and teacher ({heads[1]}); "
-            "use query_relation_weight and its like."
-        )
-    relations = [name for name in ("query_relation", "key_relation", "value_relation") if chosen.weight(name)]
-    if relations:
-        count = chosen.relation_heads or own.num_attention_heads
-        for whose, size in (("student", own.attention_size), ("teacher", theirs.attention_size)):
-            if size % count:
-                raise ConfigError(
-                    f"{count} relation heads do not divide the {whose}'s width of {size}; set distillation.relation_heads to a number "
-                    "that divides both."
-                )
-    for field, count, whose in (
-        ("relation_teacher_layer", theirs.num_hidden_layers, "teacher"),
-        ("relation_student_layer", own.num_hidden_layers, "student"),
-    ):
-        if getattr(chosen, field) >= count:
-            raise ConfigError(
-                f"distillation.{field} is {getattr(chosen, field)}, but the {whose} has the layers 0 to {count - 1}."
-            )
 
 
 def _check_cache(config: DistillConfig, student: Model) -> None:

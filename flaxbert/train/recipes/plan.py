@@ -16,11 +16,9 @@ from flaxbert.core.sharding import batch_shardings, batch_ways, bytes_per_device
 from flaxbert.core.trees import leaf_kinds
 from flaxbert.core.units import format_bytes
 from flaxbert.data.batches import collate
-from flaxbert.families.graph import forward, graph_definition
-from flaxbert.model import Model
 from flaxbert.train.fixed_leaves import FixedLeaves
 from flaxbert.train.guard import StepGuard
-from flaxbert.train.losses import LossFunction, loss_for
+from flaxbert.train.losses import Forward, LossFunction, loss_for
 from flaxbert.train.memory import (
     BatchPlan,
     StepMemory,
@@ -32,9 +30,10 @@ from flaxbert.train.memory import (
 )
 from flaxbert.train.optimizer import Optimizer
 from flaxbert.train.optimizers import make_optimizer
+from flaxbert.train.recipes.forwards import model_forward
 from flaxbert.train.recipes.setup import Prepared, Say, global_batch_size
 from flaxbert.train.state import TrainState, create_state, state_shardings
-from flaxbert.train.step import Forward, MaskUpdate, make_norms, make_train_step
+from flaxbert.train.step import MaskUpdate, make_norms, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,20 +134,6 @@ def class_weights(prepared: Prepared) -> tuple[float, ...]:
     if not counts.size:
         return ()
     return tuple((counts.sum() / (counts.size * np.maximum(counts, 1.0))).tolist())
-
-
-def model_forward(model: Model) -> Forward:
-    """Returns the network of a model as a function of its parameters.
-
-    Args:
-      model: Gives architecture, task and how it is executed.
-    """
-    graphdef = graph_definition(model.config, model.task, model.execution)
-
-    def run(params: Any, batch: Mapping[str, Any], *, dropout_key: Any = None) -> Any:
-        return forward(graphdef, params, batch, dropout_key=dropout_key)
-
-    return run
 
 
 def batch_shapes(job: StepJob) -> dict[str, jax.ShapeDtypeStruct]:

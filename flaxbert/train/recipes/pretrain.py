@@ -15,6 +15,7 @@ from flaxbert.train.callbacks import Callback, RunInfo
 from flaxbert.train.checkpoint import CheckpointStore
 from flaxbert.train.goodput import TimeLedger
 from flaxbert.train.loop import LoopResult
+from flaxbert.train.recipes.distillation_setup import ABOUT_TEACHERS
 from flaxbert.train.recipes.outcome import MODEL_FOLDER, build_callbacks
 from flaxbert.train.recipes.pretraining_setup import Pretraining, prepare_pretraining
 from flaxbert.train.recipes.run import TrainingRun, find_checkpoint, to_host
@@ -33,6 +34,7 @@ _MUST_AGREE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("train", ("optimizer", "batch_size", "target_batch_size", "num_steps", "num_epochs", "schedule", "learning_rate")),
     ("train", ("freeze", "seed", "metric")),
+    *ABOUT_TEACHERS,
 )
 
 

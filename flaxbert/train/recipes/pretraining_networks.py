@@ -16,9 +16,11 @@ from flaxbert.families import get_family
 from flaxbert.families.distilbert import SIZE_NAMES
 from flaxbert.families.graph import initialize_params
 from flaxbert.model import Model, load
+from flaxbert.train.distillation import DistillationObjective
 from flaxbert.train.flops import NetworkWork
+from flaxbert.train.losses import Forward
 from flaxbert.train.objectives import PretrainingLoss
-from flaxbert.train.recipes.plan import model_forward
+from flaxbert.train.recipes.forwards import PROJECTIONS, model_forward, projection_axes, student_part
 from flaxbert.train.replaced_tokens import (
     DISCRIMINATOR,
     GENERATOR,
@@ -27,7 +29,6 @@ from flaxbert.train.replaced_tokens import (
     same_embeddings,
     take_embeddings,
 )
-from flaxbert.train.step import Forward
 from flaxbert.transforms.vocabulary import resize_vocabulary
 
 SIZES: dict[str, tuple[int, int]] = {
@@ -78,12 +79,14 @@ class Networks:
       params: The tree that is trained.
       forward: Both networks as one function of it.
       loss: The objectives.
+      teachers: Models that run in the step beside a student and are not trained.
     """
 
     models: Mapping[str, Model]
     params: Params
     forward: Forward
-    loss: PretrainingLoss
+    loss: PretrainingLoss | DistillationObjective
+    teachers: tuple[Model, ...] = ()
 
     @property
     def main(self) -> Model:
@@ -93,14 +96,24 @@ class Networks:
     @property
     def work(self) -> tuple[NetworkWork, ...]:
         """What the operations behind MFU are counted from."""
-        return tuple(NetworkWork(model.config, model.task) for model in self.models.values())
+        trained = [NetworkWork(model.config, model.task) for model in self.models.values()]
+        return (*trained, *(NetworkWork(model.config, model.task, trained=False) for model in self.teachers))
+
+    @property
+    def scores(self) -> Forward:
+        """What is evaluated, as a function of the tree: everything but teachers."""
+        if not self.teachers:
+            return self.forward
+        own = model_forward(self.main)
+        return lambda params, batch, **options: own(student_part(params), batch, **options)
 
     @property
     def leaf_axes(self) -> dict[str, tuple[str, ...]]:
         """Axis names of every leaf of the tree."""
         axes = get_family(self.main.config.family).parameter_axes
         if GENERATOR not in self.models:
-            return dict(axes(leaf_names(self.params)))
+            beside = {name: part for name, part in self.params.items() if name == PROJECTIONS}
+            return {**axes(leaf_names(student_part(self.params))), **projection_axes(beside)}
         parts = {GENERATOR: self.models[GENERATOR], DISCRIMINATOR: self.main}
         found = {
             f"{part}.{name}": value
@@ -116,7 +129,7 @@ class Networks:
           params: The tree, on the host.
         """
         if not isinstance(self.forward, ReplacedTokenForward):
-            return {"model": self.main.replace(params=params)}
+            return {"model": self.main.replace(params=student_part(params))}
         parts = self.forward.split(tree_map(jnp.asarray, params))
         return {
             name: self.models[name].replace(params=part)
@@ -227,7 +240,7 @@ def build_networks(
       ConfigError: The tokenizer is not the model's, or the family lacks a head that the objective needs.
     """
     if source.path:
-        main = _loaded(source.path, source, _task(objective), tokenizer, seed)
+        main = load_network(source.path, source, _task(objective), tokenizer, seed)
         check_positions(main.config, source.path, row_length)
     else:
         size = max(tokenizer.get_vocab().values()) + 1
@@ -236,7 +249,7 @@ def build_networks(
     if not objective.replaced_tokens:
         return _one_network(main, objective)
     if objective.generator:
-        generator = _loaded(objective.generator, source, "fill-mask", tokenizer, seed)
+        generator = load_network(objective.generator, source, "fill-mask", tokenizer, seed)
         check_positions(generator.config, objective.generator, row_length)
     else:
         config = generator_config(main.config, objective.generator_rate)
@@ -286,7 +299,23 @@ def _one_network(model: Model, objective: ObjectiveConfig) -> Networks:
     return Networks({"model": model}, model.params, model_forward(model), loss)
 
 
-def _loaded(path: str, source: PretrainModel, task: str, tokenizer: Any, seed: int) -> Model:
+def load_network(path: str, source: PretrainModel, task: str, tokenizer: Any, seed: int) -> Model:
+    """Loads a network whose tokenizer is that of the corpora, or the beginning of it.
+
+    Args:
+      path: Folder or id on the hub.
+      source: How it is executed.
+      task: Canonical task name.
+      tokenizer: The tokenizer of the corpora.
+      seed: Seed of heads that the checkpoint lacks.
+
+    Returns:
+      The network; where the corpora have more tokens, with rows for these.
+
+    Raises:
+      ConfigError: The corpora have another tokenizer.
+      WeightsError: It can not be loaded.
+    """
     model = load(
         path,
         task=task,

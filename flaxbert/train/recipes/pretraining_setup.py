@@ -23,9 +23,11 @@ from flaxbert.data.pretraining_rows import RowSource, SpecialTokens, hold_out_do
 from flaxbert.data.words import WordTable, unspaced_tokens, word_table
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.train.objectives import pretraining_counts
+from flaxbert.train.recipes.forwards import place_teachers
 from flaxbert.train.recipes.plan import StepJob
 from flaxbert.train.recipes.pretraining_networks import Networks, build_networks
 from flaxbert.train.recipes.setup import Say, global_batch_size, say_on_first
+from flaxbert.train.recipes.taught_networks import taught_networks
 from flaxbert.weights.tokenizer import tokenizer_alone
 
 EVALUATION_BATCH_SIZE = 32
@@ -61,6 +63,7 @@ class Pretraining:
     @functools.cached_property
     def jobs(self) -> list[StepJob]:
         """What the step is made from in each phase; they differ in the shape of the batch alone."""
+        fixed = place_teachers(self.networks.teachers, self.mesh)
         return [
             StepJob(
                 params=self.networks.params,
@@ -71,14 +74,15 @@ class Pretraining:
                 leaf_axes=self.networks.leaf_axes,
                 total_steps=self.total_steps,
                 loss=self.networks.loss,
-                example={**phase.mixture.sources[0].rows([0], 0), "example_weight": np.ones(1, np.float32)},
+                example=self.batches.complete(phase.mixture.sources[0].rows([0], 0), 0),
+                fixed=fixed,
             )
             for phase in self.batches.phases
         ]
 
     @functools.cached_property
     def _counts(self) -> Any:
-        forward = self.networks.forward
+        forward = self.networks.scores
 
         def run(params: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
             return pretraining_counts(forward(params, batch), batch)
@@ -230,7 +234,10 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
         _explain_words(corpora, tokenizer, say)
     planned = phases_of(config)
     longest = max(phase.row_length for phase in planned)
-    networks = build_networks(config.model, config.objective, tokenizer, longest, config.train.seed)
+    if config.teacher.path:
+        networks = taught_networks(config, corpora, tokenizer, longest)
+    else:
+        networks = build_networks(config.model, config.objective, tokenizer, longest, config.train.seed)
     corpora, documents, held_corpus, held = _hold_out(config, corpora)
     make = functools.partial(_make_rows, config, tokenizer, networks.main.config)
     mixtures: dict[int, RowMixture] = {}
@@ -250,7 +257,10 @@ def prepare_pretraining(config: PretrainConfig, say: Say = say_on_first) -> Pret
     accumulation = config.train.fixed_accumulation_steps
     for phase, length in zip(phases, (phase.row_length for phase in planned), strict=True):
         check_mesh_fits(mesh, networks.main.config, phase.batch_size // accumulation, (length,))
-    batches = PretrainingBatches(phases, *batch_share(mesh), tokenizer=_digest(tokenizer))
+    shows_progress = bool(networks.teachers) and config.distillation.temperature_schedule != "constant"
+    batches = PretrainingBatches(
+        phases, *batch_share(mesh), tokenizer=_digest(tokenizer), shows_progress=shows_progress
+    )
     try:
         validation = make(held_corpus, held, longest)
     except DataError as error:

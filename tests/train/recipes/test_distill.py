@@ -14,6 +14,7 @@ from flaxbert.config import (
     DataConfig,
     DistillationConfig,
     DistillConfig,
+    MeshConfig,
     ModelSource,
     OtherTeacher,
     OutputConfig,
@@ -334,3 +335,16 @@ def test_settings_of_a_run_that_began_may_not_change(teacher, data, tmp_path):
             distill(changed, say=quiet)
     with pytest.raises(ConfigError, match="'never'"):
         distill(build(teacher, data, tmp_path / "run", steps=2, resume="never"), say=quiet)
+
+
+@pytest.mark.slow
+def test_a_mesh_teaches_the_same_in_both_stages(teacher, data, tmp_path, monkeypatch):
+    logits = {}
+    for name, mesh, count in (("one", MeshConfig(data=1), 1), ("many", MeshConfig(data=2, fsdp=2), 4)):
+        build_on = lambda config, count=count: build_mesh(config, jax.devices()[:count])
+        monkeypatch.setattr(setup, "build_mesh", build_on)
+        config = dataclasses.replace(build(teacher, data, tmp_path / name, steps=3), mesh=mesh)
+        logits[name] = distill(config, say=quiet).model.predict_logits(TEXTS)
+    np.testing.assert_allclose(
+        logits["many"], logits["one"], atol=2e-3
+    )  # three steps of Adam follow the rounding of sums over devices
