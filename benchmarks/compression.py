@@ -6,7 +6,7 @@
 A task is one of ``configs/``; the models are fine-tuned on it with different seeds, for example by ``flaxbert finetune``. Every mode compresses every
 model; modes that must know the inputs measure them on 256 training examples, curvature on 64. The quality is the task's first metric on its held-out
 split. Intervals are of the difference to the uncompressed models: the same held-out examples are drawn again for all seeds, and the difference is the
-mean over seeds. ``2:4, tuned`` trains on with the zeros fixed for ``--tune-steps`` steps. Speed is that of a forward pass of 32 rows of 64 tokens, modes in turn,
+mean over seeds. The last modes train on for ``--tune-steps`` steps, with zeros that stay (``2:4, tuned``) or while they are pruned or rounded. Speed is that of a forward pass of 32 rows of 64 tokens, modes in turn,
 medians. The data lie in ``FLAXBERT_TEST_DATA``.
 """
 
@@ -74,29 +74,36 @@ def _mixed(budget: float, rounding: str) -> Mode:
     return apply
 
 
-def _half_of_four(model: Any, _: Subject) -> Any:
-    from flaxbert.transforms import GroupSparsity, default_sparsity_rules, sparsify
+def _sparse(spec: Any) -> Mode:
+    def apply(model: Any, _: Subject) -> Any:
+        from flaxbert.transforms import default_sparsity_rules, sparsify
 
-    return model.replace(params=sparsify(model.params, default_sparsity_rules(GroupSparsity(2, 4)))[0])
+        return model.replace(params=sparsify(model.params, default_sparsity_rules(spec))[0])
+
+    return apply
 
 
-def _half_of_four_tuned(steps: int) -> Mode:
+def _trained(steps: int, before: Mode | None = None, **sections: Any) -> Mode:
+    """Returns a mode that trains on, from a model that was compressed before or by what sections of the run do to it."""
+
     def apply(model: Any, subject: Subject) -> Any:
         from flaxbert.config import OutputConfig
         from flaxbert.train.recipes.finetune import finetune
 
         with tempfile.TemporaryDirectory(prefix="flaxbert-bench-") as name:
             folder = pathlib.Path(name)
-            _half_of_four(model, subject).save(folder / "sparse")
+            (before(model, subject) if before else model).save(folder / "start")
             run = subject.run
+            evaluations = 3 if before else 1  # what is rounded or pruned step by step counts at its end alone
             train = dataclasses.replace(
-                run.train, num_steps=steps, evaluate_every=max(1, steps // 3), resume="never", log_every=50
+                run.train, num_steps=steps, evaluate_every=max(1, steps // evaluations), resume="never", log_every=50
             )
             run = dataclasses.replace(
                 run,
-                model=dataclasses.replace(run.model, path=str(folder / "sparse")),
+                model=dataclasses.replace(run.model, path=str(folder / "start")),
                 train=train,
                 output=OutputConfig(folder=str(folder / "run"), tensorboard=False, plots=False, progress="off"),
+                **sections,
             )
             return finetune(run, say=lambda _: None).model
 
@@ -107,8 +114,14 @@ def modes(tune_steps: int) -> dict[str, Mode]:
     """Returns what is done to a model in each mode, by its name.
 
     Args:
-      tune_steps: Steps of training on with fixed zeros.
+      tune_steps: Steps of training on.
     """
+    return {**_one_shot_modes(), **_trained_modes(tune_steps)}
+
+
+def _one_shot_modes() -> dict[str, Mode]:
+    from flaxbert.transforms import GroupSparsity, MagnitudeSparsity
+
     return {
         "float32": lambda model, _: model,
         "int8": _quantized(),
@@ -126,8 +139,28 @@ def modes(tune_steps: int) -> dict[str, Mode]:
         "mixed 2 3 4 8, 0.120": _mixed(0.12, "gptq"),
         "ternary": _quantized(bits=2, scheme="ternary"),
         "binary": _quantized(bits=1),
-        "2:4": _half_of_four,
-        "2:4, tuned": _half_of_four_tuned(tune_steps),
+        "2:4": _sparse(GroupSparsity(2, 4)),
+        "magnitude, half": _sparse(MagnitudeSparsity(0.5)),
+        "random, half": _sparse(MagnitudeSparsity(0.5, criterion="random")),
+    }
+
+
+def _trained_modes(steps: int) -> dict[str, Mode]:
+    from flaxbert.config import PruneConfig, TrainQuantizeConfig
+    from flaxbert.transforms import GroupSparsity
+
+    gradual: dict[str, Any] = {"begin_rate": 0.0, "end_rate": 0.6}
+    return {
+        "2:4, tuned": _trained(steps, _sparse(GroupSparsity(2, 4))),
+        "2:4, in steps": _trained(steps, prune=PruneConfig("magnitude", pattern="2:4", **gradual)),
+        "magnitude, half, in steps": _trained(steps, prune=PruneConfig("magnitude", 0.5, **gradual)),
+        "movement, half": _trained(steps, prune=PruneConfig("movement", 0.5, **gradual)),
+        "heads and neurons, half": _trained(
+            steps, prune=PruneConfig("movement", 0.5, block="units", shrink=True, **gradual)
+        ),
+        "int8 trained": _trained(steps, quantize=TrainQuantizeConfig(8)),
+        "int4 trained": _trained(steps, quantize=TrainQuantizeConfig(4)),
+        "int2 trained": _trained(steps, quantize=TrainQuantizeConfig(2)),
     }
 
 
@@ -256,7 +289,7 @@ def main() -> None:
     parser.add_argument("task", nargs="?", default="sentences", help="a file of configs/, or sentences")
     parser.add_argument("--models", nargs="*", default=[], help="folders of the fine-tuned models, one a seed")
     parser.add_argument("--only", nargs="*", default=[], help="names of the modes beside float32; default all")
-    parser.add_argument("--tune-steps", type=int, default=500, help="steps of training on with fixed zeros")
+    parser.add_argument("--tune-steps", type=int, default=500, help="steps of training on")
     parser.add_argument("--rounds", type=int, default=7, help="timed forward passes of each mode; 0 times none")
     parser.add_argument("--json", default="", help="file of the results; default results/compression-TASK.json")
     arguments = parser.parse_args()
@@ -274,7 +307,7 @@ def main() -> None:
         raise SystemExit(f"There are no modes {', '.join(sorted(unknown))}; known are {', '.join(known)}.")
     if arguments.task == "sentences":
         subject = sentences(pathlib.Path(data), arguments.models)
-        known = {name: mode for name, mode in known.items() if "tuned" not in name and "mixed" not in name}
+        known = {name: mode for name, mode in _one_shot_modes().items() if "mixed" not in name}
     else:
         subject = fine_tuned(arguments.task, arguments.models)
     chosen = {name: mode for name, mode in known.items() if not arguments.only or name in (*arguments.only, "float32")}

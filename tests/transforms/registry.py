@@ -21,12 +21,17 @@ from flaxbert.transforms import (
     resize_vocabulary,
     sparsify,
 )
+from flaxbert.transforms.budgets import UnitBudget, choose_units
+from flaxbert.transforms.depth import keep_layers
+from flaxbert.transforms.shrink import shrink
 from flaxbert.transforms.statistics import InputStatistics
+from flaxbert.transforms.units import find_units, magnitude_scores, mask_units
+from tests.transforms.pruned import unit_axes
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
 """Sizes that groups of 16 and a mesh of two by two by two divide."""
 
-QUANTIZED, SPARSE, RESIZED = "quantized", "sparse", "resized"
+QUANTIZED, SPARSE, RESIZED, SHRUNK = "quantized", "sparse", "resized", "shrunk"
 
 Tree = dict[str, Any]
 
@@ -37,10 +42,11 @@ class Transform:
 
     Attributes:
       run: Takes a tree and its architecture, returns both anew.
-      makes: What the leaves that it changes become: ``QUANTIZED``, ``SPARSE`` or ``RESIZED``.
+      makes: What the leaves that it changes become: ``QUANTIZED``, ``SPARSE``, ``RESIZED`` (tables of words), or ``SHRUNK`` (fewer layers, heads or neurons).
       error: Most root-mean-square error of a leaf's weights, from these weights; None where no bound is promised.
       keeps_zeros: Whether the zeros of a sparse leaf stay zeros; those that can not keep them refuse it.
-      after_quantized: What the error says where it follows a quantization.
+      after_quantized: What the error says where it follows a quantization; empty where it can.
+      not_for: Families that refuse it.
     """
 
     run: Callable[[Tree, ModelConfig], tuple[Tree, ModelConfig]]
@@ -48,6 +54,7 @@ class Transform:
     error: Callable[[np.ndarray], float] | None = None
     keeps_zeros: bool = True
     after_quantized: str = "quantized already"
+    not_for: tuple[str, ...] = ()
 
 
 def statistics_of(params: Tree) -> dict[str, InputStatistics]:
@@ -84,9 +91,30 @@ def resized(change: int) -> Transform:
     return Transform(run, RESIZED, after_quantized="before compressing")
 
 
+def axes_of(params: Tree, config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    return get_family(config.family).parameter_axes(leaf_names(params))
+
+
 def first_tokens(params: Tree, config: ModelConfig) -> tuple[Tree, ModelConfig]:
-    leaf_axes = get_family(config.family).parameter_axes(leaf_names(params))
-    config, params, _ = keep_tokens(config, params, leaf_axes, np.arange(config.vocab_size - 8))
+    config, params, _ = keep_tokens(config, params, axes_of(params, config), np.arange(config.vocab_size - 8))
+    return params, config
+
+
+def first_layers(params: Tree, config: ModelConfig) -> tuple[Tree, ModelConfig]:
+    family = get_family(config.family)
+    kept = range(max(1, config.num_hidden_layers - 1))
+    options = {"select_layers": family.select_layers, "next_layer_leaves": family.next_layer_leaves}
+    config, params, _ = keep_layers(config, params, list(kept), **options)
+    return params, config
+
+
+def half_the_units(params: Tree, config: ModelConfig) -> tuple[Tree, ModelConfig]:
+    axes, kinds = axes_of(params, config), unit_axes(config)
+    for kind in kinds:
+        units = find_units(config, params, axes, kind, kinds[kind])
+        chosen = choose_units(units, magnitude_scores(params, units), UnitBudget(0.5, scope="layer"))
+        params = mask_units(params, units, chosen)
+    config, params, _ = shrink(config, params, axes, kinds)
     return params, config
 
 
@@ -123,6 +151,8 @@ TRANSFORMS: dict[str, Transform] = {
     "random": sparsified(MagnitudeSparsity(0.3, criterion="random"), norm),
     "more words": resized(8),
     "fewer words": resized(-8),
+    "fewer layers": Transform(first_layers, SHRUNK, after_quantized="", not_for=("albert",)),
+    "half the units": Transform(half_the_units, SHRUNK, after_quantized="prune before you quantize"),
     "first tokens": Transform(first_tokens, RESIZED, after_quantized="prune before you quantize"),
 }
 
@@ -130,7 +160,7 @@ TRANSFORMS: dict[str, Transform] = {
 def refusal(first: Transform, second: Transform) -> str | None:
     """Returns what the error says where the second can not follow the first; None where it can."""
     if first.makes == QUANTIZED:
-        return second.after_quantized
+        return second.after_quantized or None
     if first.makes == SPARSE and second.makes == QUANTIZED and not second.keeps_zeros:
         return "no level 0"
     return None
