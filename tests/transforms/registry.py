@@ -28,8 +28,8 @@ from flaxbert.transforms.statistics import InputStatistics
 from flaxbert.transforms.units import find_units, magnitude_scores, mask_units
 from tests.transforms.pruned import unit_axes
 
-SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
-"""Sizes that groups of 16 and a mesh of two by two by two divide."""
+SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+"""Sizes that groups of 16 and a mesh of two by two by two divide, halves of heads and neurons too."""
 
 QUANTIZED, SPARSE, RESIZED, SHRUNK = "quantized", "sparse", "resized", "shrunk"
 
@@ -147,7 +147,7 @@ TRANSFORMS: dict[str, Transform] = {
     "magnitude": sparsified(MagnitudeSparsity(0.3), lambda w: norm(w) * 0.3**0.5),
     "global magnitude": sparsified(MagnitudeSparsity(0.3, scope="global"), norm),
     # The smaller half of the blocks holds at most half of the squares; drawn weights may hold all.
-    "blocks": sparsified(BlockSparsity(0.5, 4, 4), lambda w: norm(w) * 0.5**0.5),
+    "blocks": sparsified(BlockSparsity(0.5, 4, 2), lambda w: norm(w) * 0.5**0.5),
     "random": sparsified(MagnitudeSparsity(0.3, criterion="random"), norm),
     "more words": resized(8),
     "fewer words": resized(-8),
