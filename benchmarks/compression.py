@@ -69,7 +69,7 @@ def _mixed(budget: float, rounding: str) -> Mode:
         from flaxbert.compression.quantization import candidate_specs, mix_bits
 
         specs = candidate_specs((2, 3, 4, 8), 0, rounding)
-        return mix_bits(model, subject.calibration, specs, num_iterations=5).within(budget)[0]
+        return mix_bits(model, subject.calibration, specs, num_iterations=4, part_size=16).within(budget)[0]
 
     return apply
 

@@ -1,5 +1,6 @@
 """How sharply the loss rises around a model's weights: top eigenvalues of the Hessian, block by block."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -58,8 +59,12 @@ def _parts_of(
     return [collate(features, part, length) for part in rows]
 
 
-def _hessian_product(model: Model, chosen: frozenset[str]) -> Callable[..., dict[str, jax.Array]]:
-    """Returns a compiled ``(chosen leaves, other leaves, batch, vector) -> Hessian of the mean loss times the vector``."""
+def _hessian_product(model: Model) -> Callable[..., dict[str, jax.Array]]:
+    """Returns a compiled ``(leaves of a block, other leaves, batch, vector) -> Hessian of the mean loss times the vector``.
+
+    All gradients are those of the block alone, so nothing below it is gone back to. They are taken backwards twice: the layers have rules of their own
+    for going back, which can not be gone through forwards.
+    """
     graphdef = graph_definition(model.config, model.task, Execution(attention="xla"))
     loss = loss_for(model.task, model.config.problem_type)
 
@@ -70,31 +75,29 @@ def _hessian_product(model: Model, chosen: frozenset[str]) -> Callable[..., dict
 
     def slope(leaves: Any, others: Any, batch: Any, vector: Mapping[str, jax.Array]) -> jax.Array:
         gradient = jax.grad(mean_loss)(leaves, others, batch)
-        return sum((jnp.vdot(gradient[name], vector[name]) for name in chosen), jnp.float32(0.0))
+        return sum((jnp.vdot(gradient[name], vector[name]) for name in leaves), jnp.float32(0.0))
 
     return jax.jit(jax.grad(slope))
 
 
-def _normalised(vector: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    norm = np.sqrt(sum(float(np.vdot(part, part)) for part in vector.values()))
-    return {name: np.asarray(part, np.float32) / np.float32(max(norm, 1e-30)) for name, part in vector.items()}
+def _length(vector: Mapping[str, jax.Array]) -> jax.Array:
+    return jnp.sqrt(sum((jnp.vdot(part, part) for part in vector.values()), jnp.float32(0.0)))
 
 
 def _top_eigenvalue(
-    product: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
-    start: Mapping[str, np.ndarray],
+    product: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]],
+    start: Mapping[str, jax.Array],
     num_iterations: int,
 ) -> float:
     """Returns the largest magnitude of an eigenvalue by power iteration, as the length of the last product.
 
     A Rayleigh quotient would not do: where the largest eigenvalues of both signs are alike, it ends anywhere between them.
     """
-    vector, value = _normalised(start), 0.0
+    image, length = dict(start), _length(start)
     for _ in range(num_iterations):
-        image = product(vector)
-        value = float(np.sqrt(sum(float(np.vdot(part, part)) for part in image.values())))
-        vector = _normalised(image)
-    return value
+        image = product({name: part / jnp.maximum(length, jnp.float32(1e-30)) for name, part in image.items()})
+        length = _length(image)
+    return float(length)
 
 
 def measure_curvature(
@@ -136,23 +139,26 @@ def measure_curvature(
     typed = next((name for name in names if isinstance(leaves[name], TypedArray)), None)
     if typed is not None:
         raise ConfigError(f"'{typed}' is a {leaves[typed].kind} leaf; curvature is measured of float models.")
-    chosen = {name: np.asarray(leaves[name], np.float32) for name in names}
-    others = {name: leaf for name, leaf in leaves.items() if name not in chosen}
-    product = _hessian_product(model, frozenset(chosen))
+    placed = jax.device_put({name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()})
     generator = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {block_of(name): [] for name in names}
-    for batch in _parts_of(model, features, num_parts, part_size, seed):
-        inputs = {name: array for name, array in batch.items() if array is not None}
-        for block, values in found.items():
-            own = [name for name in chosen if block_of(name) == block]
-
-            def multiply(
-                vector: Mapping[str, np.ndarray], inputs: Any = inputs, own: Any = own
-            ) -> dict[str, np.ndarray]:
-                whole = {name: vector.get(name, np.zeros_like(leaf)) for name, leaf in chosen.items()}
-                image = product(chosen, others, inputs, whole)
-                return {name: np.asarray(image[name]) for name in own}
-
-            start = {name: generator.standard_normal(chosen[name].shape) for name in own}
-            values.append(_top_eigenvalue(multiply, start, num_iterations))
-    return {block: float(np.mean(values) + np.std(values)) for block, values in found.items()}
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(block_of(name), []).append(name)
+    batches = [
+        {name: jnp.asarray(array) for name, array in batch.items() if array is not None}
+        for batch in _parts_of(model, features, num_parts, part_size, seed)
+    ]
+    found: dict[str, float] = {}
+    product = _hessian_product(model)
+    for block, own in blocks.items():
+        chosen = {name: placed[name] for name in own}
+        others = {name: leaf for name, leaf in placed.items() if name not in chosen}
+        values = []
+        for batch in batches:
+            drawn = {
+                name: jnp.asarray(generator.standard_normal(leaf.shape, np.float32)) for name, leaf in chosen.items()
+            }
+            multiply = functools.partial(product, chosen, others, batch)
+            values.append(_top_eigenvalue(multiply, drawn, num_iterations))
+        found[block] = float(np.mean(values) + np.std(values))
+    return found

@@ -8,7 +8,6 @@ from flaxbert.config import DataConfig, QuantizeConfig, TaskConfig
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError
 from flaxbert.model import Model
-from flaxbert.transforms.quantize import QuantizationSpec
 from flaxbert.transforms.report import CompressionReport
 
 
@@ -23,7 +22,7 @@ def check_options(options: QuantizeConfig, examples: str) -> None:
       ConfigError: They do not fit together, or files are missing.
     """
     if not options.is_mixed:
-        if spec_of(options).needs_statistics and not options.calibration:
+        if options.needs_statistics and not options.calibration:
             what = "Static activations" if options.activations == "static" else options.rounding
             raise ConfigError(
                 f"{what} must know the inputs: name a file of texts such as the model will see (--calibration FILE)."
@@ -34,19 +33,6 @@ def check_options(options: QuantizeConfig, examples: str) -> None:
     if not (options.calibration or examples):
         raise ConfigError("Mixed bits need labelled examples to measure curvature on: --calibration FILE.")
     candidate_specs(options.choices, options.group_size, options.rounding)
-
-
-def spec_of(options: QuantizeConfig) -> QuantizationSpec:
-    """Returns the one specification of all matrices that options ask for.
-
-    Args:
-      options: What is asked for, without mixed bits.
-
-    Raises:
-      ConfigError: The options do not fit together.
-    """
-    names = [field.name for field in dataclasses.fields(QuantizationSpec)]
-    return QuantizationSpec(**{name: getattr(options, name) for name in names})
 
 
 def quantize_by(
@@ -80,7 +66,7 @@ def quantize_by(
     check_options(options, examples)
     keep = tuple(options.keep)
     if not options.is_mixed:
-        spec, texts = spec_of(options), None
+        spec, texts = options.spec, None
         if spec.needs_statistics:
             texts = read_calibration(model, options.calibration, data, options.num_examples, options=task)
         return quantize_model(model, spec, texts, keep, consume=consume)

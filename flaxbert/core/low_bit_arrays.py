@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxbert.config.quantization import SMALLEST_PACKED_GROUP
 from flaxbert.core.arrays import GroupedArray, TypedArray
 from flaxbert.errors import ShapeError
 
@@ -15,8 +16,6 @@ FLOAT8 = jnp.float8_e4m3fn
 """Type of float8 weights: four bits of exponent, three of mantissa, no infinity; the largest is 448."""
 
 FLOAT8_MAXIMUM = 448.0
-SMALLEST_PACKED_GROUP = 16
-"""Groups of packed codes have at least this many entries, so that the shapes of the parts tell the contracted axis."""
 
 
 @jax.tree_util.register_dataclass

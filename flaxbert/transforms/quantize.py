@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from flaxbert.config.quantization import DEFAULT_GROUP_SIZE, SMALLEST_PACKED_GROUP, QuantizationSpec
 from flaxbert.core.arrays import Params, SparseArray, is_quantized
 from flaxbert.core.host_memory import return_freed_memory
-from flaxbert.core.low_bit_arrays import SMALLEST_PACKED_GROUP
 from flaxbert.core.rules import Rule, match_rules
 from flaxbert.core.trees import find_leaf, flatten_names, map_leaves, take_leaf, unflatten_names
 from flaxbert.errors import RuleError, ShapeError
 from flaxbert.transforms.leaves import contracted_axis, host_weights
-from flaxbert.transforms.quantization_spec import DEFAULT_GROUP_SIZE, QuantizationSpec
 from flaxbert.transforms.quantized_leaves import store_leaf
 from flaxbert.transforms.report import CompressionReport, LeafReport, compare_errors, kept_leaf
 from flaxbert.transforms.statistics import InputStatistics, Statistics

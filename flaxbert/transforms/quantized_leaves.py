@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flaxbert.config.quantization import DEFAULT_GROUP_SIZE, QuantizationSpec
 from flaxbert.core.arrays import GroupedArray, QuantizedArray, SparseArray, TypedArray
 from flaxbert.core.low_bit_arrays import (
     FLOAT8,
@@ -17,9 +18,16 @@ from flaxbert.core.low_bit_arrays import (
 )
 from flaxbert.errors import ShapeError
 from flaxbert.transforms.leaves import place_like
-from flaxbert.transforms.quantization_spec import DEFAULT_GROUP_SIZE, QuantizationSpec
 from flaxbert.transforms.report import LeafErrors
-from flaxbert.transforms.rounding import SMALLEST_SCALE, gptq, pack_pairs, pack_planes, round_groups, to_bfloat16
+from flaxbert.transforms.rounding import (
+    SMALLEST_SCALE,
+    gptq,
+    grid_maker,
+    pack_pairs,
+    pack_planes,
+    round_groups,
+    to_bfloat16,
+)
 from flaxbert.transforms.statistics import InputStatistics, largest_magnitude, smoothing_scales
 
 INT8_MAXIMUM = 127
@@ -40,9 +48,9 @@ def _rounded(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns codes, scales and offsets of the groups, and the dense weights that they stand for."""
     if found is not None and found.second_moment is not None and spec.rounding == "gptq":
-        codes, scale, offset = gptq(weights, found.second_moment, size, spec.grid_maker(), mask)
+        codes, scale, offset = gptq(weights, found.second_moment, size, grid_maker(spec), mask)
     else:
-        codes, scale, offset = round_groups(weights, axis, size, spec.grid_maker())
+        codes, scale, offset = round_groups(weights, axis, size, grid_maker(spec))
     place = weights.ndim + axis
     dense = codes * np.repeat(scale, size, axis=place) + np.repeat(offset, size, axis=place)
     return codes, scale, offset, dense.astype(np.float32)

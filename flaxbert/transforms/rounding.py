@@ -11,6 +11,8 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from flaxbert.config.quantization import QuantizationSpec
+
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Scale of an all-zero group: the smallest normal number, which no device flushes to zero."""
 
@@ -157,6 +159,23 @@ def ternary_grid(weights: np.ndarray, axis: int) -> Grid:
     mean = np.where(above, magnitude, 0).sum(axis=axis, keepdims=True) / count.astype(np.float32)
     mean = _short(np.maximum(mean, np.float32(SMALLEST_SCALE)))
     return Grid(mean, -mean, 0, 2)
+
+
+def grid_maker(spec: QuantizationSpec) -> GridMaker:
+    """Returns how the levels of a group are chosen.
+
+    Args:
+      spec: How a leaf is quantized.
+    """
+    if spec.scheme == "ternary":
+        return ternary_grid
+    if spec.bits == 1:
+        return binary_grid
+    if spec.bits == 4:
+        return signed_grid
+    return lambda weights, axis: (
+        channel_grid(weights, axis) if spec.bits == 8 else affine_grid(weights, axis, spec.bits)
+    )
 
 
 def round_groups(
