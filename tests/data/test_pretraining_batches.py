@@ -41,7 +41,7 @@ def test_without_weights_every_row_counts_alike(sources):
         RowMixture(sources, [1.0, 1e7])
 
 
-@pytest.mark.parametrize("rare", [1 / 2000, 1 / 50_000])
+@pytest.mark.parametrize("rare", [1 / 2000, pytest.param(1 / 50_000, marks=pytest.mark.slow)])
 def test_a_rare_source_comes_as_often_as_its_weight_says(rare, sources):
     mixture = RowMixture(sources, [rare, 1.0 - rare])
     which = [mixture.place(number)[0] for number in range(round(20 / rare))]

@@ -133,7 +133,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(corpus, tmp_path):
         pretrain(dataclasses.replace(changed, data=data))
 
 
-@pytest.mark.parametrize("stop", [pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [4, 8])
 def test_a_run_that_was_stopped_before_an_evaluation_makes_it_first(stop, corpus, tmp_path):
     """Bad first steps make the last state the best one, whose metric is known only after the evaluation that is owed."""
     train = {"num_steps": 8, "evaluate_every": 4, "log_every": 1, "checkpoint_every": 5}
