@@ -37,6 +37,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "push": ("flaxbert.cli.push", "upload a model folder to the hub"),
     "checkpoints list": ("flaxbert.cli.checkpoints", "list the saved versions of a run"),
     "checkpoints show": ("flaxbert.cli.checkpoints", "show what one saved version holds"),
+    "models add": ("flaxbert.cli.models", "add a model folder to a registry as the next version of a model"),
+    "models list": ("flaxbert.cli.models", "list the models of a registry, or the versions of one"),
+    "models show": ("flaxbert.cli.models", "show what a version holds and what happened to its model"),
+    "models alias": ("flaxbert.cli.models", "move an alias to a version, or remove it"),
+    "models promote": ("flaxbert.cli.models", "move an alias to a version if its scores allow it"),
+    "models rollback": ("flaxbert.cli.models", "move an alias to the version where it stood before"),
+    "models diff": ("flaxbert.cli.models", "show how two versions differ"),
+    "models delete": ("flaxbert.cli.models", "delete a version that no alias stands at"),
+    "models verify": ("flaxbert.cli.models", "compare every byte of versions with what was added"),
     "doctor": ("flaxbert.cli.doctor", "check this machine: devices, versions, memory, numerics"),
 }
 """Module and one-line description of every command."""
@@ -46,6 +55,9 @@ SHORT_OPTIONS = {
     "--data": ("--examples", frozenset({"compare", "quantize", "prune"})),
 }
 """Options with a short name, and the commands that have them."""
+
+REGISTRY_PREFIX = "registry:"
+"""What words begin with that name a version in a registry instead of a folder: ``registry:NAME@ALIAS``."""
 
 LAUNCHERS = frozenset({"launch"})
 """Commands that run another one: its words follow after ``--``."""
@@ -196,12 +208,22 @@ def parse_command(name: str, words: Sequence[str]) -> tuple[Callable[..., Any], 
     return function, {**keywords, **launched}
 
 
+def _from_registry(word: str) -> str:
+    """Returns a word in which ``registry:REFERENCE`` stands for the folder of the version that is meant now."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    if not value.startswith(REGISTRY_PREFIX):
+        return word
+    from flaxbert.registry import Registry
+
+    return f"{option}{equals}{Registry().folder(value.removeprefix(REGISTRY_PREFIX))}"
+
+
 def _prepare(arguments: Sequence[str]) -> Callable[[], int]:
     """Returns the whole command, ready to be run."""
     name, rest = _find_command(arguments)
     if not name:
         raise UsageError(_explain_unknown(arguments))
-    function, keywords = parse_command(name, rest)
+    function, keywords = parse_command(name, [_from_registry(word) for word in rest])
     return lambda: int(function(**keywords) or 0)
 
 
@@ -226,6 +248,8 @@ def _run_command(arguments: Sequence[str]) -> int:
         command = _prepare(arguments)
     except UsageError as error:
         return _fail(str(error), EXIT_USAGE)
+    except FlaxbertError as error:  # of a registry
+        return _fail(str(error), EXIT_ERROR)
     except SystemExit as stop:  # --help and --print-config
         return int(stop.code or 0)
     try:

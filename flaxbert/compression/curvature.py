@@ -100,6 +100,18 @@ def _top_eigenvalue(
     return float(length)
 
 
+def _checked_leaves(model: Model, features: TokenizedExamples, names: Sequence[str]) -> dict[str, Any]:
+    if is_stacked(model.params):
+        raise ConfigError("The layers of the model are stacked; measure its curvature with scan_layers false.")
+    if features.labels is None and "labels" not in features.token_values:
+        raise DataError("The examples have no labels, without which there is no loss.")
+    leaves = flatten_names(model.params)
+    typed = next((name for name in names if isinstance(leaves[name], TypedArray)), None)
+    if typed is not None:
+        raise ConfigError(f"'{typed}' is a {leaves[typed].kind} leaf; curvature is measured of float models.")
+    return leaves
+
+
 def measure_curvature(
     model: Model,
     features: TokenizedExamples,
@@ -131,14 +143,7 @@ def measure_curvature(
       DataError: There are too few examples, or none with labels.
       ConfigError: Layers are stacked, leaves are typed, or the task has no loss.
     """
-    if is_stacked(model.params):
-        raise ConfigError("The layers of the model are stacked; measure its curvature with scan_layers false.")
-    if features.labels is None and "labels" not in features.token_values:
-        raise DataError("The examples have no labels, without which there is no loss.")
-    leaves = flatten_names(model.params)
-    typed = next((name for name in names if isinstance(leaves[name], TypedArray)), None)
-    if typed is not None:
-        raise ConfigError(f"'{typed}' is a {leaves[typed].kind} leaf; curvature is measured of float models.")
+    leaves = _checked_leaves(model, features, names)
     placed = jax.device_put({name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()})
     generator = np.random.default_rng(seed)
     blocks: dict[str, list[str]] = {}
