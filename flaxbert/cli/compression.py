@@ -32,6 +32,42 @@ def check_output(output: str) -> pathlib.Path:
     return folder
 
 
+def check_registration(name: str, location: str) -> None:
+    """Refuses a name or a registry that can not be, before any work is done.
+
+    Args:
+      name: Model that the result is to be a version of; empty for none.
+      location: The registry.
+
+    Raises:
+      ConfigError: The name is none, or the registry can not be opened.
+    """
+    from flaxbert.registry import registration
+
+    registration.check_registration(name, location)
+
+
+def add_to_registry(name: str, location: str, folder: str, source: str, note: str) -> None:
+    """Adds a compressed model to a registry, with the model that it was made of as its parent.
+
+    Args:
+      name: Model that it becomes a version of; empty for none.
+      location: The registry.
+      folder: What was written.
+      source: Folder or hub id of the model that was compressed.
+      note: What was done.
+
+    Raises:
+      ConfigError: The same files are a version already.
+    """
+    if not name:
+        return
+    from flaxbert.registry.registration import register
+    from flaxbert.train.provenance import public_name
+
+    print(register(name, location, pathlib.Path(folder), source=source, origin=public_name(source), note=note))
+
+
 def save_compressed(model: Any, report: "CompressionReport", folder: pathlib.Path, source: str = "") -> None:
     """Writes a compressed model and, last, its report with the model that it comes from and the transforms before it.
 

@@ -13,6 +13,8 @@ def run(
     task_options: TaskConfig = TaskConfig(),
     task: str | None = None,
     report: str = "",
+    register: str = "",
+    registry: str = "",
     **options: Any,
 ) -> int:
     """Prunes a model in one shot. Several kinds go together: tokens first, then layers, heads and neurons, last single weights.
@@ -27,13 +29,22 @@ def run(
       task_options: What the model's task needs beyond texts and labels.
       task: Task to load the model for; default what the folder holds.
       report: New folder for a page that compares the two models, as flaxbert compare writes it; empty writes none.
+      register: Name under which the pruned model is added to a registry; empty: to none.
+      registry: Folder or URL of that registry; empty takes the variable FLAXBERT_REGISTRY.
       **options: Fields of ``OneShotConfig``: what is removed.
 
     Returns:
       The exit code.
     """
-    from flaxbert.cli.compression import check_output, plan_comparison, save_compressed
+    from flaxbert.cli.compression import (
+        add_to_registry,
+        check_output,
+        check_registration,
+        plan_comparison,
+        save_compressed,
+    )
 
+    check_registration(register, registry)
     folder = check_output(output)
     chosen = OneShotConfig(**options)
     compare = plan_comparison(model, output, report, examples, data, task_options, chosen.importance == "gradient")
@@ -49,4 +60,5 @@ def run(
     save_compressed(pruned, done, folder, source=model)
     print(done.to_text(), end="")
     print(f"Saved to {output}.")
+    add_to_registry(register, registry, output, model, "pruned")
     return compare()

@@ -2,7 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from flaxbert.cli.compression import check_output, plan_comparison, save_compressed
+from flaxbert.cli.compression import (
+    add_to_registry,
+    check_output,
+    check_registration,
+    plan_comparison,
+    save_compressed,
+)
 from flaxbert.config import DataConfig, QuantizeConfig, TaskConfig
 
 if TYPE_CHECKING:
@@ -17,6 +23,8 @@ def run(
     task_options: TaskConfig = TaskConfig(),
     task: str | None = None,
     report: str = "",
+    register: str = "",
+    registry: str = "",
     **options: Any,
 ) -> int:
     """Stores a model's matrices as codes: int8, which is also computed in, or 4, 3, 2 or 1 bits or float8, which are written out for each product.
@@ -29,16 +37,20 @@ def run(
       task_options: What the model's task needs beyond texts and labels.
       task: Task to load the model for; default what the folder holds.
       report: New folder for a page that compares the two models, as flaxbert compare writes it; empty writes none.
+      register: Name under which the quantized model is added to a registry; empty: to none.
+      registry: Folder or URL of that registry; empty takes the variable FLAXBERT_REGISTRY.
       **options: Fields of ``QuantizeConfig``: how.
 
     Returns:
       The exit code.
     """
     chosen = QuantizeConfig(**options)
+    check_registration(register, registry)
     compare = plan_comparison(model, output, report, examples, data, task_options, chosen.is_mixed)
     done = quantize_model(model, output, chosen, examples, data, task_options, task)
     print(done.to_text(), end="")
     print(f"Saved to {output}.")
+    add_to_registry(register, registry, output, model, "quantized")
     return compare()
 
 

@@ -13,9 +13,13 @@ class OutputConfig:
       tensorboard: Whether TensorBoard event files are written.
       plots: Whether PNG plots are written at the end.
       progress: auto shows a live line on a terminal and plain lines elsewhere; plain or off choose.
+      register: Name under which the finished model is added to a registry; empty: to none.
+      registry: Folder or URL of that registry; empty takes the variable FLAXBERT_REGISTRY.
     """
 
     folder: str = "runs/finetune"
     tensorboard: bool = True
     plots: bool = True
     progress: Literal["auto", "plain", "off"] = "auto"
+    register: str = ""
+    registry: str = ""

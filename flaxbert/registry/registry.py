@@ -328,6 +328,23 @@ class Registry:
         records = [self._find_in(state, Reference(name, version))] if version else list(state.versions.values())
         return {record.number: self._files.damage_of(name, record) for record in records}
 
+    def reference_of(self, folder: str | pathlib.Path) -> str:
+        """Returns ``NAME:VERSION`` of a folder that ``folder`` returned, or an empty text for other folders.
+
+        Args:
+          folder: A folder of this machine.
+        """
+        path = pathlib.Path(folder)
+        for name in self.models():
+            for record in self.state(name).versions.values():
+                if (
+                    record.folder == path.name
+                    and path.is_dir()
+                    and path.samefile(self._files.folder(name, record, verify=False))
+                ):
+                    return f"{name}:{record.number}"
+        return ""
+
     def orphans(self, name: str) -> list[str]:
         """Returns the folders of versions that were never finished, or are still being written.
 

@@ -6,6 +6,7 @@ import pytest
 
 from flaxbert.cli.main import main
 from flaxbert.model import load
+from flaxbert.registry import Registry
 from tests.weights.tiny import CONFIG, write_tiny
 
 PHRASE = '["a fine film"]'
@@ -72,3 +73,23 @@ def test_other_commands_take_versions_in_the_place_of_folders(folders, tmp_path,
     assert through == capsys.readouterr().out
     assert main(["predict", "registry:films@canary", "--text", PHRASE]) == 1
     assert "no alias 'canary'" in capsys.readouterr().err
+
+
+def test_quantizing_and_pruning_add_what_they_make(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FLAXBERT_REGISTRY", str(tmp_path / "registry"))
+    assert main(["models", "add", "films", folders[0], "--alias", "[champion]"]) == 0
+    words = ["registry:films@champion", str(tmp_path / "small"), "--register", "films"]
+    assert main(["quantize", *words]) == 0
+    assert "It is films:2 in" in capsys.readouterr().out
+    words = [folders[1], str(tmp_path / "pruned"), "--rate", "0.5", "--register", "films"]
+    assert main(["prune", *words]) == 0
+    registry = Registry()
+    assert (registry.find("films:2").parent, registry.find("films:2").note) == ("films:1", "quantized")
+    assert (registry.find("films:3").parent, registry.find("films:3").note) == ("model1", "pruned")
+    assert registry.verify("films") == {1: [], 2: [], 3: []}
+    assert main(["quantize", folders[0], str(tmp_path / "no"), "--register", "../films"]) == 1
+    assert not (tmp_path / "no").exists()
+    monkeypatch.delenv("FLAXBERT_REGISTRY")
+    assert main(["prune", folders[0], str(tmp_path / "no"), "--rate", "0.5", "--register", "films"]) == 1
+    assert "No registry is named" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

@@ -18,6 +18,7 @@ from flaxbert.core.trees import count_parameters, leaf_names
 from flaxbert.errors import ConfigError
 from flaxbert.families import get_family
 from flaxbert.model import Model
+from flaxbert.registry.registration import check_registration
 from flaxbert.train.callbacks import Callback
 from flaxbert.train.checkpoint import CheckpointStore
 from flaxbert.train.distillation import DistillationObjective
@@ -98,6 +99,7 @@ def distill(config: DistillConfig, say: Say = say_on_first, extra_callbacks: Seq
     Raises:
       FlaxbertError: Bad config, data, model, mesh, memory or loss; each message says where and how to mend it.
     """
+    check_registration(config.output.register, config.output.registry)
     teachers = load_teachers(config)
     prepared, start = prepare_student(config, teachers[0], say)
     check_fit(config, prepared, teachers, start)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from flaxbert.config import RunConfig
 from flaxbert.core.arrays import Params
 from flaxbert.families.graph import finishes_first_token_alone
+from flaxbert.registry.registration import check_registration
 from flaxbert.train.callbacks import Callback
 from flaxbert.train.checkpoint import CheckpointStore
 from flaxbert.train.flops import NetworkWork
@@ -46,6 +47,7 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
       FlaxbertError: Bad config, data, model, mesh, memory or loss; each message says where and how to mend it.
     """
     ledger = TimeLedger()
+    check_registration(config.output.register, config.output.registry)
     prepared = prepare(config, say)
     say(describe(prepared))
     folder = pathlib.Path(config.output.folder)

@@ -1,6 +1,7 @@
 """The end of a fine-tuning run: final scores, model folder, card, plots and the comparison with the start."""
 
 import dataclasses
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -8,11 +9,13 @@ from typing import Any
 
 import jax
 
-from flaxbert.config import OutputConfig
+from flaxbert.config import DistillConfig, OutputConfig
 from flaxbert.core.trees import count_parameters
+from flaxbert.data.fingerprint import fingerprint
 from flaxbert.evaluation.bootstrap import Interval
 from flaxbert.evaluation.report import ClassificationReport, comparison_text, label_report_text
 from flaxbert.model import Model
+from flaxbert.registry.registration import register
 from flaxbert.tasks.base import Scored
 from flaxbert.tasks.load import TrainingData
 from flaxbert.train.callbacks import METRICS_FILE, Callback, JsonLinesWriter, RunInfo, TensorBoardWriter
@@ -20,7 +23,7 @@ from flaxbert.train.goodput import TimeLedger
 from flaxbert.train.model_card import DataSummary, ModelCardContent, build_model_card
 from flaxbert.train.plots import draw_plots
 from flaxbert.train.progress import ProgressReporter
-from flaxbert.train.provenance import device_summary, library_versions, public_command
+from flaxbert.train.provenance import device_summary, library_versions, public_command, public_name
 from flaxbert.train.recipes.setup import Prepared, Say
 from flaxbert.train.throughput import MeasuredCallbacks
 
@@ -186,6 +189,8 @@ def write_outcome(
             say(label_report_text(scores.report))
         say(comparison_text(summary["before"], scores.after, primary=metric, interval=scores.interval))
         say(f"The model is in {folder / MODEL_FOLDER} (step {summary['step']}, {summary['reason']}).")
+        if prepared.config.output.register:
+            say(_register(prepared, model, scores))
     return FinetuneResult(
         model=model,
         folder=folder,
@@ -195,6 +200,22 @@ def write_outcome(
         after=scores.after,
         test=scores.test,
         history=summary["history"],
+    )
+
+
+def _register(prepared: Prepared, model: Model, scores: Scores) -> str:
+    """Adds the finished model to the registry that the run names; returns a line that says so."""
+    config, report = prepared.config, prepared.data.report["train"]
+    source = config.teacher.path if isinstance(config, DistillConfig) and not config.model.path else config.model.path
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    return register(
+        config.output.register,
+        config.output.registry,
+        pathlib.Path(config.output.folder) / MODEL_FOLDER,
+        source=source,
+        origin=public_name(source),
+        metrics={name: float(value) for name, value in scores.after.items() if math.isfinite(value)},
+        data=fingerprint(prepared.data.train, unknown, report.label_counts, public_name(config.data.train)),
     )
 
 

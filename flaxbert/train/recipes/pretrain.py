@@ -11,10 +11,12 @@ from flaxbert.config import MaskingConfig, PretrainConfig
 from flaxbert.core.trees import count_parameters
 from flaxbert.data.pipeline import StepPipeline
 from flaxbert.model import Model
+from flaxbert.registry.registration import check_registration, register
 from flaxbert.train.callbacks import Callback, RunInfo
 from flaxbert.train.checkpoint import CheckpointStore
 from flaxbert.train.goodput import TimeLedger
 from flaxbert.train.loop import LoopResult
+from flaxbert.train.provenance import public_name
 from flaxbert.train.recipes.distillation_setup import ABOUT_TEACHERS
 from flaxbert.train.recipes.outcome import MODEL_FOLDER, build_callbacks
 from flaxbert.train.recipes.pretraining_setup import Pretraining, prepare_pretraining
@@ -78,6 +80,7 @@ def pretrain(
       FlaxbertError: Bad config, data, model, mesh, memory or loss; each message says where and how to mend it.
     """
     ledger = TimeLedger()
+    check_registration(config.output.register, config.output.registry)
     prepared = prepare_pretraining(config, say)
     folder = pathlib.Path(config.output.folder)
     with CheckpointStore(
@@ -112,7 +115,23 @@ def pretrain(
             model.save(folder / name, overwrite=True)
         say(", ".join(f"{name} {before[name]:.4g} -> {value:.4g}" for name, value in after.items() if name in before))
         say(f"The model is in {folder / MODEL_FOLDER} (step {step}, {result.reason}).")
+        if config.output.register:
+            say(_register(config, after))
     return PretrainResult(models["model"], folder, result.reason, step, before, after, result.progress.history)
+
+
+def _register(config: PretrainConfig, metrics: Mapping[str, float]) -> str:
+    """Adds the finished model to the registry that the run names; returns a line that says so."""
+    source = config.model.path or config.teacher.path
+    return register(
+        config.output.register,
+        config.output.registry,
+        pathlib.Path(config.output.folder) / MODEL_FOLDER,
+        source=source,
+        origin=public_name(source),
+        metrics=metrics,
+        data={"corpora": [pathlib.Path(corpus).name for corpus in config.data.corpora]},
+    )
 
 
 def _metrics_at(step: int, result: LoopResult) -> dict[str, float]:

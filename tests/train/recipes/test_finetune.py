@@ -13,6 +13,7 @@ from flaxbert.config import DataConfig, MeshConfig, ModelSource, OutputConfig, R
 from flaxbert.core.trees import flatten_parts
 from flaxbert.errors import ConfigError, DataError, MemoryLimitError, MeshError, TrainingError
 from flaxbert.model import load
+from flaxbert.registry import Registry
 from flaxbert.train import memory
 from flaxbert.train.callbacks import CallbackBase
 from flaxbert.train.recipes import plan
@@ -70,7 +71,14 @@ def assert_same(first, second) -> None:
 
 
 def test_a_run_learns_and_leaves_a_model_that_loads(model, data, tmp_path):
-    output = OutputConfig(folder=str(tmp_path / "run"), tensorboard=True, plots=True, progress="off")
+    output = OutputConfig(
+        folder=str(tmp_path / "run"),
+        tensorboard=True,
+        plots=True,
+        progress="off",
+        register="films",
+        registry=str(tmp_path / "registry"),
+    )
     lines: list[str] = []
     result = finetune(build(model, data, None, output=output, num_steps=24, dropout_rate=0.0), say=lines.append)
     assert result.reason == "finished"
@@ -88,6 +96,11 @@ def test_a_run_learns_and_leaves_a_model_that_loads(model, data, tmp_path):
     assert kinds[0] == "start"
     assert kinds[-1] == "end"
     assert any("Before and after" in line for line in lines)
+    assert any("It is films:1 in" in line for line in lines)
+    record = Registry(str(tmp_path / "registry")).find("films:1")
+    assert record.metrics == {name: value for name, value in result.after.items() if np.isfinite(value)}
+    assert record.parent == model.name
+    assert record.data["labels"] == {"bad": 0.5, "good": 0.5}
 
 
 def test_a_stopped_run_resumes_bit_for_bit(model, data, tmp_path):
