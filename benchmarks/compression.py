@@ -75,10 +75,17 @@ def _mixed(budget: float, rounding: str) -> Mode:
 
 
 def _sparse(spec: Any) -> Mode:
-    def apply(model: Any, _: Subject) -> Any:
+    def apply(model: Any, subject: Subject) -> Any:
+        from flaxbert.core.rules import match_rules
+        from flaxbert.evaluation.calibrate import measure_statistics
         from flaxbert.transforms import default_sparsity_rules, sparsify
 
-        return model.replace(params=sparsify(model.params, default_sparsity_rules(spec))[0])
+        rules, statistics = default_sparsity_rules(spec), {}
+        if spec.criterion == "second_moment":
+            matched = match_rules(model.params, rules, purpose="sparsity")
+            names = [name for name, chosen in matched.items() if chosen is not None]
+            statistics = measure_statistics(model, subject.calibration, names, second_moments=True)
+        return model.replace(params=sparsify(model.params, rules, statistics)[0])
 
     return apply
 
@@ -140,7 +147,9 @@ def _one_shot_modes() -> dict[str, Mode]:
         "ternary": _quantized(bits=2, scheme="ternary"),
         "binary": _quantized(bits=1),
         "2:4": _sparse(GroupSparsity(2, 4)),
+        "2:4, second moment": _sparse(GroupSparsity(2, 4, "second_moment")),
         "magnitude, half": _sparse(MagnitudeSparsity(0.5)),
+        "second moment, half": _sparse(MagnitudeSparsity(0.5, criterion="second_moment")),
         "random, half": _sparse(MagnitudeSparsity(0.5, criterion="random")),
     }
 
@@ -152,6 +161,7 @@ def _trained_modes(steps: int) -> dict[str, Mode]:
     gradual: dict[str, Any] = {"begin_rate": 0.0, "end_rate": 0.6}
     return {
         "2:4, tuned": _trained(steps, _sparse(GroupSparsity(2, 4))),
+        "2:4, second moment, tuned": _trained(steps, _sparse(GroupSparsity(2, 4, "second_moment"))),
         "2:4, in steps": _trained(steps, prune=PruneConfig("magnitude", pattern="2:4", **gradual)),
         "magnitude, half, in steps": _trained(steps, prune=PruneConfig("magnitude", 0.5, **gradual)),
         "movement, half": _trained(steps, prune=PruneConfig("movement", 0.5, **gradual)),

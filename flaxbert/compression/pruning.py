@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from flaxbert.architecture import ModelConfig
+from flaxbert.compression.examples import read_calibration
 from flaxbert.compression.importance import unit_importance
 from flaxbert.config import CorpusConfig, DataConfig, OneShotConfig, TaskConfig
 from flaxbert.core.arrays import is_quantized
-from flaxbert.core.rules import Rule
+from flaxbert.core.rules import Rule, match_rules
 from flaxbert.core.trees import flatten_names, leaf_names
 from flaxbert.data.corpus import read_documents
 from flaxbert.data.inputs import expand_inputs
 from flaxbert.data.ordering import resolve_length_buckets
 from flaxbert.data.vocabulary_selection import check_same_pieces, count_tokens, narrow_tokenizer, select_tokens
 from flaxbert.errors import ConfigError, RuleError
+from flaxbert.evaluation.calibrate import measure_statistics
 from flaxbert.evaluation.score import read_labelled
 from flaxbert.families import get_family
 from flaxbert.families.base import Family
@@ -29,6 +31,7 @@ from flaxbert.transforms.depth import keep_layers, parse_layers
 from flaxbert.transforms.report import CompressionReport, compare_trees
 from flaxbert.transforms.shrink import shrink
 from flaxbert.transforms.sparsify import BlockSparsity, GroupSparsity, MagnitudeSparsity, SparsityRule, SparsitySpec
+from flaxbert.transforms.statistics import Statistics
 from flaxbert.transforms.units import (
     Scores,
     UnitKind,
@@ -73,7 +76,7 @@ def parse_weights(options: OneShotConfig) -> SparsitySpec | None:
     Raises:
       ConfigError: A malformed pattern or block, or a rate that is none.
     """
-    criterion = "random" if options.importance == "random" else "magnitude"
+    criterion = options.importance if options.importance in ("random", "second_moment") else "magnitude"
     scope = "global" if options.scope == "global" else "leaf"
     if options.pattern:
         match = re.fullmatch(r"(\d+):(\d+)", options.pattern)
@@ -196,6 +199,15 @@ def _scores(
     )
 
 
+def _statistics(model: Model, rules: Sequence[SparsityRule], options: OneShotConfig, measured: Measured) -> Statistics:
+    """Returns what the kernels that are pruned by it are multiplied by on the texts of calibration."""
+    if options.importance != "second_moment":
+        return {}
+    examples = read_calibration(model, options.calibration, measured.data, options.num_examples, options=measured.task)
+    pruned = [name for name, spec in match_rules(model.params, rules, purpose="sparsity").items() if spec is not None]
+    return measure_statistics(model, examples, pruned, second_moments=True)
+
+
 def _prune_units(state: _Pruning, options: OneShotConfig, measured: Measured) -> _Pruning:
     budgets: dict[UnitKind, UnitBudget] = {}
     wanted: dict[UnitKind, tuple[float, tuple[int, ...]]] = {
@@ -257,7 +269,7 @@ def prune_model(
     if weights is not None:
         kept: tuple[SparsityRule, ...] = tuple(Rule(name, None) for name in _tuple(options.keep))
         rules = (*kept, *default_sparsity_rules(weights))
-        params, report = sparsify(state.model.params, rules)
+        params, report = sparsify(state.model.params, rules, _statistics(state.model, rules, options, measured))
         state = state.replace(state.model.config, params, report)
     report = compare_trees("prune", model.params, state.model.params, sources=state.sources, notes=state.notes)
     if not report.changed:

@@ -7,7 +7,7 @@ from typing import Literal
 from flaxbert.config.checks import require, require_at_least
 from flaxbert.errors import ConfigError
 
-Importance = Literal["magnitude", "gradient", "random"]
+Importance = Literal["magnitude", "gradient", "second_moment", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,9 @@ class OneShotConfig:
       block: Height and width of blocks of weights that go together, for example 4x4; needs a rate.
       keep: Regular expressions of leaf names whose single weights stay, for example [encoder.layers.0.*].
       scope: Rank within each layer (weights: within each matrix), or over all together (global).
-      importance: What decides: magnitude; gradient, the change of the loss on labelled examples (heads and neurons; weights go by magnitude); or random, the baseline.
+      importance: What decides: magnitude; gradient, the change of the loss on labelled examples (heads and neurons; weights go by magnitude); second_moment, what single weights give on the texts of calibration, where those that stay make up for the others; or random, the baseline.
+      calibration: File of texts such as the model will see, for second_moment.
+      num_examples: Examples drawn from it; 0 takes all.
       shrink: Whether removed heads and neurons are taken out, so that matrices get smaller; false only sets them to zero, in shapes that stock transformers runs.
       even: Keep as many heads and neurons in all layers, so that layers can be scanned and stock transformers can have them where it can.
       seed: Seed of random choices.
@@ -48,6 +50,8 @@ class OneShotConfig:
     keep: tuple[str, ...] | str = ()
     scope: Literal["layer", "global"] = "layer"
     importance: Importance = "magnitude"
+    calibration: str = ""
+    num_examples: int = 256
     shrink: bool = True
     even: bool = False
     seed: int = 0
@@ -79,6 +83,16 @@ class OneShotConfig:
             self.importance != "gradient" or self.removes_units,
             "--importance gradient ranks heads and neurons; name a share of them to remove (--heads, --neurons).",
         )
+        by_moment, single = self.importance == "second_moment", bool(self.pattern) or self.rate is not None
+        require(
+            not by_moment or (single and not self.removes_units and not self.block and self.scope == "layer"),
+            "--importance second_moment ranks single weights within each matrix; it goes with --pattern or --rate alone.",
+        )
+        require(
+            by_moment == bool(self.calibration),
+            "--importance second_moment and --calibration, a file of texts such as the model will see, belong together.",
+        )
+        require_at_least("prune", "num_examples", self.num_examples, 0)
         require(
             self.scope == "layer" or self.removes_units or self.rate is not None,
             "--scope global needs --rate, --heads or --neurons; a pattern is chosen group by group.",

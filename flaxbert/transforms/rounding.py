@@ -221,7 +221,7 @@ def gptq(
     Returns:
       As for ``round_groups``.
     """
-    moved, factor = weights.astype(np.float32).copy(), _inverse_factor(second_moment)
+    moved, factor = weights.astype(np.float32).copy(), inverse_factor(second_moment)
     rows, columns = weights.shape
     codes = np.zeros(weights.shape, np.float32)
     scales, offsets = (np.zeros((rows // group_size, columns), np.float32) for _ in range(2))
@@ -248,8 +248,12 @@ def gptq(
     return codes, scales, offsets
 
 
-def _inverse_factor(second_moment: np.ndarray) -> np.ndarray:
-    """Returns the upper Cholesky factor of the inverse of a second moment that is damped; channels that are always 0 get a moment of their own."""
+def inverse_factor(second_moment: np.ndarray) -> np.ndarray:
+    """Returns the upper Cholesky factor of the inverse of a second moment that is damped; channels that are always 0 get a moment of their own.
+
+    Args:
+      second_moment: Mean of ``x x^T`` over the inputs.
+    """
     matrix = second_moment.astype(np.float64)
     diagonal = np.diagonal(matrix).copy()
     mean = float(diagonal.mean()) or 1.0

@@ -11,11 +11,16 @@ from flaxbert.core.arrays import Params, SparseArray, TypedArray
 from flaxbert.core.rules import Rule, match_rules
 from flaxbert.core.trees import flatten_names, map_leaves, unflatten_names
 from flaxbert.errors import ConfigError, RuleError, ShapeError
+from flaxbert.transforms.compensation import prune_rows
 from flaxbert.transforms.leaves import contracted_axis, host_weights, place_like
 from flaxbert.transforms.report import CompressionReport, LeafReport, compare_leaf, kept_leaf
+from flaxbert.transforms.statistics import Statistics
 
-Criterion = Literal["magnitude", "random"]
-"""What a weight is judged by: its magnitude or, as the baseline that a method must beat, nothing."""
+Criterion = Literal["magnitude", "second_moment", "random"]
+"""What a weight is judged by: its magnitude; what it gives to the outputs on measured inputs, where the others make up for it; or, as the baseline that a
+method must beat, nothing."""
+
+BY_MOMENT = "second_moment"
 
 
 def _check_rate(rate: object, scope: str) -> None:
@@ -33,7 +38,7 @@ class MagnitudeSparsity:
       rate: Share of weights that become zero, in [0, 1).
       scope: ``leaf`` prunes every leaf (and every stacked layer) at the rate; ``global`` ranks the weights of all leaves
         with this specification together, so that leaves with small weights lose more.
-      criterion: magnitude; or random, which draws the weights instead.
+      criterion: magnitude; second_moment (leaf by leaf, in blocks of rows); or random, which draws the weights instead.
       seed: Seed of the draw.
     """
 
@@ -44,6 +49,8 @@ class MagnitudeSparsity:
 
     def __post_init__(self) -> None:
         _check_rate(self.rate, self.scope)
+        if self.criterion == BY_MOMENT and self.scope == "global":
+            raise ConfigError("The criterion second_moment ranks within each matrix; leave the scope 'leaf'.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,10 @@ class BlockSparsity:
 
     def __post_init__(self) -> None:
         _check_rate(self.rate, self.scope)
+        if self.criterion == BY_MOMENT:
+            raise ConfigError(
+                "Blocks are pruned by magnitude or at random; second_moment is for single weights and N:M."
+            )
         if self.rows < 1 or self.columns < 1 or self.rows * self.columns == 1:
             raise ConfigError(f"{self.rows}x{self.columns} is no block; name one of at least two weights, such as 4x4.")
 
@@ -79,7 +90,7 @@ class GroupSparsity:
     Attributes:
       num_kept: Weights kept of each group, N.
       group_size: Neighbouring weights of a group, M.
-      criterion: magnitude or random, as for ``MagnitudeSparsity``.
+      criterion: magnitude, second_moment or random, as for ``MagnitudeSparsity``.
       seed: Seed of the draw.
     """
 
@@ -214,12 +225,36 @@ def _check_prunable(name: str, leaf: Any) -> int:
     return contracted_axis(name, leaf, "a sparsity mask")
 
 
+def _by_moment(
+    name: str, leaf: Any, weights: np.ndarray, spec: SparsitySpec, statistics: Statistics
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the weights after pruning, those that stay changed too, and which stay."""
+    moment = statistics[name].second_moment if name in statistics else None
+    if moment is None:
+        raise ConfigError(
+            f"What '{name}' is multiplied by is not known; the criterion second_moment needs its second moment (calibrate the model)."
+        )
+    if weights.ndim != 2:
+        raise ShapeError(
+            f"'{name}' holds stacked layers; prune by second_moment with numbered layers (scan_layers false)."
+        )
+    before = np.asarray(leaf.mask) if isinstance(leaf, SparseArray) else None
+    if isinstance(spec, GroupSparsity):
+        if len(weights) % spec.group_size:
+            _leaf_mask(name, weights, -2, spec)  # says why not
+        return prune_rows(weights, moment, lambda cost: group_mask(cost, 0, spec), spec.group_size, before)
+    rate = spec.rate
+    return prune_rows(weights, moment, lambda cost: smallest_mask(cost, round(rate * cost.size)), allowed=before)
+
+
 def _prune_leaf(
-    name: str, leaf: Any, spec: SparsitySpec, pooled: Mapping[str, np.ndarray]
+    name: str, leaf: Any, spec: SparsitySpec, pooled: Mapping[str, np.ndarray], statistics: Statistics
 ) -> tuple[SparseArray, LeafReport]:
     axis = _check_prunable(name, leaf)
     weights = host_weights(name, leaf)
-    mask = pooled.get(name)
+    before, mask = weights, pooled.get(name)
+    if spec.criterion == BY_MOMENT:
+        weights, mask = _by_moment(name, leaf, weights, spec, statistics)
     if mask is None:
         mask = _spread(_leaf_mask(name, _judged(name, weights, spec), axis, spec), spec)
     values = leaf
@@ -228,19 +263,22 @@ def _prune_leaf(
     pruned = np.where(mask, weights, np.float32(0.0))
     sparse = SparseArray(values=place_like(pruned.astype(values.dtype), values), mask=place_like(mask, values))
     sparse.validate(name)
-    return sparse, compare_leaf(name, "sparse", leaf, sparse, weights, pruned, float(np.mean(mask)))
+    return sparse, compare_leaf(name, "sparse", leaf, sparse, before, pruned, float(np.mean(mask)))
 
 
 def sparsify(
-    params: Mapping[str, Any], rules: Sequence[SparsityRule] = default_sparsity_rules()
+    params: Mapping[str, Any],
+    rules: Sequence[SparsityRule] = default_sparsity_rules(),
+    statistics: Statistics | None = None,
 ) -> tuple[Params, CompressionReport]:
-    """Sets weights to zero, those of smallest magnitude or drawn ones, and keeps them zero through further training.
+    """Sets weights to zero, those of smallest magnitude, those that matter least on measured inputs, or drawn ones, and keeps them zero through training.
 
     A pruned entry stays pruned when a sparse leaf is sparsified again, so that rates can rise step by step.
 
     Args:
       params: Tree of named leaves, layers numbered or stacked.
       rules: Tried in order against the leaf name; the first match decides (None keeps the leaf).
+      statistics: What is known of the inputs, by leaf, with second moments; for the criterion ``second_moment``, after which the weights that stay make up for the others.
 
     Returns:
       The tree under the same names, matched leaves as ``SparseArray``; and a report per leaf: share of weights kept,
@@ -248,6 +286,7 @@ def sparsify(
 
     Raises:
       RuleError: A rule matched no leaf or a leaf no rule, or a leaf is quantized.
+      ConfigError: Nothing is known of the inputs of a leaf that is judged by them.
       ShapeError: The contracted axis of a leaf is not divisible by the group size, blocks do not divide it, or it is no matrix.
       WeightsError: A matched leaf holds NaN or infinity.
 
@@ -264,7 +303,9 @@ def sparsify(
     reports: list[LeafReport] = []
     for name, leaf in flatten_names(params).items():
         spec = specs[name]
-        leaves[name], report = (leaf, kept_leaf(name, leaf)) if spec is None else _prune_leaf(name, leaf, spec, pooled)
+        leaves[name], report = (
+            (leaf, kept_leaf(name, leaf)) if spec is None else _prune_leaf(name, leaf, spec, pooled, statistics or {})
+        )
         reports.append(report)
     notes = ("Masks are stored beside the weights so that training can go on; densify merges them.",)
     return unflatten_names(leaves), CompressionReport("sparsify", tuple(reports), notes)
