@@ -105,6 +105,29 @@ def test_random_choice_is_that_of_its_seed(folder):
     assert not np.array_equal(masks[0], masks[2])
 
 
+def test_weights_go_by_what_they_give_on_texts(folder, tmp_path, capsys):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a fine film\nthe film was bad\nfilms\n" * 8)
+    words = ["--pattern", "2:4", "--importance", "second_moment", "--calibration", str(texts)]
+    assert main(["prune", str(folder), str(tmp_path / "moment"), *words]) == 0
+    assert main(["prune", str(folder), str(tmp_path / "magnitude"), "--pattern", "2:4"]) == 0
+    whole = load(folder)
+    dense = {name: np.asarray(leaf) for name, leaf in flatten_names(whole.params).items()}
+    errors = {}
+    for name in ("moment", "magnitude"):
+        pruned = load(tmp_path / name)
+        leaf = flatten_names(pruned.params)["encoder.layers.0.feed_forward.up.kernel"]
+        assert isinstance(leaf, SparseArray)
+        assert np.asarray(leaf.mask).mean() == 0.5
+        kept = np.asarray(leaf.values)[np.asarray(leaf.mask)]
+        same = np.array_equal(kept, dense["encoder.layers.0.feed_forward.up.kernel"][np.asarray(leaf.mask)])
+        assert same == (name == "magnitude")
+        errors[name] = float(np.square(np.asarray(pruned.predict_logits([TEXT])) - whole.predict_logits([TEXT])).sum())
+    assert errors["moment"] < errors["magnitude"]
+    assert main(["prune", str(folder), str(tmp_path / "no"), *words[:4]]) != 0
+    assert "belong together" in capsys.readouterr().err
+
+
 def test_nothing_to_prune_is_an_error(folder, tmp_path, capsys):
     assert main(["prune", str(folder), str(tmp_path / "out")]) == 1
     assert "Nothing was pruned. Name what goes" in capsys.readouterr().err

@@ -77,10 +77,15 @@ def quantized(spec: QuantizationSpec, error: Callable[[np.ndarray], float] | Non
     return Transform(run, QUANTIZED, error, **promises)
 
 
-def sparsified(spec: Any, error: Callable[[np.ndarray], float]) -> Transform:
+def sparsified(spec: Any, error: Callable[[np.ndarray], float] | None) -> Transform:
     rules = default_sparsity_rules(spec)
     refusal = "can not be pruned any more"
-    return Transform(lambda params, config: (sparsify(params, rules)[0], config), SPARSE, error, True, refusal)
+
+    def run(params: Tree, config: ModelConfig) -> tuple[Tree, ModelConfig]:
+        statistics = statistics_of(params) if spec.criterion == "second_moment" else None
+        return sparsify(params, rules, statistics)[0], config
+
+    return Transform(run, SPARSE, error, True, refusal)
 
 
 def resized(change: int) -> Transform:
@@ -148,6 +153,8 @@ TRANSFORMS: dict[str, Transform] = {
     "global magnitude": sparsified(MagnitudeSparsity(0.3, scope="global"), norm),
     # The smaller half of the blocks holds at most half of the squares; drawn weights may hold all.
     "blocks": sparsified(BlockSparsity(0.5, 4, 2), lambda w: norm(w) * 0.5**0.5),
+    # The weights that stay take over what the others gave.
+    "2:4 by moments": sparsified(GroupSparsity(2, 4, "second_moment"), None),
     "random": sparsified(MagnitudeSparsity(0.3, criterion="random"), norm),
     "more words": resized(8),
     "fewer words": resized(-8),
