@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models rollback": ("flaxbert.cli.models", "move an alias to the version where it stood before"),
     "models diff": ("flaxbert.cli.models", "show how two versions differ"),
     "models delete": ("flaxbert.cli.models", "delete a version that no alias stands at"),
+    "models sign": ("flaxbert.cli.models", "sign a version with a private key"),
     "models verify": ("flaxbert.cli.models", "compare every byte of versions with what was added"),
     "doctor": ("flaxbert.cli.doctor", "check this machine: devices, versions, memory, numerics"),
 }

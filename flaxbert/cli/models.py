@@ -318,21 +318,56 @@ def delete(reference: str, registry: str = "") -> int:
     return 0
 
 
-def verify(name: str, version: int = 0, registry: str = "") -> int:
-    """Compares the journal with itself, and every byte of versions with what was added.
+def sign(reference: str, private_key: str, registry: str = "", password_variable: str = "") -> int:
+    """Signs a version with a private key, in the format of OpenSSF model signing.
+
+    Args:
+      reference: NAME:VERSION or NAME@ALIAS.
+      private_key: File of the key of an elliptic curve, in PEM.
+      registry: Folder or URL of the registry; empty takes FLAXBERT_REGISTRY.
+      password_variable: Environment variable with the password of the key; empty for none.
+
+    Returns:
+      The exit code.
+    """
+    import os
+
+    from flaxbert.registry.signatures import sign_version
+
+    password = os.environ.get(password_variable, "") if password_variable else ""
+    sign_version(_open(registry), reference, private_key, password)
+    print(f"Signed {reference}.")
+    return 0
+
+
+def verify(name: str, version: int = 0, registry: str = "", public_key: str = "") -> int:
+    """Compares the journal with itself, and every byte of versions with what was added, and with their signatures.
 
     Args:
       name: The model.
       version: One version; 0 for all.
       registry: Folder or URL of the registry; empty takes FLAXBERT_REGISTRY.
+      public_key: File of a public key, in PEM, that every version must be signed by; empty checks no signatures.
 
     Returns:
-      Exit code: 1 where something is damaged, else 0.
+      Exit code: 1 where something is damaged or not signed, else 0.
     """
+    from flaxbert.errors import DataError
+    from flaxbert.registry.signatures import check_version
+
     opened = _open(registry)
     damage = opened.verify(name, version)
     for number, problems in damage.items():
-        print(f"{name}:{number} " + ("is as it was added." if not problems else "is damaged: " + "; ".join(problems)))
+        try:
+            if public_key and not problems:
+                check_version(opened, f"{name}:{number}", public_key)
+        except DataError as error:
+            problems.append(str(error))
+    for number, problems in damage.items():
+        print(
+            f"{name}:{number} "
+            + ("is as it was added." if not problems else "can not be trusted: " + "; ".join(problems))
+        )
     orphans = opened.orphans(name)
     if orphans:
         print(f"{len(orphans)} folders belong to no version: additions that were broken off, or are still going on.")

@@ -7,11 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flaxbert.errors import ConfigError, DataError, nearest
-from flaxbert.registry.journal import Journal
+from flaxbert.registry.journal import Change, Journal
 from flaxbert.registry.model_folder import describe_folder
 from flaxbert.registry.names import CHAMPION, Reference, check_alias, check_name, parse_reference
 from flaxbert.registry.rules import PromotionRule
-from flaxbert.registry.state import ADD, DELETE, MOVE, REMOVE_ALIAS, ROLL_BACK, SET_RULE, ModelState, VersionRecord
+from flaxbert.registry.state import (
+    ADD,
+    DELETE,
+    MOVE,
+    REMOVE_ALIAS,
+    ROLL_BACK,
+    SET_RULE,
+    ModelState,
+    VersionRecord,
+)
 from flaxbert.registry.storage import Storage
 from flaxbert.registry.version_files import VersionFiles, digest_of
 
@@ -49,6 +58,27 @@ class Registry:
 
     def _journal(self, name: str) -> Journal:
         return self._journals.setdefault(name, Journal(self._storage, check_name(name)))
+
+    @property
+    def storage(self) -> Storage:
+        """Its files."""
+        return self._storage
+
+    def change(self, name: str, change: Change) -> ModelState:
+        """Makes something happen to a model.
+
+        Args:
+          name: The model.
+          change: What, given the state that it happens in.
+
+        Returns:
+          The state afterwards.
+
+        Raises:
+          ConfigError: There is no such model.
+        """
+        self.state(name)
+        return self._journal(name).append(change)
 
     def models(self) -> list[str]:
         """Returns the names of all models."""

@@ -8,10 +8,11 @@ from typing import Any
 from flaxbert.errors import DataError
 from flaxbert.registry.rules import PromotionRule
 
-ADD, MOVE, ROLL_BACK, REMOVE_ALIAS, SET_RULE, DELETE = "add", "move", "rollback", "remove_alias", "set_rule", "delete"
+ADD, MOVE, ROLL_BACK, REMOVE_ALIAS, SET_RULE = "add", "move", "rollback", "remove_alias", "set_rule"
+DELETE, SIGN = "delete", "sign"
 """What may happen to a model."""
 
-_FOLDER = re.compile(r"[0-9a-f]{32}")
+_FOLDER, _SIGNATURE = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.sig")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,7 @@ class ModelState:
       num_added: Versions that were ever added.
       stacks: For every alias the versions that it stood at, the one where it stands now last.
       rules: Rule of promotion of every alias that has one.
+      signatures: Names of the files of signatures by version.
       events: Everything that happened.
     """
 
@@ -89,6 +91,7 @@ class ModelState:
     num_added: int = 0
     stacks: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     rules: Mapping[str, PromotionRule] = dataclasses.field(default_factory=dict)
+    signatures: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     events: tuple[Event, ...] = ()
 
     @property
@@ -126,6 +129,12 @@ class ModelState:
         if event.action == DELETE:
             kept = {number: record for number, record in self.versions.items() if number != details["version"]}
             return dataclasses.replace(state, versions=kept)
+        if event.action == SIGN:
+            number, file = int(details["version"]), str(details["file"])
+            if not _SIGNATURE.fullmatch(file):
+                raise ValueError(f"a signature in {file!r}")
+            signatures = {**self.signatures, number: (*self.signatures.get(number, ()), file)}
+            return dataclasses.replace(state, signatures=signatures)
         alias = str(details.get("alias", ""))
         stack = self.stacks.get(alias, ())
         if event.action == MOVE:

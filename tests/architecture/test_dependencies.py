@@ -140,6 +140,7 @@ def test_every_extra_of_the_readme_exists() -> None:
         "onnx",
         "openvino",
         "ray",
+        "sign",
         "tpu",
         "cuda",
         "test",

@@ -58,7 +58,7 @@ def test_a_model_goes_into_use_and_back(folders, tmp_path, capsys, monkeypatch):
     record = listed["versions"][1]
     (tmp_path / "registry" / "films" / "versions" / record["folder"] / "config.json").write_text("{}")
     assert main(["models", "verify", "films"]) == 1
-    assert "films:2 is damaged: config.json" in capsys.readouterr().out
+    assert "films:2 can not be trusted: config.json" in capsys.readouterr().out
     assert "Deleted films:2." in run("delete", "films:2")
     assert "no model 'film'" in run("show", "film", code=1)
 

@@ -18,6 +18,7 @@ from flaxbert.errors import ConfigError, DataError, FlaxbertError, WeightsError
 from flaxbert.model import load
 from flaxbert.registry import PromotionRule, Registry, parse_reference
 from flaxbert.registry.difference import compare_versions
+from flaxbert.registry.signatures import check_version, sign_version
 from tests.helpers import ROOT
 from tests.weights.tiny import CONFIG, write_tiny
 
@@ -349,3 +350,41 @@ def test_every_error_is_one_of_ours(tmp_path, folders):
     ):
         with pytest.raises(FlaxbertError):
             call()
+
+
+def write_keys(folder, name):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (folder / f"{name}.pem").write_bytes(private)
+    (folder / f"{name}.pub").write_bytes(public)
+    return str(folder / f"{name}.pem"), str(folder / f"{name}.pub")
+
+
+def test_a_signature_tells_who_has_seen_exactly_these_files(registry, folders, tmp_path):
+    (private, public), (_, stranger) = write_keys(tmp_path, "ours"), write_keys(tmp_path, "other")
+    registry.add("films", folders[0])
+    registry.add("films", folders[1])
+    with pytest.raises(DataError, match=r"films:1 is not signed by ours\.pub: It is not signed"):
+        check_version(registry, "films:1", public)
+    sign_version(registry, "films:1", private)
+    check_version(registry, "films:1", public)
+    with pytest.raises(DataError, match=r"films:1 is not signed by other\.pub: The signature does not fit"):
+        check_version(registry, "films:1", stranger)
+    with pytest.raises(DataError, match="films:2 is not signed"):
+        check_version(registry, "films:2", public)
+    config = registry.folder("films:1") / "config.json"
+    whole = config.read_bytes()
+    config.write_bytes(whole.replace(b"bert", b"brett"))
+    with pytest.raises(DataError, match="The signature does not fit"):
+        check_version(registry, "films:1", public)
+    config.write_bytes(whole)
+    (tmp_path / "bad.pem").write_text("no key")
+    for key in (tmp_path / "bad.pem", tmp_path / "missing.pem"):
+        with pytest.raises(ConfigError, match=r"The (private )?key .* (can not be used|is no file)"):
+            sign_version(registry, "films:2", str(key))
