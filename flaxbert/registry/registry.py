@@ -110,7 +110,7 @@ class Registry:
         Raises:
           ConfigError: There is no such model, version or alias.
         """
-        wanted = parse_reference(reference) if isinstance(reference, str) else reference
+        wanted = _parsed(reference)
         return self._find_in(self.state(wanted.name), wanted)
 
     def _find_in(self, state: ModelState, wanted: Reference) -> VersionRecord:
@@ -121,9 +121,7 @@ class Registry:
             if not number and not wanted.alias and len(state.versions) == 1:
                 number = next(iter(state.versions))
             if not number:
-                known = (
-                    ", ".join(f"{name}@{alias}" for alias in state.aliases for name in (state.name,)) or "no aliases"
-                )
+                known = ", ".join(f"{state.name}@{alias}" for alias in state.aliases) or "no aliases"
                 raise ConfigError(
                     f"{state.name} has no alias {alias!r} ({known}); name a version: {state.name}:{state.num_added}."
                 )
@@ -214,9 +212,8 @@ class Registry:
         Raises:
           ConfigError: There is no such version, or the rule says no.
         """
-        wanted = parse_reference(reference) if isinstance(reference, str) else reference
+        wanted = _parsed(reference)
         check_alias(alias)
-        self.state(wanted.name)
         if rule is not None:
             self.set_rule(wanted.name, alias, rule)
 
@@ -235,7 +232,7 @@ class Registry:
             details: dict[str, Any] = {"alias": alias, "version": record.number, "before": now}
             return MOVE, {**details, "forced": force, "refusal": refusal} if refusal else details
 
-        return self._journal(wanted.name).append(change)
+        return self.change(wanted.name, change)
 
     def roll_back(self, name: str, alias: str = CHAMPION) -> ModelState:
         """Moves an alias to where it stood before; called again, further back.
@@ -251,7 +248,6 @@ class Registry:
           ConfigError: There is no such alias, or it stood nowhere before.
         """
         check_alias(alias)
-        self.state(name)
 
         def change(state: ModelState) -> tuple[str, dict[str, Any]]:
             self._find_in(state, Reference(name, alias=alias))
@@ -260,7 +256,7 @@ class Registry:
                 raise ConfigError(f"{alias} of {name} stood at no other version before that there still is.")
             return ROLL_BACK, {"alias": alias, "version": before, "before": state.aliases[alias]}
 
-        return self._journal(name).append(change)
+        return self.change(name, change)
 
     def remove_alias(self, name: str, alias: str) -> ModelState:
         """Takes an alias away; the versions stay.
@@ -276,14 +272,13 @@ class Registry:
           ConfigError: There is no such alias.
         """
         check_alias(alias)
-        self.state(name)
 
         def change(state: ModelState) -> tuple[str, dict[str, Any]]:
             if alias not in state.aliases:
                 raise ConfigError(f"{name} has no alias {alias!r}.{nearest(alias, list(state.aliases))}")
             return REMOVE_ALIAS, {"alias": alias, "before": state.aliases[alias]}
 
-        return self._journal(name).append(change)
+        return self.change(name, change)
 
     def set_rule(self, name: str, alias: str, rule: PromotionRule | None) -> ModelState:
         """Sets what a version must reach for an alias, or takes the rule away.
@@ -300,14 +295,13 @@ class Registry:
           ConfigError: There is no such model.
         """
         check_alias(alias)
-        self.state(name)
 
         def change(state: ModelState) -> tuple[str, dict[str, Any]] | None:
             if state.rules.get(alias) == rule:
                 return None
             return SET_RULE, {"alias": alias, "rule": None if rule is None else rule.to_json()}
 
-        return self._journal(name).append(change)
+        return self.change(name, change)
 
     def delete(self, reference: Reference | str) -> ModelState:
         """Deletes a version; its number is never given again, and the journal keeps what it was.
@@ -321,7 +315,7 @@ class Registry:
         Raises:
           ConfigError: There is no such version, no number is given, or an alias stands at it.
         """
-        wanted = parse_reference(reference) if isinstance(reference, str) else reference
+        wanted = _parsed(reference)
         if not wanted.version:
             raise ConfigError(f"{wanted} may mean another version tomorrow; name the number: {wanted.name}:3.")
         record = self.find(wanted)
@@ -334,7 +328,7 @@ class Registry:
                 raise ConfigError(f"{wanted} is {', '.join(holders)}; move the alias first.")
             return DELETE, {"version": record.number}
 
-        state = self._journal(wanted.name).append(change)
+        state = self.change(wanted.name, change)
         self._storage.remove(f"{wanted.name}/versions/{record.folder}")
         return state
 
@@ -395,5 +389,9 @@ class Registry:
           ConfigError: There is no such version.
           DataError: A file is missing or damaged; what was copied is removed.
         """
-        wanted = parse_reference(reference) if isinstance(reference, str) else reference
+        wanted = _parsed(reference)
         return self._files.folder(wanted.name, self.find(wanted), verify=verify)
+
+
+def _parsed(reference: Reference | str) -> Reference:
+    return parse_reference(reference) if isinstance(reference, str) else reference

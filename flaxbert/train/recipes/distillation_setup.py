@@ -17,7 +17,7 @@ from flaxbert.core.trees import flatten_names
 from flaxbert.data.extended_batches import ExtendedSource
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError
-from flaxbert.model import Model, load
+from flaxbert.model import Model
 from flaxbert.tasks.base import Encoded
 from flaxbert.tasks.load import load_examples
 from flaxbert.tasks.registry import find_task
@@ -27,6 +27,7 @@ from flaxbert.train.recipes.resume import MustAgree, check_same_run
 from flaxbert.train.recipes.setup import Prepared, Say, prepare
 from flaxbert.train.recipes.student import ORIGIN_FILE, StudentOrigin, make_student
 from flaxbert.train.recipes.teacher_outputs import TeacherOutputs, teacher_outputs
+from flaxbert.train.recipes.teachers import load_each
 from flaxbert.train.recipes.tokenizer_match import difference_of_tokenizers
 
 RETOKENIZED_TASKS = frozenset({"sequence-classification", "next-sentence-prediction"})
@@ -101,16 +102,8 @@ def load_teachers(config: DistillConfig) -> tuple[Model, ...]:
         raise ConfigError(
             "teacher.path is empty: name a folder or hub id of a trained model, for example --teacher.path MODEL."
         )
-    teachers = []
-    for number, path in enumerate((source.path, *(other.path for other in source.others))):
-        teacher = load(
-            path,
-            precision=source.precision,
-            attention=source.attention,
-            scan_layers=source.scan_layers,
-            revision=(source.revision or None) if number == 0 else None,
-            offline=source.offline,
-        )
+    teachers: list[Model] = []
+    for path, teacher in load_each(source):
         if find_task(teacher.task) is None or not TASK_HEADS[teacher.task]:
             raise ConfigError(
                 f"The teacher {path} is a model for {teacher.task}, which has no labelled task to distil; "

@@ -12,13 +12,14 @@ from flaxbert.core.trees import stack_layers
 from flaxbert.data.prepared import PreparedCorpus
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError
-from flaxbert.model import Model, load
+from flaxbert.model import Model
 from flaxbert.train.distillation import DistillationObjective
 from flaxbert.train.objectives import PretrainingLoss
 from flaxbert.train.recipes.forwards import distillation_forward, make_projections
 from flaxbert.train.recipes.layer_mapping import check_inside, mapped_layers
 from flaxbert.train.recipes.pretraining_networks import Networks, check_positions, load_network
 from flaxbert.train.recipes.student import StudentOrigin, make_student
+from flaxbert.train.recipes.teachers import load_each
 from flaxbert.train.recipes.tokenizer_match import difference_of_tokenizers
 
 _TASK = "fill-mask"
@@ -72,17 +73,8 @@ def taught_networks(
 
 
 def _load_teachers(config: PretrainConfig, tokenizer: Any, row_length: int) -> tuple[Model, ...]:
-    source, teachers = config.teacher, []
-    for number, path in enumerate((source.path, *(other.path for other in source.others))):
-        teacher = load(
-            path,
-            task=_TASK,
-            precision=source.precision,
-            attention=source.attention,
-            scan_layers=source.scan_layers,
-            revision=(source.revision or None) if number == 0 else None,
-            offline=source.offline,
-        )
+    teachers = []
+    for path, teacher in load_each(config.teacher, _TASK):
         if teacher.account is not None and teacher.account.initialized:
             raise ConfigError(
                 f"The teacher {path} has no head that fills in words ({teacher.account.initialized[0]} is missing), so it can teach nothing on raw "
