@@ -1,4 +1,4 @@
-"""What the tests of training that prunes or quantizes share: a few examples, and a run that is stopped."""
+"""What the tests of whole runs share: a few examples, and a run that is stopped."""
 
 import os
 import pathlib

@@ -1,10 +1,8 @@
 """Whole fine-tuning runs of a tiny model on the virtual devices."""
 
 import json
-import os
 import pathlib
 import re
-import signal
 
 import numpy as np
 import pytest
@@ -15,24 +13,13 @@ from flaxbert.errors import ConfigError, DataError, MemoryLimitError, MeshError,
 from flaxbert.model import load
 from flaxbert.registry import Registry
 from flaxbert.train import memory
-from flaxbert.train.callbacks import CallbackBase
 from flaxbert.train.recipes import plan
 from flaxbert.train.recipes.finetune import finetune
+from tests.train.recipes.stopped_runs import StopAt
 from tests.weights.tiny import write_tiny
 
 TEXTS = ("a fine film", "the film was bad", "fine films", "bad .", "the fine", "a bad film .")
 LABELS = ("good", "bad", "good", "bad", "good", "bad")
-
-
-class StopAt(CallbackBase):
-    """Sends SIGTERM to this process once, after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_log(self, step, metrics) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture

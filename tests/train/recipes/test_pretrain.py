@@ -28,7 +28,7 @@ from flaxbert.families import FAMILIES, get_family
 from flaxbert.model import load
 from flaxbert.nn.disentangled_attention import DisentangledOptions
 from flaxbert.planning.workloads import pretraining_workloads
-from flaxbert.train.callbacks import CallbackBase, read_metrics
+from flaxbert.train.callbacks import read_metrics
 from flaxbert.train.folder_lock import FolderLock
 from flaxbert.train.goodput import KINDS
 from flaxbert.train.profile_window import trace_files
@@ -40,6 +40,7 @@ from flaxbert.train.recipes.pretraining_setup import metric_names, prepare_pretr
 from flaxbert.train.recipes.tokenizer import extend_tokenizer_for_corpus, train_tokenizer_of_corpus
 from flaxbert.weights.tokenizer import tokenizer_alone
 from tests.train.recipes.conftest import TINY
+from tests.train.recipes.stopped_runs import StopAt
 
 
 def config_of(corpus, folder, *, steps=30, pairs="none", model=None, train=None, **data):
@@ -102,18 +103,6 @@ def test_pairs_are_learned(pairs, corpus, tmp_path):
     loss, accuracy = (0.3, 0.85) if pairs == "sentence_order" else (0.5, 0.75)
     assert result.after["pair_loss"] < loss
     assert result.after["pair_accuracy"] > accuracy
-
-
-class StopAt(CallbackBase):
-    def __init__(self, step):
-        self.step = step
-
-    def on_log(self, step, metrics):
-        if step == self.step:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def params_of(result):
