@@ -75,6 +75,24 @@ def _activation_name(extra: Mapping[str, Any]) -> str:
     return str(declared or extra.get("sbert_ce_default_activation_function") or "Sigmoid").rsplit(".", 1)[-1]
 
 
+def activate_scores(extra: Mapping[str, Any], scores: Float[np.ndarray, "pairs"]) -> Float[np.ndarray, "pairs"]:
+    """Returns the scores of a cross-encoder after the activation that its folder names.
+
+    Args:
+      extra: Further keys of the model's ``config.json``.
+      scores: Its logits.
+
+    Raises:
+      ConfigError: The activation is not known.
+    """
+    name = _activation_name(extra)
+    if name == "Sigmoid":
+        return 1.0 / (1.0 + np.exp(-scores))
+    if name != "Identity":
+        raise ConfigError(f"The model's activation is {name}; rerank knows Sigmoid and Identity.")
+    return scores
+
+
 def rerank(
     model: Model,
     query: str,
@@ -107,12 +125,7 @@ def rerank(
     if model.config.num_labels != 1:
         raise ConfigError(f"rerank takes a model with one output, but this one has {model.config.num_labels} labels.")
     rows = model.run_texts([query] * len(texts), list(texts), inference.logits_of, batch_size, max_length)
-    scores = np.asarray(rows, np.float64).reshape(-1)
-    name = _activation_name(model.config.extra)
-    if name == "Sigmoid":
-        scores = 1.0 / (1.0 + np.exp(-scores))
-    elif name != "Identity":
-        raise ConfigError(f"The model's activation is {name}; rerank knows Sigmoid and Identity.")
+    scores = activate_scores(model.config.extra, np.asarray(rows, np.float64).reshape(-1))
     order = np.argsort(-scores, kind="stable")[: top_k or None]
     return [Ranked(int(index), float(scores[index]), texts[int(index)]) for index in order]
 

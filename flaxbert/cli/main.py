@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),
     "predict": ("flaxbert.cli.predict", "label, tag, answer or embed texts from arguments, a file or standard input"),
+    "serve": ("flaxbert.cli.serve", "answer requests over HTTP: labels, vectors, entities, answers, by any version"),
     "quantize": ("flaxbert.cli.quantize", "store a model's matrices in few bits: int8, 4 to 1 bits, float8, mixed"),
     "prune": ("flaxbert.cli.prune", "remove layers, heads, neurons, tokens or single weights of a model"),
     "compare": ("flaxbert.cli.compare", "set models side by side: size, speed, quality, error"),
@@ -63,8 +64,11 @@ REGISTRY_PREFIX = "registry:"
 LAUNCHERS = frozenset({"launch"})
 """Commands that run another one: its words follow after ``--``."""
 
-SEVERAL = frozenset({"compare"})
+SEVERAL = frozenset({"compare", "serve"})
 """Commands whose first argument is all words before the first option."""
+
+FOLLOWERS = frozenset({"serve"})
+"""Commands that follow an alias of a registry instead of taking the version that it means now."""
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -224,7 +228,8 @@ def _prepare(arguments: Sequence[str]) -> Callable[[], int]:
     name, rest = _find_command(arguments)
     if not name:
         raise UsageError(_explain_unknown(arguments))
-    function, keywords = parse_command(name, [_from_registry(word) for word in rest])
+    words = rest if name in FOLLOWERS else [_from_registry(word) for word in rest]
+    function, keywords = parse_command(name, words)
     return lambda: int(function(**keywords) or 0)
 
 

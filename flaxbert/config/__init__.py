@@ -38,15 +38,18 @@ from flaxbert.config.quantization import (
     TrainQuantizeConfig,
 )
 from flaxbert.config.run import RunConfig
+from flaxbert.config.serve import AccessConfig, BatchingConfig, LimitsConfig, RolloutConfig
 from flaxbert.config.task import IGNORED_LABEL, TaskConfig
 from flaxbert.config.train import FreezeRule, OptimizerName, ScheduleName, TrainConfig
 
 __all__ = [
     "DISTILBERT",
     "IGNORED_LABEL",
+    "AccessConfig",
     "ActivationsName",
     "AttentionName",
     "AugmentationConfig",
+    "BatchingConfig",
     "ClusterConfig",
     "CorpusConfig",
     "DataConfig",
@@ -55,6 +58,7 @@ __all__ = [
     "DistillationConfig",
     "ExtensionConfig",
     "FreezeRule",
+    "LimitsConfig",
     "MaskingConfig",
     "MaskingUnit",
     "MeshConfig",
@@ -76,6 +80,7 @@ __all__ = [
     "QuantizeConfig",
     "RangeName",
     "RematPolicy",
+    "RolloutConfig",
     "RoundingName",
     "RunConfig",
     "ScheduleName",

@@ -24,7 +24,12 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "orbax": "orbax-ch
 OPTIONAL = {"ray": "flaxbert/cluster/", "onnx": "flaxbert/export/"}
 """Libraries that an extra of the same name installs, with the folder whose functions alone may import them."""
 
+WHOLE_FOLDERS = {"serve": "flaxbert/serve/"}
+"""Extras whose libraries a folder may import as it likes, because nothing outside of it imports it but the command."""
+
 BROUGHT_ALONG = {
+    "pydantic": "fastapi",
+    "starlette": "fastapi",
     "pandas": "datasets",
     "pyarrow": "datasets",
     "scipy": "scikit-learn",
@@ -34,6 +39,9 @@ BROUGHT_ALONG = {
     "ml_dtypes": "jax",
 }
 """Imports that a declared dependency is built on and always installs."""
+
+STARTED = {"uvloop", "httptools"}
+"""Libraries that uvicorn is told to use by their names."""
 
 READ_BY_OTHERS = {
     "pyyaml": "jsonargparse reads configuration files with it",
@@ -75,8 +83,15 @@ def undeclared(sources: Iterable[Source], distributions: set[str]) -> list[str]:
         for source in sources
         for name in sorted(third_party(source) - (ORACLES if source.path == COMPARES else set()))
         if not source.path.startswith(OPTIONAL.get(name, "outside"))
-        if normal(DISTRIBUTIONS.get(name, BROUGHT_ALONG.get(name, name))) not in distributions
+        if normal(DISTRIBUTIONS.get(name, BROUGHT_ALONG.get(name, name))) not in distributions | of_folder(source)
     ]
+
+
+def of_folder(source: Source) -> set[str]:
+    """Returns the distributions that the extra of a file's folder installs."""
+    return {
+        name for extra, folder in WHOLE_FOLDERS.items() if source.path.startswith(folder) for name in declared(extra)
+    }
 
 
 def oracles(sources: Iterable[Source]) -> list[str]:
@@ -108,6 +123,24 @@ def test_what_an_extra_installs_is_declared_and_imported_inside_functions(name: 
         f"{source.path} imports {name} outside of functions"
         for source in users
         if name in {module.split(".")[0] for module in imported_names(source, only_at_import=True)}
+    )
+
+
+@pytest.mark.parametrize(("extra", "folder"), WHOLE_FOLDERS.items())
+def test_what_a_folder_needs_is_imported_there_and_the_folder_by_its_command_alone(extra: str, folder: str) -> None:
+    sources = read_sources("flaxbert")
+    used = {normal(name) for source in sources if source.path.startswith(folder) for name in third_party(source)}
+    used |= {normal(BROUGHT_ALONG[name]) for name in ("pydantic", "starlette")}
+    expect_none(
+        f"the extra {extra} declares {name}, which nothing imports" for name in declared(extra) - used - STARTED
+    )
+    package = folder.rstrip("/").replace("/", ".")
+    expect_none(
+        f"{source.path} imports {name}"
+        for source in sources
+        if not source.path.startswith((folder, f"flaxbert/cli/{extra}.py"))
+        for name in imported_names(source)
+        if name == package or name.startswith(f"{package}.")
     )
 
 

@@ -1,0 +1,79 @@
+"""``flaxbert serve``: answers requests over HTTP."""
+
+import dataclasses
+import importlib.util
+import sys
+from typing import Literal
+
+from flaxbert.config import AccessConfig, BatchingConfig, LimitsConfig, PrecisionName, RolloutConfig
+from flaxbert.errors import DependencyError
+
+
+def run(
+    models: tuple[str, ...],
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    engine: Literal["jax"] = "jax",
+    precision: PrecisionName = "float32",
+    sparse: bool = False,
+    limits: LimitsConfig = LimitsConfig(),
+    batching: BatchingConfig = BatchingConfig(),
+    access: AccessConfig = AccessConfig(),
+    rollout: RolloutConfig = RolloutConfig(),
+    log_format: Literal["auto", "text", "json"] = "auto",
+    log_requests: bool = True,
+) -> int:
+    """Serves models.
+
+    Args:
+      models: Folders, hub ids or ``registry:NAME@ALIAS``; ``NAME=SOURCE`` says what clients call one.
+      host: Where to listen; the default is for this machine alone, 0.0.0.0 for all.
+      port: Port to listen on; 0 lets the system choose.
+      engine: What runs the models.
+      precision: Type that matrix products are computed in.
+      sparse: Whether masked language models give weights of words for search instead of filling masks.
+      limits: What is admitted.
+      batching: How requests are computed together.
+      access: Who may call.
+      rollout: How new versions come into use.
+      log_format: How log lines look; auto writes text to a terminal and JSON elsewhere.
+      log_requests: Whether there is a log line for every request.
+
+    Returns:
+      The exit code: 0 after SIGTERM or SIGINT.
+
+    Raises:
+      DependencyError: The packages of the extra are missing.
+    """
+    _require_packages()
+    from flaxbert.serve.supervisor import Supervisor, open_socket
+
+    sock = open_socket(host, port)
+    document = {
+        "models": list(models),
+        "engine": {
+            "engine": engine,
+            "precision": precision,
+            "sparse": sparse,
+            "batching": dataclasses.asdict(batching),
+        },
+        "limits": dataclasses.asdict(limits),
+        "access": dataclasses.asdict(access),
+        "rollout": dataclasses.asdict(rollout),
+        "log_format": log_format,
+        "log_requests": log_requests,
+    }
+    name, number = sock.getsockname()[:2]
+    print(f"flaxbert listens on http://{name}:{number}", file=sys.stderr, flush=True)
+    return Supervisor(document, sock).run()
+
+
+_PACKAGES = ("fastapi", "uvicorn", "httptools", "uvloop", "orjson", "prometheus_client")
+
+
+def _require_packages() -> None:
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DependencyError(
+            f"flaxbert serve needs {', '.join(missing)}; install them with pip install 'flaxbert[serve]'."
+        )

@@ -1,0 +1,172 @@
+"""What all routes share: finding the model, running an operation, sending the answer."""
+
+import dataclasses
+import functools
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import orjson
+from fastapi import Request
+from fastapi.responses import Response
+
+from flaxbert.config import LimitsConfig
+from flaxbert.serve.errors import RequestError
+from flaxbert.serve.fleet import SHADOW, Fleet
+from flaxbert.serve.loading import Served
+from flaxbert.serve.operations.work import Subject, Truncation, Work
+from flaxbert.serve.schemas import Truncated
+from flaxbert.serve.service import Service, Timing
+
+_JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+
+
+@dataclasses.dataclass(eq=False)
+class Status:
+    """Whether the server takes requests.
+
+    Attributes:
+      ready: Every model is loaded.
+      draining: It was told to end.
+    """
+
+    ready: bool = False
+    draining: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Api:
+    """What routes have at hand.
+
+    Attributes:
+      fleet: The models.
+      service: What computes.
+      status: Whether the server takes requests.
+      has_admins: Whether anybody may change what is served.
+    """
+
+    fleet: Fleet
+    service: Service
+    status: Status
+    has_admins: bool = False
+
+    @property
+    def limits(self) -> LimitsConfig:
+        """What is admitted."""
+        return self.service.limits
+
+    def truncation(self, body: Truncated | None) -> Truncation:
+        """Returns what happens to texts that are too long.
+
+        Args:
+          body: What the client says.
+        """
+        if body is None:
+            return Truncation(self.limits.auto_truncate)
+        allowed = self.limits.auto_truncate if body.truncate is None else body.truncate
+        return Truncation(allowed, body.truncation_direction.lower())
+
+    def check_batch(self, size: int) -> None:
+        """Refuses a request with no or too many inputs.
+
+        Args:
+          size: Number of its inputs.
+
+        Raises:
+          RequestError: It has none, or more than the server takes.
+        """
+        if size == 0:
+            raise RequestError("empty", "There is no input.")
+        if size > self.limits.max_client_batch_size:
+            raise RequestError(
+                "batch_too_large",
+                f"There are {size} inputs, but a request may have {self.limits.max_client_batch_size}.",
+            )
+
+    def served(self, request: Request, suits: Callable[[Served], bool] = lambda served: True, name: str = "") -> Served:
+        """Returns the version that answers a request.
+
+        Args:
+          request: The request; a model in its path counts.
+          suits: What the model must be able to do, where none is named.
+          name: The model that its body names.
+
+        Raises:
+          RequestError: There is none.
+        """
+        slot = self.fleet.find(request.path_params.get("model") or name or None, suits)
+        return self.fleet.choose(slot, request.state.request_id)
+
+    async def run(
+        self,
+        request: Request,
+        operation: Callable[..., Work],
+        *,
+        suits: Callable[[Served], bool] = lambda served: True,
+        name: str = "",
+        **arguments: Any,
+    ) -> Any:
+        """Returns what an operation answers.
+
+        Args:
+          request: The request.
+          operation: Takes a model and the arguments.
+          suits: What the model must be able to do, where none is named.
+          name: The model that the body names.
+          **arguments: The arguments.
+        """
+        served = self.served(request, suits, name)
+        bound: Callable[[Subject], Work] = functools.partial(operation, **arguments)
+        answer = await self.service.run(served, bound, request.state.timing)
+        shadow = self.fleet.slots[served.name].versions.get(SHADOW)
+        if shadow is not None and shadow is not served:
+            self.service.shadow(shadow, bound, answer)
+        return answer
+
+    def send(self, request: Request, content: Any, headers: Mapping[str, str] | None = None) -> Response:
+        """Returns the answer of a request, with what it took in its headers.
+
+        Args:
+          request: The request.
+          content: What becomes JSON; arrays may be in it.
+          headers: Further headers.
+        """
+        return json_response(content, {**timing_headers(request.state.timing), **(headers or {})})
+
+
+def json_response(content: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
+    """Returns JSON as a response.
+
+    Args:
+      content: What becomes JSON.
+      headers: Further headers.
+      status: Its status.
+    """
+    return Response(orjson.dumps(content, option=_JSON), status, dict(headers or {}), "application/json")
+
+
+def timing_headers(timing: Timing) -> dict[str, str]:
+    """Returns the headers that text-embeddings-inference sends, times in milliseconds.
+
+    Args:
+      timing: What happened to the request.
+    """
+    milliseconds = lambda seconds: str(round(1000 * seconds))
+    return {
+        "x-compute-type": jax.default_backend(),
+        "x-compute-time": milliseconds(time.monotonic() - timing.started),
+        "x-compute-characters": str(timing.num_characters),
+        "x-compute-tokens": str(timing.num_tokens),
+        "x-total-time": milliseconds(time.monotonic() - timing.started),
+        "x-tokenization-time": milliseconds(timing.tokenization),
+        "x-queue-time": milliseconds(timing.queue),
+        "x-inference-time": milliseconds(timing.inference),
+        "x-model-version": timing.version,
+    }
+
+
+def new_id() -> str:
+    """Returns a short name that nobody has to guess."""
+    return f"{random.getrandbits(64):016x}"

@@ -1,0 +1,207 @@
+"""The application: all routes, one form of errors, and what happens when it starts and ends."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, FastAPI, Path, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+import flaxbert
+from flaxbert.config import AccessConfig, LimitsConfig, RolloutConfig
+from flaxbert.serve import schemas
+from flaxbert.serve.access import Access
+from flaxbert.serve.api import Api, Status, json_response
+from flaxbert.serve.compilations import count_compilations
+from flaxbert.serve.errors import RequestError
+from flaxbert.serve.fleet import Fleet
+from flaxbert.serve.loading import EngineOptions, ModelSpec
+from flaxbert.serve.metrics import Metrics
+from flaxbert.serve.middleware import Gate
+from flaxbert.serve.routes import inference, invoke, kserve, openai, operations
+from flaxbert.serve.service import Service
+
+_LOG = logging.getLogger("flaxbert.serve")
+
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.Failure, "description": text}
+    for status, text in (
+        (400, "There is no input"),
+        (401, "A key is missing"),
+        (403, "Not for this key"),
+        (404, "No such model"),
+        (408, "The body did not arrive in time"),
+        (409, "Not possible now"),
+        (413, "Too many inputs, or too many bytes"),
+        (422, "An input that the model does not take"),
+        (424, "The model can not do this"),
+        (429, "Too many requests"),
+        (503, "Not ready"),
+        (504, "Not in time"),
+    )
+}
+
+
+class _StrictRequest(Request):
+    """A request whose JSON is read strictly: no NaN, no lone surrogates, no endless nesting."""
+
+    async def json(self) -> Any:
+        """Returns the body.
+
+        Raises:
+          json.JSONDecodeError: It is no JSON.
+        """
+        if not hasattr(self, "_json"):
+            body = await self.body()
+            try:
+                self._json = orjson.loads(body)
+            except orjson.JSONDecodeError as error:
+                raise json.JSONDecodeError(str(error).split(":")[0], "", 0) from error
+        return self._json
+
+
+class StrictRoute(APIRoute):
+    """A route with such requests."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        """Returns what answers a request."""
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(_StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise RequestError("bad_request", f"The body is no JSON: {first['ctx'].get('error', first['msg'])}.")
+        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        raise RequestError("validation", f"{place or 'body'}: {first['msg']}.")
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        kind = {404: "Not found", 405: "Method not allowed"}.get(error.status_code, "Error")
+        content = {"error": f"{kind}: {request.method} {request.url.path}", "error_type": kind}
+        return json_response(content, error.headers, error.status_code)
+
+    @app.exception_handler(RequestError)
+    async def failed(request: Request, error: RequestError) -> Response:
+        raise error
+
+
+def _named_model(model: Annotated[str, Path(description="Name of a served model")]) -> str:
+    return model
+
+
+def _add_routes(app: FastAPI, api: Api) -> None:
+    options: dict[str, Any] = {"responses": _FAILURES}
+    for make in (inference.make_router, invoke.make_router):
+        app.include_router(make(api), **options)
+        app.include_router(make(api), prefix="/models/{model}", dependencies=[Depends(_named_model)], **options)
+    for make in (openai.make_router, kserve.make_router, operations.make_router):
+        app.include_router(make(api), **options)
+    for prefix in ("", "/models/{model}"):
+        router = APIRouter(route_class=StrictRoute, tags=["operations"])
+        operations.add_info(router, api)
+        app.include_router(router, prefix=prefix, dependencies=[Depends(_named_model)] if prefix else [], **options)
+
+    async def own_task(body: schemas.InvokeRequest, request: Request) -> Response:
+        answer = await invoke.Invocation(api, request, api.served(request))(body.inputs, body.parameters or {})
+        return api.send(request, answer)
+
+    summary = {"summary": "Whatever the model's task is", "tags": ["the model's own task"], **options}
+    app.add_api_route("/", own_task, methods=["POST"], **summary)
+    app.add_api_route("/models/{model}", own_task, methods=["POST"], dependencies=[Depends(_named_model)], **summary)
+
+
+def make_app(
+    specs: tuple[ModelSpec, ...],
+    *,
+    engine: EngineOptions = EngineOptions(),
+    limits: LimitsConfig = LimitsConfig(),
+    access: AccessConfig = AccessConfig(),
+    rollout: RolloutConfig = RolloutConfig(),
+) -> FastAPI:
+    """Returns the application of some models; they are loaded when it starts.
+
+    Args:
+      specs: What is served.
+      engine: How it is run.
+      limits: What is admitted.
+      access: Who is admitted.
+      rollout: How versions change.
+
+    Raises:
+      ConfigError: A file of keys can not be read.
+    """
+    metrics = Metrics()
+    service = Service(limits, engine.batching, metrics)
+    status, guard = Status(), Access(access)
+    fleet = Fleet(specs, engine, rollout, service)
+    api = Api(fleet, service, status, guard.has_admins)
+
+    app = FastAPI(
+        title="flaxbert",
+        version=flaxbert.__version__,
+        description="Encoders of the BERT family, for every task.",
+        lifespan=_lifespan(fleet, service, status),
+        redoc_url=None,
+    )
+    app.router.route_class = StrictRoute
+    app.state.api = api
+    _handle_errors(app)
+    _add_routes(app, api)
+    app.add_middleware(Gate, limits=limits, access=guard, metrics=metrics)
+    if access.cors_allow_origin:  # outside of the gate: browsers ask without a key whether they may ask
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(access.cors_allow_origin),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+        )
+    return app
+
+
+def _lifespan(fleet: Fleet, service: Service, status: Status) -> Any:
+    """Returns what happens between the start and the end of the application."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        loading = asyncio.ensure_future(_load(fleet, status, service.metrics))
+        app.state.loading = loading
+        watching = asyncio.ensure_future(_watch_after(loading, fleet))
+        try:
+            yield
+        finally:
+            for task in (watching, loading):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+            service.stop()
+
+    return lifespan
+
+
+async def _load(fleet: Fleet, status: Status, metrics: Metrics) -> None:
+    await fleet.load_all()
+    count_compilations(metrics.compilations)
+    status.ready = True
+    _LOG.info("ready: %s", ", ".join(fleet.slots))
+
+
+async def _watch_after(loading: "asyncio.Future[None]", fleet: Fleet) -> None:
+    await loading
+    await fleet.watch()

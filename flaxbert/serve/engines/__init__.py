@@ -1,0 +1,1 @@
+"""What runs a model for the server, behind one small interface."""

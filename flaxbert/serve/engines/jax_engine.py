@@ -1,0 +1,94 @@
+"""JAX: a compiled program for every function and shape, none of which can be compiled anew by a request."""
+
+import concurrent.futures
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from flaxbert.core.runtime import num_threads
+from flaxbert.data.tokenization import pad_token_id
+from flaxbert.errors import ShapeError
+from flaxbert.families.graph import forward, graph_definition
+from flaxbert.model import Model
+from flaxbert.serve.compilations import ordered
+from flaxbert.serve.engines.base import Engine, Report
+from flaxbert.serve.functions import Function
+from flaxbert.serve.shapes import Shape, ShapePlan
+
+
+class JaxEngine(Engine):
+    """Programs that are compiled ahead; a shape that is not of the plan is an error, never a compilation.
+
+    Args:
+      model: The model.
+      functions: What is computed of it.
+      plan: The shapes.
+    """
+
+    name = "jax"
+
+    def __init__(self, model: Model, functions: Mapping[str, Function], plan: ShapePlan) -> None:
+        self.functions = functions
+        self.plan = plan
+        self.pad_token_id = pad_token_id(model.tokenizer)
+        self.pipelined = jax.default_backend() != "cpu"
+        self._model = model
+        self._params = model.params
+        self._programs: dict[tuple[str, Shape], Any] = {}
+
+    def _compile(self, function: Function, shape: Shape) -> None:
+        graph = graph_definition(self._model.config, self._model.task, self._model.execution)
+
+        def run(params: Any, batch: Any) -> Any:
+            return function.postprocess(forward(graph, params, batch), params, batch)
+
+        with ordered():
+            lowered = jax.jit(run).lower(self._params, function.example(*shape))
+            self._programs[function.name, shape] = lowered.compile()
+
+    def prepare(self, report: Report) -> None:
+        """See ``Engine.prepare``; programs are compiled side by side, and read from the compile cache where they are in it.
+
+        Args:
+          report: Is told how far it is.
+        """
+        wanted = [(function, shape) for function in self.functions.values() for shape in self.plan.shapes()]
+        report(0, len(wanted))
+        with concurrent.futures.ThreadPoolExecutor(max(1, num_threads())) as pool:
+            tasks = [pool.submit(self._compile, function, shape) for function, shape in wanted]
+            for number, task in enumerate(concurrent.futures.as_completed(tasks), 1):
+                task.result()
+                report(number, len(wanted))
+
+    def start(self, function: str, batch: Mapping[str, Int[np.ndarray, "..."]]) -> Any:
+        """See ``Engine.start``.
+
+        Args:
+          function: Name of the function.
+          batch: Its inputs.
+
+        Returns:
+          What ``finish`` takes.
+
+        Raises:
+          ShapeError: No program is compiled for the shape.
+        """
+        shape = batch["input_ids"].shape
+        program = self._programs.get((function, shape))
+        if program is None:
+            raise ShapeError(f"{function} of {list(shape)} is no shape that was compiled.")
+        return program(self._params, dict(batch))
+
+    def finish(self, started: Any) -> np.ndarray:
+        """See ``Engine.finish``.
+
+        Args:
+          started: From ``start``.
+
+        Returns:
+          One entry a row.
+        """
+        return np.asarray(started)

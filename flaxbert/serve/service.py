@@ -1,0 +1,214 @@
+"""From a request to its answer: tokens off the event loop, a place in the queue, the computation, a deadline."""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from flaxbert.config import BatchingConfig, LimitsConfig
+from flaxbert.serve.batching import Ticket
+from flaxbert.serve.errors import RequestError
+from flaxbert.serve.executor import Executor
+from flaxbert.serve.loading import Served
+from flaxbert.serve.metrics import Metrics
+from flaxbert.serve.operations.work import Subject, Work
+
+T = TypeVar("T")
+
+SMALL_TOKENS = 2048
+"""Answers of fewer tokens are finished on the event loop: handing them to a thread would take longer."""
+
+
+@dataclasses.dataclass(eq=False)
+class Timing:
+    """What happened to a request, for its headers, log line and metrics; seconds.
+
+    Attributes:
+      started: When it was taken, on the monotonic clock.
+      tokenization: Making tokens.
+      queue: Waiting.
+      inference: The batches that it was part of.
+      num_tokens: Its tokens.
+      num_characters: Its characters.
+      num_inputs: Its rows.
+      model: Name of the model.
+      version: Its version.
+    """
+
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    tokenization: float = 0.0
+    queue: float = 0.0
+    inference: float = 0.0
+    num_tokens: int = 0
+    num_characters: int = 0
+    num_inputs: int = 0
+    model: str = ""
+    version: str = ""
+
+
+class Service:
+    """Answers requests by the models of one device.
+
+    Args:
+      limits: What is admitted.
+      batching: Threads that tokenize.
+      metrics: What is counted.
+    """
+
+    def __init__(self, limits: LimitsConfig, batching: BatchingConfig, metrics: Metrics) -> None:
+        self.limits = limits
+        self.metrics = metrics
+        self.executor = Executor(metrics.observe_batch)
+        self.patience = batching.patience_seconds
+        self._workers = concurrent.futures.ThreadPoolExecutor(
+            max(2, batching.tokenization_workers), thread_name_prefix="flaxbert-tokenizer"
+        )
+        self.num_requests = 0
+
+    def start(self) -> None:
+        """Starts the threads."""
+        self.executor.start()
+
+    def stop(self) -> None:
+        """Ends the threads."""
+        self.executor.stop()
+        self._workers.shutdown(cancel_futures=True)
+
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs a function off the event loop.
+
+        Args:
+          function: The function.
+          *arguments: Its arguments.
+
+        Returns:
+          What it returns.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
+
+    async def run(self, served: Served, operation: Callable[[Subject], Work], timing: Timing) -> Any:
+        """Returns the answer of an operation.
+
+        Args:
+          served: The model.
+          operation: Makes work of it; called off the event loop.
+          timing: Is filled.
+
+        Raises:
+          RequestError: The request can not be answered, or not in time.
+        """
+        if self.num_requests >= self.limits.max_concurrent_requests:
+            seconds = max(1.0, self.executor.waiting_seconds())
+            raise RequestError("overloaded", "The server has as many requests as it takes; try again later.", seconds)
+        timing.model, timing.version = served.name, served.version
+        self.num_requests += 1
+        served.num_requests += 1
+        self.metrics.queue_size.set(self.num_requests)
+        try:
+            async with asyncio.timeout(self.limits.deadline_seconds):
+                return await self._run(served, operation, timing)
+        except TimeoutError:
+            raise RequestError(
+                "deadline", f"The answer took more than {self.limits.deadline_seconds:g} seconds.", 1.0
+            ) from None
+        finally:
+            self.num_requests -= 1
+            served.num_requests -= 1
+            self.metrics.queue_size.set(self.num_requests)
+
+    async def _run(self, served: Served, operation: Callable[[Subject], Work], timing: Timing) -> Any:
+        begun = time.monotonic()
+        work = await self.in_thread(operation, served.subject)
+        timing.tokenization += time.monotonic() - begun
+        timing.num_tokens += work.num_tokens
+        timing.num_characters += work.num_characters
+        timing.num_inputs += len(work.rows)
+        if not work.rows:
+            return work.finish([])
+        ticket = await self._compute(served, work)
+        timing.queue += ticket.started - ticket.arrived
+        timing.inference += ticket.inference_seconds
+        if ticket.error is not None:
+            raise RequestError("backend", str(ticket.error))
+        if work.num_tokens <= SMALL_TOKENS:
+            return work.finish(ticket.results)  # type: ignore[arg-type]
+        return await self.in_thread(work.finish, ticket.results)
+
+    async def _compute(self, served: Served, work: Work) -> Ticket:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def settle() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        def finished(_: Ticket) -> None:
+            loop.call_soon_threadsafe(settle)
+
+        ticket = Ticket(work.rows, time.monotonic() + self.limits.deadline_seconds, finished)
+        self.executor.submit(served.key, work.function, ticket)
+        try:
+            await done
+        except asyncio.CancelledError:  # the deadline, or the client went away
+            ticket.cancelled = True
+            raise
+        return ticket
+
+    def shadow(self, served: Served, operation: Callable[[Subject], Work], answer: Any) -> "asyncio.Task[None]":
+        """Computes a request again by another version, compares the answers and tells the metrics; nobody waits for it.
+
+        Args:
+          served: The other version.
+          operation: As for ``run``.
+          answer: What the client got.
+
+        Returns:
+          The task, which ends by itself.
+        """
+        return asyncio.get_running_loop().create_task(self._shadow(served, operation, answer))
+
+    async def _shadow(self, served: Served, operation: Callable[[Subject], Work], answer: Any) -> None:
+        try:
+            other = await self.run(served, operation, Timing())
+        except RequestError:
+            self.metrics.shadow.labels(served.name, served.version, "failed").inc()
+            return
+        same = await self.in_thread(functools.partial(agree, answer, other))
+        self.metrics.shadow.labels(served.name, served.version, "agreed" if same else "differed").inc()
+
+
+SAME_SCORE, SAME_COSINE = 0.05, 0.99
+"""How far scores of agreeing versions may be apart, and the least cosine of their vectors."""
+
+
+def agree(first: Any, second: Any) -> bool:
+    """Returns whether two versions gave the same labels, spans and order with similar scores, or vectors of nearly the same direction.
+
+    Args:
+      first: An answer.
+      second: That of the other version.
+    """
+    if isinstance(first, np.ndarray):
+        return isinstance(second, np.ndarray) and first.shape == second.shape and _near(first, second)
+    if isinstance(first, float):
+        return isinstance(second, float) and abs(first - second) <= SAME_SCORE
+    if isinstance(first, dict):
+        return (
+            isinstance(second, dict)
+            and first.keys() == second.keys()
+            and all(agree(first[k], second[k]) for k in first)
+        )
+    if isinstance(first, list):
+        return isinstance(second, list) and len(first) == len(second) and all(map(agree, first, second))
+    return bool(first == second)
+
+
+def _near(first: np.ndarray, second: np.ndarray) -> bool:
+    products = (first * second).sum(axis=-1)
+    lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    return bool((products >= SAME_COSINE * lengths).all())

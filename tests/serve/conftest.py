@@ -1,0 +1,53 @@
+"""One server with a model of every task, for all tests of a process."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+
+import flaxbert
+from flaxbert.serve.app import make_app
+from flaxbert.serve.loading import parse_specs
+from flaxbert.weights.sentence_transformers import SentencePooling
+from tests.serve.running import SMALL, running
+from tests.weights.tiny import CONFIG, write_tiny
+
+BASE = CONFIG.replace(max_position_embeddings=32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """A server that runs, and its models as ``flaxbert.load`` loads them."""
+
+    url: str
+    models: dict[str, flaxbert.model.Model]
+    app: object
+
+
+def write_models(folder):
+    """Writes a model of every task, by the name that it is served under."""
+    entities = BASE.replace(num_labels=3, labels=("O", "B-film", "I-film"))
+    verdicts = BASE.replace(num_labels=3, labels=("entailment", "neutral", "contradiction"))
+    plain = BASE.replace(num_labels=2, labels=())
+    made = {
+        "vectors": write_tiny(folder / "vectors", "sentence-similarity", plain),
+        "film": write_tiny(folder / "film", "sequence-classification", BASE),
+        "nli": write_tiny(folder / "nli", "sequence-classification", verdicts),
+        "ranker": write_tiny(folder / "ranker", "sequence-classification", BASE.replace(num_labels=1, labels=())),
+        "tagger": write_tiny(folder / "tagger", "token-classification", entities),
+        "reader": write_tiny(folder / "reader", "question-answering", plain),
+        "words": write_tiny(folder / "words", "fill-mask", plain),
+    }
+    model = flaxbert.load(made["vectors"])
+    prompts = {"query": "the film "}
+    pooling = SentencePooling(("mean",), normalize=True, prompts=prompts, include_prompt=False)
+    made["vectors"] = model.replace(pooling=pooling).save(folder / "pooled" / "vectors")
+    return made
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory) -> Iterator[Serving]:
+    folders = write_models(tmp_path_factory.mktemp("served"))
+    app = make_app(parse_specs(tuple(f"{name}={folder}" for name, folder in folders.items())), engine=SMALL)
+    with running(app) as url:
+        yield Serving(url, {name: flaxbert.load(folder) for name, folder in folders.items()}, app)

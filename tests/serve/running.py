@@ -1,0 +1,50 @@
+"""A server in a thread of the test's own process."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx2
+import uvicorn
+
+from flaxbert.config import BatchingConfig
+from flaxbert.serve.loading import EngineOptions
+from flaxbert.serve.worker import PatientProtocol
+
+SMALL = EngineOptions(batching=BatchingConfig(max_length=32, max_batch_tokens=64, max_batch_requests=4))
+"""Few shapes, so that little is compiled."""
+
+_WAIT_SECONDS = 300.0
+
+
+@contextlib.contextmanager
+def running(app) -> Iterator[str]:
+    """Runs an application, waits until it is ready, and gives its URL."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http=PatientProtocol, log_config=None, ws="none", lifespan="on")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])), daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    try:
+        wait_until_ready(app, url)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join()
+        sock.close()
+
+
+def wait_until_ready(app, url: str) -> None:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while time.monotonic() < deadline:
+        loading = getattr(app.state, "loading", None)
+        if loading is not None and loading.done():
+            loading.result()
+            if httpx2.get(f"{url}/health/live", timeout=10).status_code == 200:
+                return
+        time.sleep(0.02)
+    raise TimeoutError("the server did not become ready")
