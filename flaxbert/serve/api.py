@@ -1,5 +1,6 @@
 """What all routes share: finding the model, running an operation, sending the answer."""
 
+import asyncio
 import dataclasses
 import functools
 import random
@@ -28,12 +29,17 @@ class Status:
     """Whether the server takes requests.
 
     Attributes:
-      ready: Every model is loaded.
+      loaded: Set when every model is loaded.
       draining: It was told to end.
     """
 
-    ready: bool = False
+    loaded: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     draining: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return self.loaded.is_set() and not self.draining
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,6 +62,24 @@ class Api:
     def limits(self) -> LimitsConfig:
         """What is admitted."""
         return self.service.limits
+
+    async def when_loaded(self, request: Request) -> None:
+        """Lets a request wait while the models are loaded, so that a restart costs clients time and no errors.
+
+        Args:
+          request: The request; those that ask how the server is do not wait.
+
+        Raises:
+          RequestError: It takes too long, or too many wait.
+        """
+        if self.status.loaded.is_set() or "/health/" in request.url.path:
+            return
+        try:
+            with self.service.admitted():
+                async with asyncio.timeout(self.limits.deadline_seconds):
+                    await self.status.loaded.wait()
+        except TimeoutError:
+            raise RequestError("unhealthy", "The models are being loaded.", 5.0) from None
 
     def truncation(self, body: Truncated | None) -> Truncation:
         """Returns what happens to texts that are too long.

@@ -107,15 +107,20 @@ def _named_model(model: Annotated[str, Path(description="Name of a served model"
 
 def _add_routes(app: FastAPI, api: Api) -> None:
     options: dict[str, Any] = {"responses": _FAILURES}
+    waits = [Depends(api.when_loaded)]
     for make in (inference.make_router, invoke.make_router):
-        app.include_router(make(api), **options)
-        app.include_router(make(api), prefix="/models/{model}", dependencies=[Depends(_named_model)], **options)
-    for make in (openai.make_router, kserve.make_router, operations.make_router):
-        app.include_router(make(api), **options)
+        app.include_router(make(api), dependencies=waits, **options)
+        named = [Depends(_named_model), *waits]
+        app.include_router(make(api), prefix="/models/{model}", dependencies=named, **options)
+    for make in (openai.make_router, kserve.make_router):
+        app.include_router(make(api), dependencies=waits, **options)
+    app.include_router(operations.make_router(api), **options)
     for prefix in ("", "/models/{model}"):
         router = APIRouter(route_class=StrictRoute, tags=["operations"])
         operations.add_info(router, api)
-        app.include_router(router, prefix=prefix, dependencies=[Depends(_named_model)] if prefix else [], **options)
+        app.include_router(
+            router, prefix=prefix, dependencies=[*waits, Depends(_named_model)][: 2 if prefix else 1], **options
+        )
 
     async def own_task(body: schemas.InvokeRequest, request: Request) -> Response:
         answer = await invoke.Invocation(api, request, api.served(request))(body.inputs, body.parameters or {})
@@ -198,7 +203,7 @@ def _lifespan(fleet: Fleet, service: Service, status: Status) -> Any:
 async def _load(fleet: Fleet, status: Status, metrics: Metrics) -> None:
     await fleet.load_all()
     count_compilations(metrics.compilations)
-    status.ready = True
+    status.loaded.set()
     _LOG.info("ready: %s", ", ".join(fleet.slots))
 
 

@@ -88,6 +88,16 @@ class Function:
     postprocess: Postprocess
     keep_length: bool = False
 
+    @property
+    def identity(self) -> str:
+        """What it computes, in words that are the same in every process."""
+        pooling = (
+            self.postprocess
+            if isinstance(self.postprocess, PoolByMask)
+            else getattr(self.postprocess, "__qualname__", "")
+        )
+        return f"{self.name} {self.inputs} {pooling}"
+
     def example(self, num_rows: int, length: int) -> dict[str, np.ndarray]:
         """Returns a batch of a shape, for compiling.
 

@@ -23,6 +23,12 @@ STREAM_PREFIX = "/stream/"
 """Paths whose bodies are read piece by piece by their routes."""
 
 
+QUIET_ROUTES = frozenset(
+    {"/health", "/health/live", "/health/ready", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready"}
+)
+"""Routes that are asked again and again by machines; they have no log line."""
+
+
 class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 
@@ -126,7 +132,8 @@ class Gate:
                 self._metrics.successes.inc()
             else:
                 self._metrics.failures.inc(label=exchange.error_type or str(exchange.status))
-        _LOG.info(
+        _LOG.log(
+            logging.DEBUG if route in QUIET_ROUTES else logging.INFO,
             "%s %s %d",
             exchange.scope["method"],
             exchange.scope["path"],

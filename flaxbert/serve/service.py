@@ -2,10 +2,11 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -102,23 +103,38 @@ class Service:
         Raises:
           RequestError: The request can not be answered, or not in time.
         """
-        if self.num_requests >= self.limits.max_concurrent_requests:
-            seconds = max(1.0, self.executor.waiting_seconds())
-            raise RequestError("overloaded", "The server has as many requests as it takes; try again later.", seconds)
         timing.model, timing.version = served.name, served.version
-        self.num_requests += 1
         served.num_requests += 1
-        self.metrics.queue_size.set(self.num_requests)
         try:
-            async with asyncio.timeout(self.limits.deadline_seconds):
-                return await self._run(served, operation, timing)
+            with self.admitted():
+                async with asyncio.timeout(self.limits.deadline_seconds):
+                    return await self._run(served, operation, timing)
         except TimeoutError:
             raise RequestError(
                 "deadline", f"The answer took more than {self.limits.deadline_seconds:g} seconds.", 1.0
             ) from None
         finally:
-            self.num_requests -= 1
             served.num_requests -= 1
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Counts a request while the block runs.
+
+        Yields:
+          Nothing.
+
+        Raises:
+          RequestError: There are as many as the server takes.
+        """
+        if self.num_requests >= self.limits.max_concurrent_requests:
+            seconds = max(1.0, self.executor.waiting_seconds())
+            raise RequestError("overloaded", "The server has as many requests as it takes; try again later.", seconds)
+        self.num_requests += 1
+        self.metrics.queue_size.set(self.num_requests)
+        try:
+            yield
+        finally:
+            self.num_requests -= 1
             self.metrics.queue_size.set(self.num_requests)
 
     async def _run(self, served: Served, operation: Callable[[Subject], Work], timing: Timing) -> Any:

@@ -149,10 +149,9 @@ def run(document: dict[str, Any], sock: socket.socket) -> int:
     Returns:
       The exit code.
     """
-    configure()
-    import jax
-
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # every shape counts when a server starts
+    configure(
+        use_compilation_cache=False
+    )  # programs are kept by the engine, which neither traces nor compiles them again
     configure_logs(document["log_format"], document["log_requests"])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard) if hard != resource.RLIM_INFINITY else (soft, hard))

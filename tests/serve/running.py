@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import uvicorn
 
 from flaxbert.config import BatchingConfig
 from flaxbert.serve.loading import EngineOptions
+from flaxbert.serve.supervisor import open_socket
 from flaxbert.serve.worker import PatientProtocol
 
 SMALL = EngineOptions(batching=BatchingConfig(max_length=32, max_batch_tokens=64, max_batch_requests=4))
@@ -23,7 +23,7 @@ _WAIT_SECONDS = 300.0
 @contextlib.contextmanager
 def running(app) -> Iterator[str]:
     """Runs an application, waits until it is ready, and gives its URL."""
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = open_socket("127.0.0.1", 0)
     config = uvicorn.Config(app, http=PatientProtocol, log_config=None, ws="none", lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])), daemon=True)

@@ -15,6 +15,7 @@ from flaxbert.families.graph import forward, graph_definition
 from flaxbert.model import Model
 from flaxbert.serve.compilations import ordered
 from flaxbert.serve.engines.base import Engine, Report
+from flaxbert.serve.engines.program_cache import ProgramCache
 from flaxbert.serve.functions import Function
 from flaxbert.serve.shapes import Shape, ShapePlan
 
@@ -38,19 +39,27 @@ class JaxEngine(Engine):
         self._model = model
         self._params = model.params
         self._programs: dict[tuple[str, Shape], Any] = {}
+        self._cache = ProgramCache(f"{model.config}\n{model.task}\n{model.execution}", model.params)
 
-    def _compile(self, function: Function, shape: Shape) -> None:
+    def _open(self, function: Function, shape: Shape) -> None:
+        name, batch = f"{function.identity} {shape}", function.example(*shape)
+        program = self._cache.read(name, self._params, batch)
+        if program is None:
+            with ordered():
+                program = self._compile(function, batch)
+            self._cache.write(name, program, self._params, batch)
+        self._programs[function.name, shape] = program
+
+    def _compile(self, function: Function, batch: Mapping[str, np.ndarray]) -> Any:
         graph = graph_definition(self._model.config, self._model.task, self._model.execution)
 
         def run(params: Any, batch: Any) -> Any:
             return function.postprocess(forward(graph, params, batch), params, batch)
 
-        with ordered():
-            lowered = jax.jit(run).lower(self._params, function.example(*shape))
-            self._programs[function.name, shape] = lowered.compile()
+        return jax.jit(run).lower(self._params, batch).compile()
 
     def prepare(self, report: Report) -> None:
-        """See ``Engine.prepare``; programs are compiled side by side, and read from the compile cache where they are in it.
+        """See ``Engine.prepare``; programs are compiled side by side, and read where they were compiled before.
 
         Args:
           report: Is told how far it is.
@@ -58,10 +67,11 @@ class JaxEngine(Engine):
         wanted = [(function, shape) for function in self.functions.values() for shape in self.plan.shapes()]
         report(0, len(wanted))
         with concurrent.futures.ThreadPoolExecutor(max(1, num_threads())) as pool:
-            tasks = [pool.submit(self._compile, function, shape) for function, shape in wanted]
+            tasks = [pool.submit(self._open, function, shape) for function, shape in wanted]
             for number, task in enumerate(concurrent.futures.as_completed(tasks), 1):
                 task.result()
                 report(number, len(wanted))
+        self._cache.prune()
 
     def start(self, function: str, batch: Mapping[str, Int[np.ndarray, "..."]]) -> Any:
         """See ``Engine.start``.

@@ -251,7 +251,7 @@ def add_state(router: APIRouter, api: Api) -> None:
 
     @router.get("/v2/health/ready", summary="Whether all models can answer")
     async def ready() -> Response:
-        state = api.status.ready and not api.status.draining
+        state = api.status.ready
         return json_response({"ready": state}, status=200 if state else 503)
 
     async def metadata(request: Request, model: str, version: str = "") -> Response:

@@ -92,7 +92,7 @@ def add_health(router: APIRouter, api: Api) -> None:
         return json_response({"live": True})
 
     async def health() -> Response:
-        if api.status.ready and not api.status.draining and api.service.executor.alive:
+        if api.status.ready and api.service.executor.alive:
             return Response(status_code=200)
         raise RequestError(
             "unhealthy", "The server ends." if api.status.draining else "The models are being loaded.", 1.0

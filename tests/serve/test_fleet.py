@@ -1,0 +1,163 @@
+"""Versions that change under load: nobody notices but by the answer."""
+
+import concurrent.futures
+import threading
+import time
+
+import httpx2
+import numpy as np
+import pytest
+
+import flaxbert
+from flaxbert.config import AccessConfig, RolloutConfig
+from flaxbert.registry import Reference, Registry
+from flaxbert.serve.app import make_app
+from flaxbert.serve.loading import parse_specs
+from flaxbert.weights.save import save_checkpoint
+from tests.serve.conftest import BASE
+from tests.serve.running import SMALL, running
+from tests.weights.tiny import random_params, write_tiny
+
+ADMIN = {"authorization": "Bearer let-me-in"}
+TEXT = "a fine film ."
+
+
+def write_version(folder, seed):
+    write_tiny(folder, config=BASE)
+    model = flaxbert.load(folder)
+    params = random_params(BASE, "sequence-classification", seed)
+    save_checkpoint(folder, config=BASE, task=model.task, params=params, tokenizer=model.tokenizer, overwrite=True)
+    return folder
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAXBERT_REGISTRY", str(tmp_path / "registry"))
+    registry = Registry()
+    for seed in (1, 2):
+        registry.add("film", write_version(tmp_path / f"model-{seed}", seed), metrics={"accuracy": 0.8 + 0.01 * seed})
+    registry.promote("film:1")
+    return registry
+
+
+def serve(tmp_path, **rollout):
+    keys = tmp_path / "admins"
+    keys.write_text("# those who may\nlet-me-in\n")
+    keys.chmod(0o600)
+    return make_app(
+        parse_specs(("registry:film",)),
+        engine=SMALL,
+        access=AccessConfig(admin_keys_file=str(keys)),
+        rollout=RolloutConfig(**{"poll_seconds": 0.05, **rollout}),
+    )
+
+
+def wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def expected_scores(registry, numbers=(1, 2)):
+    return {str(n): flaxbert.load(registry.folder(f"film:{n}")).predict([TEXT])[0].scores for n in numbers}
+
+
+def check(answer, expected):
+    """Compares an answer with that of the version that it names."""
+    assert answer.status_code == 200, answer.text
+    scores = {entry["label"]: entry["score"] for entry in answer.json()}
+    wanted = expected[answer.headers["x-model-version"]]
+    np.testing.assert_allclose([scores[name] for name in wanted], list(wanted.values()), atol=1e-5)
+    return answer.headers["x-model-version"]
+
+
+def served_version(url):
+    return httpx2.get(f"{url}/models").json()["models"][0]["versions"]["champion"]["version"]
+
+
+def test_swaps_and_rollbacks_fail_no_request(registry, tmp_path):
+    expected = expected_scores(registry)
+    with running(serve(tmp_path)) as url:
+        done = threading.Event()
+
+        def ask():
+            seen = []
+            with httpx2.Client() as client:
+                while not done.is_set():
+                    seen.append(check(client.post(f"{url}/predict", json={"inputs": TEXT}, timeout=60), expected))
+            return seen
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(ask) for _ in range(4)]
+            try:
+                for number in range(2):
+                    answer = httpx2.post(
+                        f"{url}/admin/models/film/promote", json={"version": 2}, headers=ADMIN, timeout=60
+                    )
+                    assert answer.json()["versions"]["champion"]["version"] == "2"
+                    registry.promote("film:1") if number % 2 else registry.roll_back("film")  # from outside
+                    wait_for(lambda: served_version(url) == "1")
+            finally:
+                done.set()
+            seen = [version for task in asking for version in task.result()]
+        assert set(seen) == {"1", "2"}
+        metrics = httpx2.get(f"{url}/metrics").text
+        assert 'flaxbert_model_swaps_total{model="film",outcome="swapped"} 4.0' in metrics
+        assert 'err="' not in metrics
+
+
+def test_a_damaged_version_leaves_the_old_one_in_place(registry, tmp_path):
+    expected = expected_scores(registry)
+    with running(serve(tmp_path)) as url:
+        file = registry.folder("film:2") / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.chmod(0o644)
+        file.write_bytes(content)
+        registry.promote("film:2")
+        wait_for(lambda: httpx2.get(f"{url}/models").json()["models"][0]["failed"] == {"champion": "2"})
+        assert check(httpx2.post(f"{url}/predict", json={"inputs": TEXT}), expected) == "1"
+        assert httpx2.get(f"{url}/health").status_code == 200
+
+
+def test_a_canary_answers_its_share_and_a_shadow_none(registry, tmp_path):
+    expected = expected_scores(registry)
+    registry.promote("film:2", "canary")
+    registry.promote("film:2", "next")
+    app = serve(tmp_path, canary_percent=30.0, shadow_alias="next")
+    with running(app) as url, httpx2.Client() as client:
+        ids = [f"request-{number}" for number in range(200)]
+        seen = [
+            check(client.post(f"{url}/predict", json={"inputs": TEXT}, headers={"x-request-id": name}), expected)
+            for name in ids
+        ]
+        assert 0.2 < seen.count("2") / len(seen) < 0.4
+        again = client.post(f"{url}/predict", json={"inputs": TEXT}, headers={"x-request-id": ids[0]})
+        assert again.headers["x-model-version"] == seen[0]
+        wait_for(lambda: "flaxbert_shadow_total{" in client.get(f"{url}/metrics").text)
+        registry.remove_alias("film", "canary")
+        wait_for(lambda: "canary" not in client.get(f"{url}/models").json()["models"][0]["versions"])
+        assert {check(client.post(f"{url}/predict", json={"inputs": TEXT}), expected) for _ in range(40)} == {"1"}
+
+
+def test_only_administrators_move_aliases(registry, tmp_path):
+    with running(serve(tmp_path)) as url:
+        promote = f"{url}/admin/models/film/promote"
+        assert httpx2.post(promote, json={"version": 2}).status_code == 401
+        wrong = httpx2.post(promote, json={"version": 2}, headers={"authorization": "Bearer let-me-i"})
+        assert wrong.status_code == 401
+        assert httpx2.post(promote, json={"version": 9}, headers=ADMIN).status_code == 409
+        known = httpx2.get(f"{url}/admin/models/film", headers=ADMIN).json()
+        assert [entry["version"] for entry in known["known"]] == [1, 2]
+        assert known["aliases"] == {"champion": 1}
+        assert httpx2.post(f"{url}/admin/models/film/rollback", json={}, headers=ADMIN).status_code == 409
+    assert registry.find(Reference("film", alias="champion")).number == 1
+
+
+def test_a_version_that_does_not_fit_is_refused(registry, tmp_path):
+    size = (registry.folder("film:1") / "model.safetensors").stat().st_size / 1e6
+    with running(serve(tmp_path, memory_limit_mb=2.1 * size)) as url:
+        registry.promote("film:2")
+        wait_for(lambda: httpx2.get(f"{url}/models").json()["models"][0]["failed"] == {"champion": "2"})
+        assert served_version(url) == "1"
