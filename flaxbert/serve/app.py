@@ -2,16 +2,13 @@
 
 import asyncio
 import contextlib
-import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -26,8 +23,10 @@ from flaxbert.serve.fleet import Fleet
 from flaxbert.serve.loading import EngineOptions, ModelSpec
 from flaxbert.serve.metrics import Metrics
 from flaxbert.serve.middleware import Gate
+from flaxbert.serve.openapi import describe
 from flaxbert.serve.routes import inference, invoke, kserve, openai, operations
 from flaxbert.serve.service import Service
+from flaxbert.serve.strict_json import StrictRoute
 
 _LOG = logging.getLogger("flaxbert.serve")
 
@@ -48,37 +47,6 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
         (504, "Not in time"),
     )
 }
-
-
-class _StrictRequest(Request):
-    """A request whose JSON is read strictly: no NaN, no lone surrogates, no endless nesting."""
-
-    async def json(self) -> Any:
-        """Returns the body.
-
-        Raises:
-          json.JSONDecodeError: It is no JSON.
-        """
-        if not hasattr(self, "_json"):
-            body = await self.body()
-            try:
-                self._json = orjson.loads(body)
-            except orjson.JSONDecodeError as error:
-                raise json.JSONDecodeError(str(error).split(":")[0], "", 0) from error
-        return self._json
-
-
-class StrictRoute(APIRoute):
-    """A route with such requests."""
-
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        """Returns what answers a request."""
-        handler = super().get_route_handler()
-
-        async def strict(request: Request) -> Response:
-            return await handler(_StrictRequest(request.scope, request.receive))
-
-        return strict
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -165,6 +133,7 @@ def make_app(
         redoc_url=None,
     )
     app.router.route_class = StrictRoute
+    app.openapi = describe(app, [spec.name for spec in specs])  # type: ignore[method-assign]
     app.state.api = api
     _handle_errors(app)
     _add_routes(app, api)

@@ -11,6 +11,7 @@ from flaxbert.serve.errors import RequestError
 from flaxbert.serve.functions import MASK_TASKS, MASKED, SPARSE, TOKENS, VECTORS
 from flaxbert.serve.loading import Served
 from flaxbert.serve.operations import classification, embedding, masks, spans, text
+from flaxbert.serve.strict_json import StrictRoute
 from flaxbert.weights.sentence_transformers import SentencePooling
 
 
@@ -252,7 +253,7 @@ def make_router(api: Api) -> APIRouter:
     Args:
       api: What they have at hand.
     """
-    router = APIRouter(tags=["inference"])
+    router = APIRouter(route_class=StrictRoute, tags=["inference"])
     for add in (add_vectors, add_labels, add_spans, add_tokens):
         add(router, api)
     return router

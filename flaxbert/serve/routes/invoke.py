@@ -14,6 +14,7 @@ from flaxbert.serve.functions import MASKED, SPARSE, TOKENS, VECTORS
 from flaxbert.serve.loading import Served
 from flaxbert.serve.operations import classification, embedding, masks, spans
 from flaxbert.serve.routes.inference import as_list, split_pairs
+from flaxbert.serve.strict_json import StrictRoute
 
 
 def _parse(schema: type[BaseModel], value: Any) -> Any:
@@ -204,7 +205,7 @@ def make_router(api: Api) -> APIRouter:
     Args:
       api: What they have at hand.
     """
-    router = APIRouter(tags=["the model's own task"])
+    router = APIRouter(route_class=StrictRoute, tags=["the model's own task"])
 
     async def invoke(body: schemas.InvokeRequest, request: Request) -> Response:
         answer = await Invocation(api, request, api.served(request))(body.inputs, body.parameters or {})

@@ -17,6 +17,7 @@ from flaxbert.serve.functions import VECTORS
 from flaxbert.serve.loading import Served
 from flaxbert.serve.operations import classification, embedding
 from flaxbert.serve.routes.invoke import Invocation, predictions_of
+from flaxbert.serve.strict_json import StrictRoute
 from flaxbert.weights.sentence_transformers import SentencePooling
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -184,13 +185,10 @@ def _answer(body: schemas.InferRequest, served: Served, name: str, outputs: Sequ
 _SCHEMA = {
     "requestBody": {
         "required": True,
-        "content": {
-            "application/json": {
-                "schema": schemas.InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-            }
-        },
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}},
     }
 }
+"""The body is read by hand, because bytes may follow the JSON; ``serve.openapi`` describes it."""
 
 
 def add_infer(router: APIRouter, api: Api) -> None:
@@ -300,7 +298,7 @@ def make_router(api: Api) -> APIRouter:
     Args:
       api: What they have at hand.
     """
-    router = APIRouter(tags=["KServe"])
+    router = APIRouter(route_class=StrictRoute, tags=["KServe"])
     add_state(router, api)
     add_infer(router, api)
     add_first(router, api)

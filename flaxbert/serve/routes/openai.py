@@ -12,6 +12,7 @@ from flaxbert.serve.api import Api
 from flaxbert.serve.functions import VECTORS
 from flaxbert.serve.operations import embedding
 from flaxbert.serve.routes.inference import as_list
+from flaxbert.serve.strict_json import StrictRoute
 
 
 def _model_name(api: Api, name: str) -> str:
@@ -29,7 +30,7 @@ def make_router(api: Api) -> APIRouter:
     Args:
       api: What they have at hand.
     """
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 
     @router.post("/v1/embeddings", summary="Vectors of texts")
     @router.post("/embeddings", include_in_schema=False)

@@ -15,6 +15,7 @@ from flaxbert.serve.errors import RequestError
 from flaxbert.serve.fleet import Slot
 from flaxbert.serve.loading import REGISTRY_PREFIX
 from flaxbert.serve.model_type import model_type
+from flaxbert.serve.strict_json import StrictRoute
 
 
 class MoveRequest(BaseModel):
@@ -163,7 +164,7 @@ def make_router(api: Api) -> APIRouter:
     Args:
       api: What they have at hand.
     """
-    router = APIRouter(tags=["operations"])
+    router = APIRouter(route_class=StrictRoute, tags=["operations"])
     add_health(router, api)
     add_admin(router, api)
     return router
