@@ -136,7 +136,11 @@ class Executor:
         engine, name = batch.lane.key
         function = engine.functions[name]
         try:
-            inputs = collate_rows(batch.rows, batch.num_rows, batch.length, function.inputs, engine.pad_token_id)
+            rows = batch.rows
+            num_rows, length = batch.num_rows, batch.length
+            if not engine.exact_shapes:
+                num_rows, length = len(rows), max(row.length for row in rows)
+            inputs = collate_rows(rows, num_rows, length, function.inputs, engine.pad_token_id)
             return engine.start(name, inputs)
         except Exception as error:  # noqa: BLE001  whatever an engine raises belongs to the rows, not to the thread
             return error

@@ -212,7 +212,8 @@ def load_served(spec: ModelSpec, located: Located, options: EngineOptions) -> Se
         raise ConfigError(f"{spec.source} has no tokenizer, so that it can not answer texts.")
     functions = functions_of(model, options.sparse)
     plan = plan_of(model.config, model.max_length, options.batching)
-    engine = open_engine(options.engine, model, functions, plan)
+    digest = located.digest or _digest_of(located.folder)
+    engine = open_engine(options.engine, model, functions, plan, digest)
     engine.prepare(_reporter(spec.name))
     workers = options.batching.tokenization_workers or max(1, num_threads() // 2)
     subject = Subject(model, functions, TokenizerPool(model.tokenizer, workers), plan.lengths[-1])
@@ -221,7 +222,7 @@ def load_served(spec: ModelSpec, located: Located, options: EngineOptions) -> Se
         version=located.version,
         subject=subject,
         engine=engine,
-        digest=located.digest or _digest_of(located.folder),
+        digest=digest,
         dtype=dtype_of(model),
         size_bytes=parameter_bytes(model),
         record=located.record,

@@ -62,7 +62,7 @@ PEERS: dict[str, frozenset[str]] = {
     "compression": frozenset({"train", "evaluation"}),
     "planning": frozenset({"train", "evaluation"}),
     "comparison": frozenset({"train", "evaluation"}),
-    "serve": frozenset({"registry", "retrieval"}),
+    "serve": frozenset({"registry", "retrieval", "export"}),
     "cluster": frozenset({"train"}),
     "export": frozenset({"evaluation"}),
     "__main__": frozenset({"cli"}),

@@ -44,8 +44,28 @@ _VALUES = st.recursive(
     max_leaves=8,
 )
 _KEYS = st.sampled_from(
-    ["inputs", "input", "query", "texts", "parameters", "candidate_labels", "ids", "instances", "truncate", "top_k"]
-    + ["question", "context", "source_sentence", "sentences", "dimensions", "name", "shape", "datatype", "data", "outputs"]
+    [
+        "inputs",
+        "input",
+        "query",
+        "texts",
+        "parameters",
+        "candidate_labels",
+        "ids",
+        "instances",
+        "truncate",
+        "top_k",
+        "question",
+        "context",
+        "source_sentence",
+        "sentences",
+        "dimensions",
+        "name",
+        "shape",
+        "datatype",
+        "data",
+        "outputs",
+    ]
 )
 _BODIES = st.dictionaries(_KEYS, st.one_of(_VALUES, st.dictionaries(_KEYS, _VALUES, max_size=4)), max_size=5)
 
@@ -84,7 +104,10 @@ def test_bodies_that_are_no_json(serving, path, content, length):
     st.sampled_from(["BYTES", "INT64", "FP32", "UINT8", "BOOL", "BF16"]),
     st.one_of(st.none(), st.integers(-2, 40)),
     st.binary(max_size=32),
-    st.one_of(st.none(), st.lists(st.one_of(st.integers(), st.text(max_size=4), st.lists(st.integers(), max_size=2)), max_size=4)),
+    st.one_of(
+        st.none(),
+        st.lists(st.one_of(st.integers(), st.text(max_size=4), st.lists(st.integers(), max_size=2)), max_size=4),
+    ),
 )
 def test_tensors_of_any_kind(serving, name, shape, datatype, size, raw, data):
     tensor = {"name": name, "shape": shape, "datatype": datatype, "data": data}

@@ -22,6 +22,7 @@ class Engine(abc.ABC):
       functions: The functions, by name.
       plan: The shapes that it is ready for.
       pad_token_id: What fills ``input_ids``.
+      exact_shapes: Whether batches must have a shape of the plan; else they are as long as their longest row.
       pipelined: Whether the next batch may be started before the last one is finished, because the host is idle meanwhile.
     """
 
@@ -29,6 +30,7 @@ class Engine(abc.ABC):
     functions: Mapping[str, Function]
     plan: ShapePlan
     pad_token_id: int = 0
+    exact_shapes: bool = True
     pipelined: bool = False
 
     @abc.abstractmethod

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-import flaxbert
 from flaxbert.core.files import whole_file
 from flaxbert.core.runtime import compilation_cache_folder
 
@@ -54,13 +53,18 @@ def _processor() -> str:
 
 
 def _code_digest() -> str:
-    root = pathlib.Path(str(flaxbert.__file__)).parent
+    root = pathlib.Path(__file__).parents[2]
     digest = hashlib.sha256()
     for file in sorted(file for part in _CODE for file in (root / part).rglob("*.py")):
         digest.update(file.read_bytes())
     for name in ("architecture.py", "inference.py"):
         digest.update((root / name).read_bytes())
     return digest.hexdigest()
+
+
+def _load(payload: bytes, inputs: Any, outputs: Any) -> Any:
+    """Returns a program for one device; without being told so, JAX would expect a part of every argument for each device."""
+    return serialize_executable.deserialize_and_load(payload, inputs, outputs, execution_devices=jax.devices()[:1])
 
 
 class ProgramCache:
@@ -106,7 +110,7 @@ class ProgramCache:
             return None
         inputs = jax.tree.structure(((params, batch), {}))
         try:
-            return serialize_executable.deserialize_and_load(payload, inputs, jax.tree.structure(0))
+            return _load(payload, inputs, jax.tree.structure(0))
         except Exception:  # noqa: BLE001  whatever a backend does not like about it, it can be compiled anew
             return None
 
@@ -126,7 +130,7 @@ class ProgramCache:
             return
         try:
             payload, *structures = serialize_executable.serialize(program)
-            jax.block_until_ready(serialize_executable.deserialize_and_load(payload, *structures)(params, batch))
+            jax.block_until_ready(_load(payload, *structures)(params, batch))
             with whole_file(file) as place:
                 place.write_bytes(hashlib.sha256(payload).digest() + payload)
         except (OSError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
