@@ -11,7 +11,15 @@ import typing
 
 import docstring_parser
 
-from flaxbert.config import DistillConfig, PretrainConfig, RunConfig
+from flaxbert.config import (
+    AccessConfig,
+    BatchingConfig,
+    DistillConfig,
+    LimitsConfig,
+    PretrainConfig,
+    RolloutConfig,
+    RunConfig,
+)
 
 PATH = pathlib.Path(__file__).resolve().parent / "configuration.md"
 
@@ -93,6 +101,18 @@ PRETRAINING = """
 stand for DistilBERT's terms and weights.
 """
 
+SERVING = """
+# Serving
+
+`flaxbert serve` reads the sections below; [serving.md](serving.md) tells what they are for.
+"""
+
+SERVING_SECTIONS = {
+    "limits": LimitsConfig,
+    "batching": BatchingConfig,
+    "access": AccessConfig,
+    "rollout": RolloutConfig,
+}
 DISTILLATION_SECTIONS = ("teacher", "student", "distillation", "augmentation")
 PRETRAINING_SECTIONS = ("model", "data", "masking", "objective")
 
@@ -103,7 +123,9 @@ def render() -> str:
     sections = [describe_section(field.name, getattr(run, field.name)) for field in dataclasses.fields(run)]
     own = [describe_section(name, getattr(distilled, name)) for name in DISTILLATION_SECTIONS]
     words = [describe_section(name, getattr(PretrainConfig(), name)) for name in PRETRAINING_SECTIONS]
-    return INTRODUCTION + "".join(sections) + DISTILLATION + "".join(own) + PRETRAINING + "".join(words)
+    served = [describe_section(name, build()) for name, build in SERVING_SECTIONS.items()]
+    parts = [*sections, DISTILLATION, *own, PRETRAINING, *words, SERVING, *served]
+    return INTRODUCTION + "".join(parts)
 
 
 def main(arguments: list[str]) -> int:
