@@ -20,7 +20,7 @@ FLAXBERT_TEST_DATA ?= $(abspath $(wildcard ../shared/data))
 export FLAXBERT_TEST_DATA
 
 .DELETE_ON_ERROR:
-.PHONY: setup setup-dev demo test test-slow parity check bench docs clean
+.PHONY: setup setup-dev demo test test-slow parity check soak bench docs clean
 
 setup: $(VENV)/.installed-core ## the package with its core dependencies
 
@@ -46,6 +46,9 @@ check: $(VENV)/.installed-dev ## what CI runs before the tests
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
 	$(BIN)/pyright
 	$(PYTEST) -q tests/architecture
+
+soak: $(VENV)/.installed-test ## two minutes of load and abuse on a server; fails where a promise is broken
+	$(BIN)/python -m benchmarks.soak --minutes 2 --swaps 6
 
 bench: $(VENV)/.installed-bench $(VENV)/.installed-minilm ## compare speed and memory with the peers
 	$(BIN)/python -m benchmarks.inference $(BENCH_ARGS)

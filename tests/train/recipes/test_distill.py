@@ -127,7 +127,8 @@ def divergence(teacher, student) -> float:
     return float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("init", ["sliced", pytest.param("random", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["sliced", "random"])
 def test_two_stages_teach_a_narrow_student(teacher, data, tmp_path, init):
     weights = {**INSIDE, "attention_weight": 0.1 if init == "sliced" else 0.0, "query_relation_weight": 1.0}
     student = dataclasses.replace(SLICED, init=init, num_attention_heads=2)

@@ -109,6 +109,7 @@ def params_of(result):
     return flatten_names(result.model.params)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(corpus, tmp_path):
     options = {"steps": 20, "train": {"num_steps": 20, "evaluate_every": 10}}
     whole = pretrain(config_of(corpus, tmp_path / "whole", **options), say=quiet)

@@ -92,7 +92,8 @@ def test_codes_answer_as_the_model_in_training_does(name, model):
     assert np.abs(after - before).max() < bound * np.abs(before).max()
 
 
-@pytest.mark.parametrize("name", [pytest.param("int8", marks=pytest.mark.slow), "2 bits"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["int8", "2 bits"])
 def test_a_run_ends_with_codes_and_its_folder_holds_them(name, model, data, tmp_path):
     quantize, kernel, table = WAYS[name]
     lines = []

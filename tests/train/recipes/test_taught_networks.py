@@ -84,6 +84,7 @@ def agreement(teacher, student, texts) -> float:
     return float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
 
 
+@pytest.mark.slow
 def test_every_second_layer_learns_what_the_teacher_says_of_hidden_words(teacher, corpus, tmp_path):
     weights = {**JOINT, "hard_weight": 0.0}  # the words of the corpus are not those of a teacher that knows nothing
     result = pretrain(make(teacher, corpus, tmp_path / "run", weights=weights), say=quiet)
