@@ -176,7 +176,7 @@ class Soak:
         words = [
             sys.executable, "-m", "flaxbert", "serve", "film=registry:film", f"vectors={folder / 'vectors'}", "--port", str(PORT),
             "--access.admin_keys_file", str(keys), "--log_requests", "false", "--rollout.poll_seconds", "1",
-            "--limits.receive_seconds", "3",
+            "--limits.receive_seconds", "3", "--engine", "jax",
         ]  # fmt: skip
         environment = {**os.environ, "FLAXBERT_REGISTRY": str(folder / "registry")}
         self.process = subprocess.Popen(words, cwd=root(), env=environment)

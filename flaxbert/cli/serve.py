@@ -13,7 +13,7 @@ def run(
     models: tuple[str, ...],
     host: str = "127.0.0.1",
     port: int = 8080,
-    engine: Literal["jax", "onnxruntime", "openvino", "auto"] = "jax",
+    engine: Literal["auto", "jax", "onnxruntime", "openvino"] = "auto",
     precision: PrecisionName = "float32",
     sparse: bool = False,
     limits: LimitsConfig = LimitsConfig(),
@@ -29,7 +29,7 @@ def run(
       models: Folders, hub ids or ``registry:NAME@ALIAS``; ``NAME=SOURCE`` says what clients call one.
       host: Where to listen; the default is for this machine alone, 0.0.0.0 for all.
       port: Port to listen on; 0 lets the system choose.
-      engine: What runs the models; auto measures those that are installed and takes the fastest.
+      engine: What runs the models; auto measures those that are installed, takes the fastest and remembers it.
       precision: Type that matrix products are computed in.
       sparse: Whether masked language models give weights of words for search instead of filling masks.
       limits: What is admitted.

@@ -185,3 +185,18 @@ def test_shapes_follow_what_is_asked_for(tmp_path):
     assert plan.lengths == (16, 20)
     assert plan.rows == (1, 4)
     assert plan_of(BASE, 32, BatchingConfig()).lengths[-1] == 32
+
+
+def test_the_choice_is_remembered_for_the_same_bytes(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("FLAXBERT_COMPILATION_CACHE", str(tmp_path / "cache"))
+    model = load(tmp_path, "sequence-classification")
+    functions = functions_of(model)
+    monkeypatch.setattr(choose, "measure", lambda opened, function, shapes: {name: [len(name)] for name in opened})
+    with caplog.at_level("INFO", "flaxbert.serve"):
+        assert choose.open_engine("auto", model, functions, PLAN, "abc").name == "jax"
+        caplog.clear()
+        monkeypatch.setattr(choose, "measure", lambda *arguments: pytest.fail("measured again"))
+        assert choose.open_engine("auto", model, functions, PLAN, "abc").name == "jax"
+    assert "before" in caplog.text
+    monkeypatch.setattr(choose, "measure", lambda opened, function, shapes: {name: [-len(name)] for name in opened})
+    assert choose.open_engine("auto", model, functions, PLAN, "other").name == "onnxruntime"

@@ -15,7 +15,7 @@ from tests.helpers import ROOT
 from tests.serve.conftest import BASE
 from tests.weights.tiny import write_tiny
 
-SMALL = ["--batching.max_length", "16", "--batching.max_batch_tokens", "16"]
+SMALL = ["--engine", "jax", "--batching.max_length", "16", "--batching.max_batch_tokens", "16"]
 
 
 @contextlib.contextmanager

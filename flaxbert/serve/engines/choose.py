@@ -1,13 +1,18 @@
 """Which engine runs a model: the one that was asked for, or the fastest of those that are installed."""
 
+import hashlib
+import importlib.metadata
 import importlib.util
 import logging
+import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
+from flaxbert.core.files import whole_file
+from flaxbert.core.runtime import compilation_cache_folder, num_threads, processor_features
 from flaxbert.errors import ConfigError, FlaxbertError, nearest
 from flaxbert.model import Model
 from flaxbert.serve.engines.base import Engine
@@ -71,6 +76,11 @@ def _fastest(model: Model, functions: Mapping[str, Function], plan: ShapePlan, d
     names, shapes = candidates(), _shapes(plan)
     if len(names) == 1:
         return open_engine(names[0], model, functions, plan, digest)
+    memory = _memory_of(names, model, digest)
+    remembered = memory.read_text(encoding="utf-8") if memory is not None and memory.is_file() else ""
+    if remembered in names:
+        _LOG.info("%s was the fastest engine for this model before", remembered)
+        return open_engine(remembered, model, functions, plan, digest)
     trial = ShapePlan(tuple(length for _, length in shapes), (1,), plan.max_batch_tokens)
     function = next(iter(functions.values()))
     opened: dict[str, Engine] = {}
@@ -86,7 +96,22 @@ def _fastest(model: Model, functions: Mapping[str, Function], plan: ShapePlan, d
     best = min(scores, key=lambda name: scores[name])
     for line in table(seconds, shapes, best):
         _LOG.info("%s", line)
+    if memory is not None:
+        with whole_file(memory) as place:
+            place.write_text(best, encoding="utf-8")
     return open_engine(best, model, functions, plan, digest)
+
+
+def _memory_of(names: Sequence[str], model: Model, digest: str) -> pathlib.Path | None:
+    """Returns the file that says which engine was the fastest for a model on this machine, or None where nothing is kept."""
+    folder = compilation_cache_folder()
+    if folder is None or not digest:
+        return None
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("flaxbert", *names)]
+    words = [digest, model.task, str(model.execution), *versions, processor_features(), str(num_threads())]
+    parent = folder / "served-engines"
+    parent.mkdir(mode=0o700, exist_ok=True)
+    return parent / hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
 def measure(opened: Mapping[str, Engine], function: Function, shapes: Sequence[Shape]) -> dict[str, list[float]]:

@@ -15,7 +15,7 @@ import jax
 from jax.experimental import serialize_executable
 
 from flaxbert.core.files import whole_file
-from flaxbert.core.runtime import compilation_cache_folder
+from flaxbert.core.runtime import compilation_cache_folder, processor_features
 
 FOLDER = "served-programs"
 MOST_FILES = 2048
@@ -38,18 +38,10 @@ def _surroundings() -> str:
         str(device.client.platform_version),
         os.environ.get("XLA_FLAGS", ""),
         str(sorted((name, str(value)) for name, value in jax.config.values.items() if "cache" not in name)),
-        _processor(),
+        processor_features(),
         _code_digest(),
     ]
     return "\n".join(parts)
-
-
-def _processor() -> str:
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    return next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
 
 
 def _code_digest() -> str:
