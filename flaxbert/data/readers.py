@@ -45,6 +45,41 @@ def read_text_file(path: Path, file_format: str, wanted: Sequence[str], config: 
         return _read_records(path, file_format, lines, wanted, config, limit)
 
 
+def text_file_chunks(
+    path: Path, file_format: str, wanted: Sequence[str], config: DataConfig, num_rows: int
+) -> Iterator[Table]:
+    """Yields the columns of a text file some rows at a time, in memory that does not depend on its size.
+
+    Args:
+      path: The file; gzip where its name ends in ``.gz``.
+      file_format: csv, tsv, jsonl or lines.
+      wanted: Names or 0-based positions of the columns.
+      config: Header, delimiter, quoting, line pattern and encoding.
+      num_rows: Rows of a chunk.
+
+    Raises:
+      DataError: As ``read_text_file``, once the place is reached.
+    """
+    with contextlib.closing(numbered_lines(path, config.encoding)) as lines:
+        if file_format in ("jsonl", "lines"):
+            filled = ((number, line) for number, line in lines if line.strip())
+            while chunk := list(itertools.islice(filled, num_rows)):
+                yield _read_records(path, file_format, iter(chunk), wanted, config, 0)
+            return
+        records, positions, num_fields = _open_fields(path, _records(path, file_format, lines, config), wanted, config)
+        while chunk := list(itertools.islice(records, num_rows)):
+            yield _collect_fields(path, iter(chunk), positions, num_fields, wanted, config, 0)
+
+
+def _records(
+    path: Path, file_format: str, lines: Iterator[Line], config: DataConfig
+) -> Iterator[tuple[int, list[str]]]:
+    delimiter = config.delimiter or ("\t" if file_format == "tsv" else ",")
+    if not config.quoting:
+        return ((number, line.split(delimiter)) for number, line in lines if line)
+    return _quoted_records(path, lines, delimiter)
+
+
 def _read_records(
     path: Path, file_format: str, lines: Iterator[Line], wanted: Sequence[str], config: DataConfig, limit: int
 ) -> Table:
@@ -52,15 +87,8 @@ def _read_records(
         return _read_json_lines(path, lines, wanted, limit)
     if file_format == "lines":
         return _read_pattern_lines(path, lines, wanted, config.line_pattern, limit)
-    delimiter = config.delimiter or ("\t" if file_format == "tsv" else ",")
-    if not config.quoting:
-        records = ((number, line.split(delimiter)) for number, line in lines if line)
-        return _collect_fields(path, records, wanted, config, limit)
-    usual_limit = csv.field_size_limit(sys.maxsize)
-    try:
-        return _collect_fields(path, _quoted_records(path, lines, delimiter), wanted, config, limit)
-    finally:
-        csv.field_size_limit(usual_limit)
+    records, positions, num_fields = _open_fields(path, _records(path, file_format, lines, config), wanted, config)
+    return _collect_fields(path, records, positions, num_fields, wanted, config, limit)
 
 
 def damaged_gzip(path: Path, error: Exception) -> DataError:
@@ -174,6 +202,7 @@ def _quoted_records(path: Path, lines: Iterator[Line], delimiter: str) -> Iterat
     reader = csv.reader((line + "\n" for _, line in lines), delimiter=delimiter, strict=True)
     start = 1
     while True:
+        usual_limit = csv.field_size_limit(sys.maxsize)
         try:
             fields = next(reader)
         except StopIteration:
@@ -184,14 +213,17 @@ def _quoted_records(path: Path, lines: Iterator[Line], delimiter: str) -> Iterat
                 f"{path}, record starting at line {start}: {reason}. Quotes inside a quoted field are written twice; "
                 "if the file does not quote fields, set data.quoting: false."
             ) from error
+        finally:
+            csv.field_size_limit(usual_limit)
         if fields:
             yield start, fields
         start = reader.line_num + 1
 
 
-def _collect_fields(
-    path: Path, records: Iterator[tuple[int, list[str]]], wanted: Sequence[str], config: DataConfig, limit: int
-) -> Table:
+def _open_fields(
+    path: Path, records: Iterator[tuple[int, list[str]]], wanted: Sequence[str], config: DataConfig
+) -> tuple[Iterator[tuple[int, list[str]]], list[int], int]:
+    """Returns the records after the header, the positions of the columns, and the fields of a record."""
     first = next(records, None)
     if first is None:
         raise DataError(f"{path}: the file holds no records.")
@@ -200,6 +232,18 @@ def _collect_fields(
     positions = find_columns(wanted, names, f"{path}, line {first[0]}", named=config.header)
     if not config.header:
         records = itertools.chain([first], records)
+    return records, positions, num_fields
+
+
+def _collect_fields(
+    path: Path,
+    records: Iterator[tuple[int, list[str]]],
+    positions: Sequence[int],
+    num_fields: int,
+    wanted: Sequence[str],
+    config: DataConfig,
+    limit: int,
+) -> Table:
     columns: list[list[str]] = [[] for _ in wanted]
     lines: list[int] = []
     for number, fields in itertools.islice(records, limit or None):
