@@ -12,11 +12,9 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +26,7 @@ import httpx2
 import numpy as np
 import psutil
 
+from benchmarks import attacks
 from benchmarks.runner import machine, write_json
 from benchmarks.settings import root
 
@@ -35,7 +34,6 @@ PORT = 18_400
 ADMIN_KEY = "soak-administrator"
 TOLERANCE = 2e-5
 MOST_GROWTH, MOST_GROWTH_SHORT = 0.02, 0.10
-ALLOWED = frozenset({503, 504})
 WORDS = [
     "the",
     "film",
@@ -161,6 +159,7 @@ class Soak:
     def __init__(self, folder: pathlib.Path, minutes: float, swaps: int, clients: int) -> None:
         self.folder = folder
         self.url = f"http://127.0.0.1:{PORT}"
+        self.port = PORT
         self.seconds = 60.0 * minutes
         self.swaps = swaps
         self.clients = clients
@@ -193,6 +192,14 @@ class Soak:
         """
         if len(self.tally.notes) < 50:
             self.tally.notes.append(text[:300])
+
+    def note_status(self, status: int) -> None:
+        """Counts an answer.
+
+        Args:
+          status: Its status.
+        """
+        self.tally.statuses[status] += 1
 
     async def wait(self) -> None:
         """Waits until the server is ready."""
@@ -279,7 +286,7 @@ class Soak:
             with contextlib.suppress(psutil.Error, IndexError):
                 self.memory.append((time.monotonic(), self.worker().memory_info().rss))
 
-    async def abuse(self, name: str, attack: Callable[["Soak"], Awaitable[None]]) -> None:
+    async def abuse(self, name: str, attack: Callable[[attacks.Target], Awaitable[None]]) -> None:
         """Attacks again and again.
 
         Args:
@@ -305,7 +312,7 @@ class Soak:
         self.end = time.monotonic() + self.seconds
         tasks: list[Awaitable[None]] = [self.ask(number) for number in range(self.clients)]
         tasks += [self.swap(), self.kill(), self.watch()]
-        tasks += [self.abuse(name, attack) for name, attack in ATTACKS.items()]
+        tasks += [self.abuse(name, attack) for name, attack in attacks.ATTACKS.items()]
         await asyncio.gather(*tasks)
 
     def close(self) -> int:
@@ -316,92 +323,6 @@ class Soak:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return -9
-
-
-async def _raw(soak: Soak, content: bytes, pause: float = 0.0, half_close: bool = False, read: bool = True) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
-    try:
-        for start in range(0, len(content), max(1, len(content) // 4)):
-            writer.write(content[start : start + max(1, len(content) // 4)])
-            await writer.drain()
-            await asyncio.sleep(pause)
-        if half_close:
-            writer.write_eof()
-        return await asyncio.wait_for(reader.read(4096), 10.0) if read else b""
-    finally:
-        writer.close()
-
-
-def _post(body: bytes, length: int | None = None, path: str = "/predict") -> bytes:
-    size = len(body) if length is None else length
-    return (
-        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {size}\r\n\r\n".encode()
-        + body
-    )
-
-
-async def _slow_head(soak: Soak) -> None:
-    await _raw(soak, b"POST /predict HTTP/1.1\r\nhost: x", pause=2.0)
-
-
-async def _slow_body(soak: Soak) -> None:
-    await _raw(soak, _post(b'{"in', 100), pause=2.0)
-
-
-async def _half_closed(soak: Soak) -> None:
-    await _raw(soak, _post(b'{"inputs": "the film"}'), half_close=True)
-
-
-async def _huge(soak: Soak) -> None:
-    await _raw(soak, _post(b"x" * 100_000, 100_000_000))
-
-
-async def _bodies(soak: Soak) -> None:
-    bad = [
-        b"[" * 50_000, b'{"inputs": "\\ud800"}', b'{"inputs": NaN}', b"\xff\xfe\xfd", b'{"inputs": []}', b"{}",
-        b'{"inputs": ' + b'{"a":' * 2_000 + b"1" + b"}" * 2_000 + b"}", b'{"inputs": "' + b"film " * 5_000 + b'"}', b"null", b'"',
-        b'{"inputs": [["a"], ["a", "b"]]}', b'{"inputs": 1e999}',
-    ]  # fmt: skip
-    async with httpx2.AsyncClient(timeout=30) as client:
-        for body in bad:
-            for path in ("/predict", "/models/vectors/embed", "/v2/models/film/infer"):
-                answer = await client.post(soak.url + path, content=body, headers={"content-type": "application/json"})
-                soak.tally.statuses[answer.status_code] += 1
-                if answer.status_code >= 500 and answer.status_code not in ALLOWED:
-                    soak.note(f"{answer.status_code} for {path} {body[:60]!r}")
-
-
-async def _gone(soak: Soak) -> None:
-    for _ in range(20):
-        await _raw(soak, _post(json.dumps({"inputs": [["the film " * 40]] * 16}).encode()), read=False)
-
-
-async def _crowd(soak: Soak) -> None:
-    """Opens many connections at once and lets them stand."""
-    sockets = []
-    try:
-        for _ in range(CROWD):
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            sock.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                sock.connect(("127.0.0.1", PORT))
-            sockets.append(sock)
-        await asyncio.sleep(5.0)
-    finally:
-        for sock in sockets:
-            sock.close()
-
-
-CROWD = 1000
-ATTACKS: dict[str, Callable[[Soak], Awaitable[None]]] = {
-    "slow head": _slow_head,
-    "slow body": _slow_body,
-    "half closed": _half_closed,
-    "100 MB": _huge,
-    "bad bodies": _bodies,
-    "gone in mid-batch": _gone,
-    "crowd": _crowd,
-}
 
 
 def report(soak: Soak, code: int, most_growth: float) -> list[str]:
@@ -423,7 +344,7 @@ def report(soak: Soak, code: int, most_growth: float) -> list[str]:
         if soak.memory
         else "no memory seen"
     )
-    mistakes = {status: n for status, n in tally.statuses.items() if status >= 500 and status not in ALLOWED}
+    mistakes = {status: n for status, n in tally.statuses.items() if status >= 500 and status not in attacks.ALLOWED}
     broken = []
     for wrong, text in (
         (tally.wrong > 0, "wrong answers"),

@@ -1,15 +1,14 @@
 """Where examples come from: files, folders written by ``datasets``, hub ids, and objects handed in by a program."""
 
-import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flaxbert.config import DataConfig
-from flaxbert.data.readers import read_text_file, text_file_chunks
+from flaxbert.data.readers import read_text_file
 from flaxbert.data.tables import Table, find_columns, shorten
 from flaxbert.errors import DataError, nearest
 
@@ -50,7 +49,7 @@ def read_table(
         where = f"{source}{'/' + config.name if config.name else ''}, split {split}"
         return _read_dataset(load_hub(str(source), config, split), wanted, where, limit)
     if not path.exists():
-        raise DataError(_missing_file(path))
+        raise DataError(missing_file(path))
     if file_format == "datasets":
         return _read_object(load_datasets_folder(path), wanted, str(path), limit, split)
     if path.is_dir():
@@ -58,63 +57,6 @@ def read_table(
     if file_format == "parquet":
         return _read_parquet(path, wanted, limit)
     return read_text_file(path, file_format, wanted, config, limit)
-
-
-def table_chunks(
-    path: Path, wanted: Sequence[str], config: DataConfig, num_rows: int, *, skip_chunks: int = 0
-) -> Iterator[Table]:
-    """Yields the named columns of a file some rows at a time, in memory that does not depend on its size.
-
-    Args:
-      path: A CSV, TSV, JSONL or Parquet file, or one of lines.
-      wanted: Names or 0-based positions of the columns.
-      config: Format, delimiter, encoding.
-      num_rows: Rows of a chunk.
-      skip_chunks: First chunks that are left out.
-
-    Raises:
-      DataError: The file is not there or malformed; a mistake further on is found once it is reached.
-    """
-    file_format = guess_format(str(path), config.format)
-    if not path.is_file():
-        raise DataError(_missing_file(path))
-    chunks = (
-        _parquet_chunks(path, wanted, num_rows)
-        if file_format == "parquet"
-        else text_file_chunks(path, file_format, wanted, config, num_rows)
-    )
-    yield from itertools.islice(chunks, skip_chunks, None)
-
-
-def _parquet_chunks(path: Path, wanted: Sequence[str], num_rows: int) -> Iterator[Table]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = list(file.schema_arrow.names)
-            chosen = [names[position] for position in find_columns(wanted, names, str(path))]
-            first = 0
-            for batch in file.iter_batches(num_rows, columns=list(dict.fromkeys(chosen))):
-                table = pyarrow.Table.from_batches([batch])
-                yield _from_columns(table, wanted, chosen, f"{path} from row {first:,} on", 0)
-                first += batch.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: the file is no readable Parquet file ({error}); write or copy it again.") from error
-
-
-def count_rows(path: Path, config: DataConfig) -> int:
-    """Returns the rows of a file where that can be known without reading it, else 0.
-
-    Args:
-      path: The file.
-      config: May name its format.
-    """
-    if guess_format(str(path), config.format) != "parquet":
-        return 0
-    import pyarrow.parquet
-
-    return int(pyarrow.parquet.read_metadata(path).num_rows)
 
 
 def is_table_file(path: str) -> bool:
@@ -155,11 +97,16 @@ def guess_format(source: str, file_format: str = "") -> str:
         )
     looks_like_path = suffix or source.startswith((".", "/", "~")) or source.count("/") > 1 or not source
     if looks_like_path or (Path(source).parent.is_dir() and "/" in source):
-        raise DataError(_missing_file(path))
+        raise DataError(missing_file(path))
     return "hub"
 
 
-def _missing_file(path: Path) -> str:
+def missing_file(path: Path) -> str:
+    """Returns the message for a file that is not there, with the nearest of those that are.
+
+    Args:
+      path: The file.
+    """
     folder = path.parent
     if not folder.is_dir():
         return (
@@ -183,10 +130,22 @@ def _read_parquet(path: Path, wanted: Sequence[str], limit: int) -> Table:
             table = file.read(columns=list(dict.fromkeys(chosen)))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: the file is no readable Parquet file ({error}); write or copy it again.") from error
-    return _from_columns(table, wanted, chosen, str(path), limit)
+    return from_columns(table, wanted, chosen, str(path), limit)
 
 
-def _from_columns(table: Any, wanted: Sequence[str], chosen: Sequence[str], name: str, limit: int) -> Table:
+def from_columns(table: Any, wanted: Sequence[str], chosen: Sequence[str], name: str, limit: int) -> Table:
+    """Returns columns of Arrow as they were asked for.
+
+    Args:
+      table: A ``pyarrow.Table``.
+      wanted: What they are asked for by.
+      chosen: What they are called in the table.
+      name: What was read, for messages.
+      limit: Most rows; 0 for all.
+
+    Raises:
+      DataError: There are no rows.
+    """
     table = table.slice(0, limit) if limit else table
     if table.num_rows == 0:
         raise DataError(f"{name}: there are no rows.")
@@ -253,7 +212,7 @@ def _read_dataset(dataset: Any, wanted: Sequence[str], name: str, limit: int) ->
         dataset = dataset.select(range(limit))
     features = dataset.features
     table = dataset.select_columns(list(dict.fromkeys(chosen))).with_format("arrow")[:]
-    read = _from_columns(table, wanted, chosen, name, limit)
+    read = from_columns(table, wanted, chosen, name, limit)
     class_names = {}
     for want, column in zip(wanted, chosen, strict=True):
         feature = getattr(features[column], "feature", features[column])

@@ -11,8 +11,9 @@ from typing import Any
 
 from flaxbert.config import DataConfig
 from flaxbert.core.files import whole_file
+from flaxbert.data.chunks import count_rows, table_chunks
 from flaxbert.data.columns import read_examples
-from flaxbert.data.sources import count_rows, guess_format, table_chunks
+from flaxbert.data.sources import guess_format
 from flaxbert.data.tables import Table
 from flaxbert.data.tokenization import TruncationWarning
 from flaxbert.errors import ConfigError, DataError
@@ -152,6 +153,14 @@ class Bulk:
         Raises:
           DataError: A row is malformed; what was computed before it stays, and the same command goes on after it is mended.
         """
+        try:
+            return self._run(say)
+        except BaseException:
+            if not self.num_done:  # there is nothing to go on after
+                shutil.rmtree(self._parts, ignore_errors=True)
+            raise
+
+    def _run(self, say: Callable[[str], None]) -> int:
         number, total = self.num_done, count_rows(self._source, self._config)
         if number:
             say(f"Going on after {number * self._chunk_rows:,} rows that are there.")
