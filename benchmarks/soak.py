@@ -34,33 +34,8 @@ PORT = 18_400
 ADMIN_KEY = "soak-administrator"
 TOLERANCE = 2e-5
 MOST_GROWTH, MOST_GROWTH_SHORT = 0.02, 0.10
-WORDS = [
-    "the",
-    "film",
-    "was",
-    "fine",
-    "but",
-    "its",
-    "end",
-    "came",
-    "too",
-    "late",
-    "for",
-    "a",
-    "story",
-    "that",
-    "had",
-    "begun",
-    "so",
-    "well",
-    "and",
-    "then",
-    "lost",
-    "all",
-    "of",
-    "its",
-    "way",
-]
+SENTENCE = "the film was fine but its end came too late for a story that had begun so well and then lost all of its way"
+WORDS = SENTENCE.split()
 
 
 @dataclasses.dataclass

@@ -10,8 +10,8 @@ import pytest
 from tests.helpers import ROOT
 
 DOCKERFILE = ROOT / "tpu_scripts" / "docker" / "Dockerfile"
-FINAL_STAGES = {"tpu": "tpu", "cuda": "cuda"}
-"""Each image and the extra that it installs."""
+FINAL_STAGES = {"tpu": ["tpu"], "cuda": ["cuda"], "serve": ["serve", "openvino"]}
+"""Each image and the extras that it installs."""
 
 
 class Instruction(NamedTuple):
@@ -87,12 +87,13 @@ def test_what_comes_from_another_stage_is_made_there() -> None:
             assert f"uv venv {source}" in "\n".join(before.rest for before in history(stage))
 
 
-@pytest.mark.parametrize(("stage", "extra"), FINAL_STAGES.items())
-def test_each_image_installs_its_extra_and_no_torch(stage: str, extra: str) -> None:
+@pytest.mark.parametrize(("stage", "wanted"), FINAL_STAGES.items())
+def test_each_image_installs_its_extras_and_no_torch(stage: str, wanted: list[str]) -> None:
     (build,) = [step.rest.split()[0].removeprefix("--from=") for step in history(stage) if "--from=" in step.rest]
     extras = re.findall(r"--extra (\w+)", "\n".join(step.rest for step in history(build)))
-    assert extras == [extra]
-    requirements = [*project()["dependencies"], *project()["optional-dependencies"][extra]]
+    assert extras == wanted
+    optional = project()["optional-dependencies"]
+    requirements = [*project()["dependencies"], *(entry for extra in wanted for entry in optional[extra])]
     names = {re.split(r"[\[<>=~! ]", requirement)[0] for requirement in requirements}
     assert not names & {"torch", "tensorflow", "torchvision", "keras"}
 
