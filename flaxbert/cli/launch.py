@@ -12,7 +12,7 @@ def run(
     cluster: ClusterConfig = ClusterConfig(),
     dry_run: bool = False,
 ) -> int:
-    """Runs prepare, predict, pretrain or finetune on a cluster; the command and its options follow after ``--``.
+    """Runs prepare, predict, serve, pretrain or finetune on a cluster; the command and its options follow after ``--``.
 
     Args:
       command: The command and its options, after ``--``.
@@ -53,6 +53,10 @@ def _launch(plan: Any) -> int:
 
         with connect(plan):
             return predict(load_on_cluster(plan), plan.options)
+    if plan.command == "serve":
+        from flaxbert.cluster.serving import serve_on_cluster
+
+        return serve_on_cluster(plan)
     from flaxbert.cli.main import execute
     from flaxbert.cluster.training import run_training
 

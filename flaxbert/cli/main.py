@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan finetune": ("flaxbert.cli.plan", "say what a fine-tuning run would cost on devices that are not there"),
     "launch": (
         "flaxbert.cli.launch",
-        "run prepare, predict, pretrain or finetune on a cluster: launch [options] -- COMMAND",
+        "run prepare, predict, serve, pretrain or finetune on a cluster: launch [options] -- COMMAND",
     ),
     "evaluate": ("flaxbert.cli.evaluate", "score a model on labelled examples of its task"),
     "predict": ("flaxbert.cli.predict", "label, tag, answer or embed texts from arguments, a file or standard input"),

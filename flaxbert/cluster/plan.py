@@ -13,7 +13,7 @@ from flaxbert.errors import ConfigError, nearest
 TRAINING = ("pretrain", "finetune")
 """Commands whose workers are the processes of one run."""
 
-COMMANDS = ("prepare", "predict", *TRAINING)
+COMMANDS = ("prepare", "predict", "serve", *TRAINING)
 """Commands that can be launched."""
 
 COORDINATOR = "HOST_OF_WORKER_0:FREE_PORT"
@@ -157,6 +157,9 @@ class LaunchPlan:
         ]
 
     def _data_lines(self) -> list[str]:
+        if self.command == "serve":
+            replicas = f"{self.cluster.num_workers} replicas behind a proxy on every node"
+            return [f"engine: Ray Serve, {replicas}", f"each replica: flaxbert {shlex.join(self.words)}"]
         if self.command == "predict":
             what = f"batches of at most {self.options['batch_size']} inputs, order kept"
             return [f"engine: Ray Data, {what}", f"this process: flaxbert {shlex.join(self.words)}"]

@@ -63,7 +63,7 @@ PEERS: dict[str, frozenset[str]] = {
     "planning": frozenset({"train", "evaluation"}),
     "comparison": frozenset({"train", "evaluation"}),
     "serve": frozenset({"registry", "retrieval", "export"}),
-    "cluster": frozenset({"train"}),
+    "cluster": frozenset({"train", "serve"}),
     "export": frozenset({"evaluation"}),
     "__main__": frozenset({"cli"}),
     "cli": frozenset({"__init__"}),
