@@ -16,7 +16,7 @@ import flaxbert
 from flaxbert.config import AccessConfig, LimitsConfig, RolloutConfig
 from flaxbert.serve import schemas
 from flaxbert.serve.access import Access
-from flaxbert.serve.api import Api, Status, json_response
+from flaxbert.serve.api import Api, Status, call_of, json_response
 from flaxbert.serve.compilations import count_compilations
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.fleet import Fleet
@@ -91,7 +91,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
         )
 
     async def own_task(body: schemas.InvokeRequest, request: Request) -> Response:
-        answer = await invoke.Invocation(api, request, api.served(request))(body.inputs, body.parameters or {})
+        answer = await invoke.Invocation(api, call_of(request), api.served(request))(body.inputs, body.parameters or {})
         return api.send(request, answer)
 
     summary = {"summary": "Whatever the model's task is", "tags": ["the model's own task"], **options}
