@@ -1,4 +1,4 @@
-"""``flaxbert serve``: answers requests over HTTP."""
+"""``flaxbert serve``: answers requests over HTTP, and over gRPC where asked to."""
 
 import dataclasses
 import importlib.util
@@ -13,6 +13,7 @@ def run(
     models: tuple[str, ...],
     host: str = "127.0.0.1",
     port: int = 8080,
+    grpc_port: int = 0,
     engine: Literal["auto", "jax", "onnxruntime", "openvino"] = "auto",
     precision: PrecisionName = "float32",
     sparse: bool = False,
@@ -29,6 +30,7 @@ def run(
       models: Folders, hub ids or ``registry:NAME@ALIAS``; ``NAME=SOURCE`` says what clients call one.
       host: Where to listen; the default is for this machine alone, 0.0.0.0 for all.
       port: Port to listen on; 0 lets the system choose.
+      grpc_port: Port for the Open Inference Protocol over gRPC, which needs the extra grpc; 0: not served.
       engine: What runs the models; auto measures those that are installed, takes the fastest and remembers it.
       precision: Type that matrix products are computed in.
       sparse: Whether masked language models give weights of words for search instead of filling masks.
@@ -45,10 +47,14 @@ def run(
     Raises:
       DependencyError: The packages of the extra are missing.
     """
-    _require_packages()
-    from flaxbert.serve.supervisor import Supervisor, open_socket
+    _require_packages(_PACKAGES, "serve")
+    if grpc_port:
+        _require_packages(_GRPC_PACKAGES, "grpc")
+    from flaxbert.serve.supervisor import Supervisor, open_socket, reserve_port
 
     sock = open_socket(host, port)
+    reserved = reserve_port(host, grpc_port) if grpc_port else None
+    grpc_address = None if reserved is None else reserved.getsockname()[:2]
     document = {
         "models": list(models),
         "engine": {
@@ -60,20 +66,30 @@ def run(
         "limits": dataclasses.asdict(limits),
         "access": dataclasses.asdict(access),
         "rollout": dataclasses.asdict(rollout),
+        "grpc_address": grpc_address,
         "log_format": log_format,
         "log_requests": log_requests,
     }
-    name, number = sock.getsockname()[:2]
-    print(f"flaxbert listens on http://{name}:{number}", file=sys.stderr, flush=True)
+    for scheme, address in (("http", sock.getsockname()), ("grpc", grpc_address)):
+        if address is not None:
+            print(f"flaxbert listens on {scheme}://{address[0]}:{address[1]}", file=sys.stderr, flush=True)
     return Supervisor(document, sock).run()
 
 
 _PACKAGES = ("fastapi", "uvicorn", "httptools", "uvloop", "orjson", "prometheus_client")
+_GRPC_PACKAGES = ("grpc", "google.protobuf")
 
 
-def _require_packages() -> None:
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+def _require_packages(names: tuple[str, ...], extra: str) -> None:
+    missing = [name for name in names if not _is_there(name)]
     if missing:
         raise DependencyError(
-            f"flaxbert serve needs {', '.join(missing)}; install them with pip install 'flaxbert[serve]'."
+            f"flaxbert serve needs {', '.join(missing)}; install them with pip install 'flaxbert[{extra}]'."
         )
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False

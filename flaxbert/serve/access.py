@@ -11,7 +11,7 @@ from flaxbert.config import AccessConfig
 from flaxbert.errors import ConfigError
 from flaxbert.serve.errors import RequestError
 
-OPEN_PATHS = frozenset({"/health/live"})
+OPEN_PATHS = frozenset({"/health/live", "/inference.GRPCInferenceService/ServerLive"})
 """Paths that need no key."""
 
 ADMIN_PREFIX = "/admin/"

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import functools
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from flaxbert.serve.fleet import SHADOW, Fleet
 from flaxbert.serve.loading import Served
 from flaxbert.serve.operations.work import Subject, Truncation, Work
 from flaxbert.serve.schemas import Truncated
-from flaxbert.serve.service import Service, Timing
+from flaxbert.serve.service import Call, Service, Timing
 
 _JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -72,11 +73,23 @@ class Api:
         Raises:
           RequestError: It takes too long, or too many wait.
         """
-        if self.status.loaded.is_set() or "/health/" in request.url.path:
+        if "/health/" not in request.url.path:
+            await self.wait_until_loaded()
+
+    async def wait_until_loaded(self, deadline: float = math.inf) -> None:
+        """Returns when the models are loaded.
+
+        Args:
+          deadline: When the client stops waiting, on the monotonic clock.
+
+        Raises:
+          RequestError: It takes too long, or too many wait.
+        """
+        if self.status.loaded.is_set():
             return
         try:
             with self.service.admitted():
-                async with asyncio.timeout(self.limits.deadline_seconds):
+                async with asyncio.timeout(self.service.seconds_until(deadline)):
                     await self.status.loaded.wait()
         except TimeoutError:
             raise RequestError("unhealthy", "The models are being loaded.", 5.0) from None
@@ -120,8 +133,20 @@ class Api:
         Raises:
           RequestError: There is none.
         """
-        slot = self.fleet.find(request.path_params.get("model") or name or None, suits)
-        return self.fleet.choose(slot, request.state.request_id)
+        return self.chosen(call_of(request), suits, name)
+
+    def chosen(self, call: Call, suits: Callable[[Served], bool] = lambda served: True, name: str = "") -> Served:
+        """Returns the version that answers a call.
+
+        Args:
+          call: The call.
+          suits: What the model must be able to do, where none is named.
+          name: The model that its body names.
+
+        Raises:
+          RequestError: There is none.
+        """
+        return self.fleet.choose(self.fleet.find(call.model or name or None, suits), call.request_id)
 
     async def run(
         self,
@@ -141,9 +166,20 @@ class Api:
           name: The model that the body names.
           **arguments: The arguments.
         """
-        served = self.served(request, suits, name)
+        call = call_of(request)
+        return await self.answer(call, self.chosen(call, suits, name), operation, **arguments)
+
+    async def answer(self, call: Call, served: Served, operation: Callable[..., Work], **arguments: Any) -> Any:
+        """Returns what an operation answers, whichever way it was called.
+
+        Args:
+          call: The call.
+          served: The version that answers it.
+          operation: Takes a model and the arguments.
+          **arguments: The arguments.
+        """
         bound: Callable[[Subject], Work] = functools.partial(operation, **arguments)
-        answer = await self.service.run(served, bound, request.state.timing)
+        answer = await self.service.run(served, bound, call.timing, call.deadline)
         shadow = self.fleet.slots[served.name].versions.get(SHADOW)
         if shadow is not None and shadow is not served:
             self.service.shadow(shadow, bound, answer)
@@ -158,6 +194,16 @@ class Api:
           headers: Further headers.
         """
         return json_response(content, {**timing_headers(request.state.timing), **(headers or {})})
+
+
+def call_of(request: Request) -> Call:
+    """Returns a request without what only HTTP has.
+
+    Args:
+      request: The request, after the gate.
+    """
+    state = request.state
+    return Call(state.request_id, request.path_params.get("model", ""), timing=state.timing)
 
 
 def json_response(content: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:

@@ -16,7 +16,7 @@ import flaxbert
 from flaxbert.config import AccessConfig, LimitsConfig, RolloutConfig
 from flaxbert.serve import schemas
 from flaxbert.serve.access import Access
-from flaxbert.serve.api import Api, Status, json_response
+from flaxbert.serve.api import Api, Status, call_of, json_response
 from flaxbert.serve.compilations import count_compilations
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.fleet import Fleet
@@ -91,7 +91,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
         )
 
     async def own_task(body: schemas.InvokeRequest, request: Request) -> Response:
-        answer = await invoke.Invocation(api, request, api.served(request))(body.inputs, body.parameters or {})
+        answer = await invoke.Invocation(api, call_of(request), api.served(request))(body.inputs, body.parameters or {})
         return api.send(request, answer)
 
     summary = {"summary": "Whatever the model's task is", "tags": ["the model's own task"], **options}
@@ -106,6 +106,7 @@ def make_app(
     limits: LimitsConfig = LimitsConfig(),
     access: AccessConfig = AccessConfig(),
     rollout: RolloutConfig = RolloutConfig(),
+    grpc_address: tuple[str, int] | None = None,
 ) -> FastAPI:
     """Returns the application of some models; they are loaded when it starts.
 
@@ -115,6 +116,7 @@ def make_app(
       limits: What is admitted.
       access: Who is admitted.
       rollout: How versions change.
+      grpc_address: Host and port for gRPC, which is served beside; needs the extra ``grpc``. None: not at all.
 
     Raises:
       ConfigError: A file of keys can not be read.
@@ -124,17 +126,19 @@ def make_app(
     status, guard = Status(), Access(access)
     fleet = Fleet(specs, engine, rollout, service)
     api = Api(fleet, service, status, guard.has_admins)
+    rpc = _make_rpc(api, guard, grpc_address)
 
     app = FastAPI(
         title="flaxbert",
         version=flaxbert.__version__,
         description="Encoders of the BERT family, for every task.",
-        lifespan=_lifespan(fleet, service, status),
+        lifespan=_lifespan(api, rpc),
         redoc_url=None,
     )
     app.router.route_class = StrictRoute
     app.openapi = describe(app, [spec.name for spec in specs])  # type: ignore[method-assign]
     app.state.api = api
+    app.state.rpc = rpc
     _handle_errors(app)
     _add_routes(app, api)
     app.add_middleware(Gate, limits=limits, access=guard, metrics=metrics)
@@ -148,18 +152,30 @@ def make_app(
     return app
 
 
-def _lifespan(fleet: Fleet, service: Service, status: Status) -> Any:
+def _make_rpc(api: Api, guard: Access, address: tuple[str, int] | None) -> Any:
+    """Returns the server for gRPC, or None where there is none."""
+    if address is None:
+        return None
+    from flaxbert.serve.rpc.server import RpcServer
+
+    return RpcServer(api, guard, address)
+
+
+def _lifespan(api: Api, rpc: Any) -> Any:
     """Returns what happens between the start and the end of the application."""
+    service = api.service
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
-        loading = asyncio.ensure_future(_load(fleet, status, service.metrics))
+        loading = asyncio.ensure_future(_load(api, rpc))
         app.state.loading = loading
-        watching = asyncio.ensure_future(_watch_after(loading, fleet))
+        watching = asyncio.ensure_future(_watch_after(loading, api.fleet))
         try:
             yield
         finally:
+            if rpc is not None:
+                await rpc.stop()
             for task in (watching, loading):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -169,11 +185,13 @@ def _lifespan(fleet: Fleet, service: Service, status: Status) -> Any:
     return lifespan
 
 
-async def _load(fleet: Fleet, status: Status, metrics: Metrics) -> None:
-    await fleet.load_all()
-    count_compilations(metrics.compilations)
-    status.loaded.set()
-    _LOG.info("ready: %s", ", ".join(fleet.slots))
+async def _load(api: Api, rpc: Any) -> None:
+    if rpc is not None:
+        await rpc.start()
+    await api.fleet.load_all()
+    count_compilations(api.service.metrics.compilations)
+    api.status.loaded.set()
+    _LOG.info("ready: %s", ", ".join(api.fleet.slots))
 
 
 async def _watch_after(loading: "asyncio.Future[None]", fleet: Fleet) -> None:

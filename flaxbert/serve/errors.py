@@ -16,6 +16,7 @@ KINDS: Final[dict[str, int]] = {
     "tokenizer": 422,
     "backend": 424,
     "overloaded": 429,
+    "unimplemented": 501,
     "unhealthy": 503,
     "deadline": 504,
 }

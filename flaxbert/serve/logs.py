@@ -1,11 +1,15 @@
 """Log lines of the server: for people on a terminal, as JSON elsewhere."""
 
+import dataclasses
 import datetime
 import logging
 import sys
-from typing import Literal
+import time
+from typing import Any, Literal
 
 import orjson
+
+_REQUESTS = logging.getLogger("flaxbert.serve.access")
 
 LogFormat = Literal["auto", "text", "json"]
 
@@ -45,6 +49,42 @@ class TextFormatter(logging.Formatter):
         if fields:
             line += f" {1000 * fields['seconds']:.1f} ms {fields['model']} {fields['request_id']}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+@dataclasses.dataclass(frozen=True)
+class Handled:
+    """A request that has its answer.
+
+    Attributes:
+      method: Its method; GRPC for those that came that way.
+      path: Its path.
+      status: How it ended, in the words of its protocol.
+      request_id: Its id.
+    """
+
+    method: str
+    path: str
+    status: int | str
+    request_id: str
+
+
+def log_request(handled: Handled, timing: Any, level: int = logging.INFO) -> None:
+    """Writes the line of a request.
+
+    Args:
+      handled: The request.
+      timing: A ``service.Timing``.
+      level: Level of the line.
+    """
+    fields = {
+        **dataclasses.asdict(handled),
+        "seconds": round(time.monotonic() - timing.started, 6),
+        "model": timing.model,
+        "version": timing.version,
+        "tokens": timing.num_tokens,
+        "queue_seconds": round(timing.queue, 6),
+    }
+    _REQUESTS.log(level, "%s %s %s", handled.method, handled.path, handled.status, extra={"fields": fields})
 
 
 def configure_logs(log_format: LogFormat, requests: bool) -> None:

@@ -1,5 +1,6 @@
 """What the server counts, under the names of text-embeddings-inference where it has one, for Prometheus."""
 
+import time
 from typing import Any
 
 from flaxbert.serve.batching import Batch
@@ -109,6 +110,25 @@ class Metrics:
             self.queue.observe(timing.queue)
             self.inference.observe(timing.inference)
             self.input_length.observe(timing.num_tokens)
+
+    def count_request(self, route: str, timing: Any, status: str, failure: str = "") -> None:
+        """Counts a request that has its answer.
+
+        Args:
+          route: Where it went.
+          timing: A ``service.Timing``.
+          status: How it ended, in the words of its protocol.
+          failure: Kind of error; empty where it was answered.
+        """
+        self.routes.labels(route, timing.model, timing.version, status).inc()
+        if not timing.model:
+            return
+        self.requests.inc()
+        self.observe_request(timing, time.monotonic() - timing.started)
+        if failure:
+            self.failures.inc(label=failure)
+        else:
+            self.successes.inc()
 
     def expose(self) -> bytes:
         """Returns all metrics in the text format of Prometheus."""

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ import orjson
 from flaxbert.config import LimitsConfig
 from flaxbert.serve.access import Access
 from flaxbert.serve.errors import RequestError
+from flaxbert.serve.logs import Handled, log_request
 from flaxbert.serve.metrics import Metrics
 from flaxbert.serve.service import Timing
 
@@ -31,6 +31,16 @@ QUIET_ROUTES = frozenset(
 
 class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
+
+
+def id_of(headers: Mapping[bytes, bytes]) -> str:
+    """Returns the id of a request: what its client calls it, or one that nobody has to guess.
+
+    Args:
+      headers: Its headers, in small letters.
+    """
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def error_body(error: RequestError, path: str) -> dict[str, Any]:
@@ -77,8 +87,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        given = headers.get(b"x-request-id", b"")
-        request_id = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = id_of(headers)
         exchange = _Exchange(scope, send, request_id)
         try:
             self._access.check(scope["path"], headers)
@@ -122,35 +131,12 @@ class Gate:
             ) from None
 
     def _note(self, exchange: "_Exchange") -> None:
-        timing, seconds = exchange.timing, time.monotonic() - exchange.timing.started
-        route = exchange.route
-        self._metrics.routes.labels(route, timing.model, timing.version, str(exchange.status)).inc()
-        if timing.model:
-            self._metrics.requests.inc()
-            self._metrics.observe_request(timing, seconds)
-            if exchange.status == 200:
-                self._metrics.successes.inc()
-            else:
-                self._metrics.failures.inc(label=exchange.error_type or str(exchange.status))
-        _LOG.log(
-            logging.DEBUG if route in QUIET_ROUTES else logging.INFO,
-            "%s %s %d",
-            exchange.scope["method"],
-            exchange.scope["path"],
-            exchange.status,
-            extra={
-                "fields": {
-                    "request_id": exchange.request_id,
-                    "method": exchange.scope["method"],
-                    "path": exchange.scope["path"],
-                    "status": exchange.status,
-                    "seconds": round(seconds, 6),
-                    "model": timing.model,
-                    "version": timing.version,
-                    "tokens": timing.num_tokens,
-                    "queue_seconds": round(timing.queue, 6),
-                }
-            },
+        failure = "" if exchange.status == 200 else exchange.error_type or str(exchange.status)
+        self._metrics.count_request(exchange.route, exchange.timing, str(exchange.status), failure)
+        log_request(
+            Handled(exchange.scope["method"], exchange.scope["path"], exchange.status, exchange.request_id),
+            exchange.timing,
+            logging.DEBUG if exchange.route in QUIET_ROUTES else logging.INFO,
         )
 
 

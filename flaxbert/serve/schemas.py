@@ -174,7 +174,7 @@ class TensorIn(Body):
     """A tensor of the Open Inference Protocol."""
 
     name: str
-    shape: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    shape: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=64)
     datatype: str
     parameters: dict[str, Any] | None = None
     data: Any = None

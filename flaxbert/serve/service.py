@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -52,6 +53,23 @@ class Timing:
     version: str = ""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One request, whichever way it came.
+
+    Attributes:
+      request_id: Its id.
+      model: The model that its address names, or empty.
+      deadline: Time on the monotonic clock after which its client does not wait.
+      timing: Is filled.
+    """
+
+    request_id: str
+    model: str = ""
+    deadline: float = math.inf
+    timing: Timing = dataclasses.field(default_factory=Timing)
+
+
 class Service:
     """Answers requests by the models of one device.
 
@@ -92,27 +110,37 @@ class Service:
         """
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
 
-    async def run(self, served: Served, operation: Callable[[Subject], Work], timing: Timing) -> Any:
+    def seconds_until(self, deadline: float) -> float:
+        """Returns how long a request may still take: as long as the server lets it, or less where its client does not wait that long.
+
+        Args:
+          deadline: When its client stops waiting, on the monotonic clock.
+        """
+        return max(0.0, min(self.limits.deadline_seconds, deadline - time.monotonic()))
+
+    async def run(
+        self, served: Served, operation: Callable[[Subject], Work], timing: Timing, deadline: float = math.inf
+    ) -> Any:
         """Returns the answer of an operation.
 
         Args:
           served: The model.
           operation: Makes work of it; called off the event loop.
           timing: Is filled.
+          deadline: When the client stops waiting, on the monotonic clock.
 
         Raises:
           RequestError: The request can not be answered, or not in time.
         """
         timing.model, timing.version = served.name, served.version
+        seconds = self.seconds_until(deadline)
         served.num_requests += 1
         try:
             with self.admitted():
-                async with asyncio.timeout(self.limits.deadline_seconds):
-                    return await self._run(served, operation, timing)
+                async with asyncio.timeout(seconds):
+                    return await self._run(served, operation, timing, time.monotonic() + seconds)
         except TimeoutError:
-            raise RequestError(
-                "deadline", f"The answer took more than {self.limits.deadline_seconds:g} seconds.", 1.0
-            ) from None
+            raise RequestError("deadline", f"The answer took more than {round(seconds, 3):g} seconds.", 1.0) from None
         finally:
             served.num_requests -= 1
 
@@ -137,7 +165,7 @@ class Service:
             self.num_requests -= 1
             self.metrics.queue_size.set(self.num_requests)
 
-    async def _run(self, served: Served, operation: Callable[[Subject], Work], timing: Timing) -> Any:
+    async def _run(self, served: Served, operation: Callable[[Subject], Work], timing: Timing, deadline: float) -> Any:
         begun = time.monotonic()
         work = await self.in_thread(operation, served.subject)
         timing.tokenization += time.monotonic() - begun
@@ -146,7 +174,7 @@ class Service:
         timing.num_inputs += len(work.rows)
         if not work.rows:
             return work.finish([])
-        ticket = await self._compute(served, work)
+        ticket = await self._compute(served, work, deadline)
         timing.queue += ticket.started - ticket.arrived
         timing.inference += ticket.inference_seconds
         if ticket.error is not None:
@@ -155,7 +183,7 @@ class Service:
             return work.finish(ticket.results)  # type: ignore[arg-type]
         return await self.in_thread(work.finish, ticket.results)
 
-    async def _compute(self, served: Served, work: Work) -> Ticket:
+    async def _compute(self, served: Served, work: Work, deadline: float) -> Ticket:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -166,7 +194,7 @@ class Service:
         def finished(_: Ticket) -> None:
             loop.call_soon_threadsafe(settle)
 
-        ticket = Ticket(work.rows, time.monotonic() + self.limits.deadline_seconds, finished)
+        ticket = Ticket(work.rows, deadline, finished)
         self.executor.submit(served.key, work.function, ticket)
         try:
             await done

@@ -37,16 +37,37 @@ def open_socket(host: str, port: int) -> socket.socket:
     Raises:
       ConfigError: It can not be opened.
     """
+    return _bind(host, port, "--port", BACKLOG)
+
+
+def reserve_port(host: str, port: int) -> socket.socket:
+    """Returns a socket that keeps a port for the workers, which listen on it themselves, one after the other.
+
+    Args:
+      host: Name or address of this machine.
+      port: Its port.
+
+    Raises:
+      ConfigError: Another process has it.
+    """
+    return _bind(host, port, "--grpc_port", 0)
+
+
+def _bind(host: str, port: int, option: str, backlog: int) -> socket.socket:
+    """Returns a bound socket, which listens where a backlog is given."""
+    sock = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        raise ConfigError(
-            f"{host}:{port} can not be listened on: {error.strerror or error}. Choose another --port."
-        ) from error
+        if backlog:
+            sock.listen(backlog)
+    except (OSError, OverflowError) as error:
+        if sock is not None:
+            sock.close()
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{host}:{port} can not be listened on: {reason}. Choose another {option}.") from error
     return sock
 
 

@@ -136,7 +136,7 @@ def read_inputs(tensors: Sequence[TensorIn], raw: bytes) -> dict[str, np.ndarray
     Raises:
       RequestError: Values, shapes and types do not fit together.
     """
-    found: dict[str, np.ndarray | list[str]] = {}
+    parts: list[bytes | None] = []
     place = 0
     for tensor in tensors:
         size = (tensor.parameters or {}).get(_SIZE_KEY)
@@ -146,13 +146,29 @@ def read_inputs(tensors: Sequence[TensorIn], raw: bytes) -> dict[str, np.ndarray
                 raise _refuse(tensor, f"has {_SIZE_KEY} {size!r}, but {len(raw) - place} bytes are left")
             part = raw[place : place + size]
             place += size
-        elif tensor.data is None:
+        parts.append(part)
+    if place != len(raw):
+        raise RequestError("validation", f"{len(raw) - place} bytes behind the JSON belong to no input.")
+    return read_tensors(tensors, parts)
+
+
+def read_tensors(tensors: Sequence[TensorIn], parts: Sequence[bytes | None]) -> dict[str, np.ndarray | list[str]]:
+    """Returns the values of all inputs by name.
+
+    Args:
+      tensors: The inputs.
+      parts: The bytes of each, or None where it holds its values itself.
+
+    Raises:
+      RequestError: Values, shapes and types do not fit together.
+    """
+    found: dict[str, np.ndarray | list[str]] = {}
+    for tensor, part in zip(tensors, parts, strict=True):
+        if part is None and tensor.data is None:
             raise _refuse(tensor, "has no data")
         if tensor.name in found:
             raise _refuse(tensor, "is given twice")
         found[tensor.name] = read_tensor(tensor, part)
-    if place != len(raw):
-        raise RequestError("validation", f"{len(raw) - place} bytes behind the JSON belong to no input.")
     return found
 
 

@@ -101,6 +101,18 @@ class DrainingServer(uvicorn.Server):
             loop.add_signal_handler(number, self._drain, loop)
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends gRPC at the same time as HTTP, so that both have the same time for what is under way.
+
+        Args:
+          sockets: As for ``uvicorn.Server``.
+        """
+        rpc = self.config.app.state.rpc  # type: ignore[union-attr]
+        stopping = None if rpc is None else asyncio.ensure_future(rpc.stop())
+        await super().shutdown(sockets)
+        if stopping is not None:
+            await stopping
+
     def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._draining:  # told twice: at once
             self.should_exit = True
@@ -157,7 +169,12 @@ def run(document: dict[str, Any], sock: socket.socket) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard) if hard != resource.RLIM_INFINITY else (soft, hard))
     settings = _settings(document)
     limits: LimitsConfig = settings["limits"]
-    app = make_app(parse_specs(tuple(document["models"])), **settings)
+    address = document["grpc_address"]
+    if address is not None:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said in one line, here
+    app = make_app(
+        parse_specs(tuple(document["models"])), **settings, grpc_address=None if address is None else tuple(address)
+    )
     PatientProtocol.receive_seconds = limits.receive_seconds
     config = uvicorn.Config(
         app,

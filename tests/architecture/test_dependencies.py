@@ -18,14 +18,23 @@ ORACLES = {"torch", "tensorflow", "keras", "keras_hub", "sentence_transformers",
 COMPARES = "flaxbert/evaluation/reference.py"
 """The file behind ``flaxbert verify``, which compares with torch where that is installed, inside functions only."""
 
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "orbax": "orbax-checkpoint"}
+DISTRIBUTIONS = {
+    "google": "protobuf",
+    "grpc": "grpcio",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "orbax": "orbax-checkpoint",
+}
 """Distributions whose import name is another; elsewhere the two differ in case and dashes only."""
 
 OPTIONAL = {"ray": "flaxbert/cluster/", "onnx": "flaxbert/export/"}
 """Libraries that an extra of the same name installs, with the folder whose functions alone may import them."""
 
-WHOLE_FOLDERS = {"serve": "flaxbert/serve/"}
-"""Extras whose libraries a folder may import as it likes, because nothing outside of it imports it but the command."""
+WHOLE_FOLDERS = {"serve": "flaxbert/serve/", "grpc": "flaxbert/serve/rpc/"}
+"""Extras whose libraries a folder may import as it likes, because nothing outside of it imports it but one file."""
+
+ENTRANCES = {"serve": "flaxbert/cli/serve.py", "grpc": "flaxbert/serve/app.py"}
+"""That file, which imports it inside functions only."""
 
 BROUGHT_ALONG = {
     "pydantic": "fastapi",
@@ -127,10 +136,12 @@ def test_what_an_extra_installs_is_declared_and_imported_inside_functions(name: 
 
 
 @pytest.mark.parametrize(("extra", "folder"), WHOLE_FOLDERS.items())
-def test_what_a_folder_needs_is_imported_there_and_the_folder_by_its_command_alone(extra: str, folder: str) -> None:
+def test_what_a_folder_needs_is_imported_there_and_the_folder_by_one_file_alone(extra: str, folder: str) -> None:
     sources = read_sources("flaxbert")
-    used = {normal(name) for source in sources if source.path.startswith(folder) for name in third_party(source)}
+    found = {name for source in sources if source.path.startswith(folder) for name in third_party(source)}
+    used = {normal(DISTRIBUTIONS.get(name, name)) for name in found}
     used |= {normal(BROUGHT_ALONG[name]) for name in ("pydantic", "starlette")}
+    used.add("flaxbert")  # an extra may bring another one
     expect_none(
         f"the extra {extra} declares {name}, which nothing imports" for name in declared(extra) - used - STARTED
     )
@@ -138,8 +149,8 @@ def test_what_a_folder_needs_is_imported_there_and_the_folder_by_its_command_alo
     expect_none(
         f"{source.path} imports {name}"
         for source in sources
-        if not source.path.startswith((folder, f"flaxbert/cli/{extra}.py", "flaxbert/cluster/serving.py"))
-        for name in imported_names(source)
+        if not source.path.startswith((folder, "flaxbert/cluster/serving.py"))
+        for name in imported_names(source, only_at_import=source.path == ENTRANCES[extra])
         if name == package or name.startswith(f"{package}.")
     )
 
@@ -170,6 +181,7 @@ def test_every_extra_of_the_readme_exists() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert set(project["optional-dependencies"]) == {
         "serve",
+        "grpc",
         "onnx",
         "openvino",
         "ray",

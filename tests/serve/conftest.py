@@ -48,6 +48,7 @@ def write_models(folder):
 @pytest.fixture(scope="session")
 def serving(tmp_path_factory) -> Iterator[Serving]:
     folders = write_models(tmp_path_factory.mktemp("served"))
-    app = make_app(parse_specs(tuple(f"{name}={folder}" for name, folder in folders.items())), engine=SMALL)
+    specs = parse_specs(tuple(f"{name}={folder}" for name, folder in folders.items()))
+    app = make_app(specs, engine=SMALL, grpc_address=("127.0.0.1", 0))
     with running(app) as url:
         yield Serving(url, {name: flaxbert.load(folder) for name, folder in folders.items()}, app)

@@ -135,6 +135,11 @@ def test_a_canary_answers_its_share_and_a_shadow_none(registry, tmp_path):
         assert 0.2 < seen.count("2") / len(seen) < 0.4
         again = client.post(f"{url}/predict", json={"inputs": TEXT}, headers={"x-request-id": ids[0]})
         assert again.headers["x-model-version"] == seen[0]
+        tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [TEXT]}
+        for number in ("1", "2"):  # a version that is named is the one that computes, whatever the id
+            answer = client.post(f"{url}/v2/models/film/versions/{number}/infer", json={"inputs": [tensor]}).json()
+            wanted = [expected[number][name] for name in BASE.label_names]
+            np.testing.assert_allclose(answer["outputs"][1]["data"], wanted, atol=1e-5)
         wait_for(lambda: "flaxbert_shadow_total{" in client.get(f"{url}/metrics").text)
         registry.remove_alias("film", "canary")
         wait_for(lambda: "canary" not in client.get(f"{url}/models").json()["models"][0]["versions"])

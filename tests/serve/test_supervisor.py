@@ -2,14 +2,19 @@
 
 import contextlib
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import httpx2
+import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from tests.helpers import ROOT
 from tests.serve.conftest import BASE
@@ -70,6 +75,45 @@ def test_a_killed_worker_is_replaced_and_a_signal_ends_it_in_order(tmp_path):
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: httpx2.get(f"{url}/health", timeout=5).status_code == 503, 10)  # first it says so
         assert ask(url).status_code == 200  # and goes on for a while
+        assert process.wait(60) == 0
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return found.getsockname()[1]
+
+
+def label_over_grpc(client):
+    tensor = triton.InferInput("text", [1], "BYTES")
+    tensor.set_data_from_numpy(np.asarray(["a fine film ."], object))
+    return client.infer("film", [tensor], client_timeout=60).as_numpy("label")[0].decode()
+
+
+@pytest.mark.slow
+def test_grpc_comes_back_on_its_port_with_the_next_worker_and_ends_in_order(tmp_path):
+    folder, port = write_tiny(tmp_path / "film", config=BASE), free_port()
+    words = [str(folder), "--grpc_port", str(port)]
+    with started(*words) as (process, url), contextlib.ExitStack() as afterwards:
+        client = triton.InferenceServerClient(f"127.0.0.1:{port}")
+        afterwards.callback(client.close)
+        wait_until(lambda: httpx2.get(f"{url}/health", timeout=5).status_code == 200)
+        expected = ask(url).json()[0]["label"]
+        assert label_over_grpc(client) == expected
+        taken = [sys.executable, "-m", "flaxbert", "serve", *words, "--port", "0"]
+        result = subprocess.run(taken, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert result.returncode == 1
+        assert re.fullmatch(r"flaxbert: error: .* --grpc_port\.\n", result.stderr)
+        (worker,) = psutil.Process(process.pid).children()
+        worker.kill()
+
+        def answers():
+            with contextlib.suppress(InferenceServerException):
+                return label_over_grpc(client) == expected
+
+        wait_until(answers)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not client.is_server_ready(), 10)
+        assert label_over_grpc(client) == expected
         assert process.wait(60) == 0
 
 

@@ -8,12 +8,13 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 
 from flaxbert.serve import schemas
-from flaxbert.serve.api import Api
+from flaxbert.serve.api import Api, call_of
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.functions import MASKED, SPARSE, TOKENS, VECTORS
 from flaxbert.serve.loading import Served
 from flaxbert.serve.operations import classification, embedding, masks, spans
 from flaxbert.serve.routes.inference import as_list, split_pairs
+from flaxbert.serve.service import Call
 from flaxbert.serve.strict_json import StrictRoute
 
 
@@ -31,13 +32,13 @@ class Invocation:
 
     Args:
       api: What routes have at hand.
-      request: The request.
+      call: The request.
       served: The model.
     """
 
-    def __init__(self, api: Api, request: Request, served: Served) -> None:
+    def __init__(self, api: Api, call: Call, served: Served) -> None:
         self._api = api
-        self._request = request
+        self._call = call
         self._served = served
 
     async def __call__(self, inputs: Any, parameters: Mapping[str, Any]) -> Any:
@@ -66,7 +67,7 @@ class Invocation:
         return await self._embed(inputs, parameters)
 
     async def _run(self, operation: Any, **arguments: Any) -> Any:
-        return await self._api.run(self._request, operation, name=self._served.name, **arguments)
+        return await self._api.answer(self._call, self._served, operation, **arguments)
 
     async def _zero_shot(self, inputs: Any, parameters: Mapping[str, Any]) -> Any:
         body = _parse(schemas.ZeroShotRequest, {"inputs": inputs, "parameters": parameters})
@@ -182,7 +183,7 @@ async def predictions_of(api: Api, request: Request, body: schemas.InstancesRequ
       RequestError: It holds neither.
     """
     served = api.served(request, name=name)
-    invoke, parameters = Invocation(api, request, served), body.parameters or {}
+    invoke, parameters = Invocation(api, call_of(request), served), body.parameters or {}
     if body.instances is not None:
         api.check_batch(len(body.instances))
         opened = [
@@ -208,7 +209,7 @@ def make_router(api: Api) -> APIRouter:
     router = APIRouter(route_class=StrictRoute, tags=["the model's own task"])
 
     async def invoke(body: schemas.InvokeRequest, request: Request) -> Response:
-        answer = await Invocation(api, request, api.served(request))(body.inputs, body.parameters or {})
+        answer = await Invocation(api, call_of(request), api.served(request))(body.inputs, body.parameters or {})
         return api.send(request, answer)
 
     router.add_api_route("/invocations", invoke, methods=["POST"], summary="Whatever the model's task is")

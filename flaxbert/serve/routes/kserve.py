@@ -1,6 +1,6 @@
 """The Open Inference Protocol (KServe 2) over REST, with its binary extension, and KServe 1."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,13 @@ from pydantic import ValidationError
 
 import flaxbert
 from flaxbert.serve import schemas, tensors
-from flaxbert.serve.api import Api, json_response, new_id
+from flaxbert.serve.api import Api, call_of, json_response, new_id
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.functions import VECTORS
 from flaxbert.serve.loading import Served
 from flaxbert.serve.operations import classification, embedding
 from flaxbert.serve.routes.invoke import Invocation, predictions_of
+from flaxbert.serve.service import Call
 from flaxbert.serve.strict_json import StrictRoute
 from flaxbert.weights.sentence_transformers import SentencePooling
 
@@ -24,6 +25,11 @@ LENGTH_HEADER = "Inference-Header-Content-Length"
 
 Output = tuple[str, Any, Sequence[int]]
 """Name, values and shape."""
+
+
+def server_metadata() -> dict[str, Any]:
+    """Returns what the server is."""
+    return {"name": "flaxbert", "version": flaxbert.__version__, "extensions": ["binary_tensor_data"]}
 
 
 def metadata_of(served: Served, name: str) -> dict[str, Any]:
@@ -63,11 +69,14 @@ def _texts(values: Mapping[str, Any], name: str) -> list[str]:
     return found
 
 
-def _ids(values: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> list[list[int]]:
+def _ids(
+    values: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], check_batch: Callable[[int], None]
+) -> list[list[int]]:
     ids, mask = values["input_ids"], values.get("attention_mask")
     shape = shapes["input_ids"]
     if len(shape) != 2 or not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
         raise RequestError("validation", "input_ids must be whole numbers of shape [texts, tokens].")
+    check_batch(shape[0])  # of rows without tokens there may be billions
     rows = ids.reshape(shape)
     if mask is None:
         return rows.tolist()
@@ -81,13 +90,13 @@ class Inference:
 
     Args:
       api: What routes have at hand.
-      request: The request.
+      call: The request.
       served: The model.
     """
 
-    def __init__(self, api: Api, request: Request, served: Served) -> None:
+    def __init__(self, api: Api, call: Call, served: Served) -> None:
         self._api = api
-        self._request = request
+        self._call = call
         self._served = served
 
     async def __call__(
@@ -114,16 +123,19 @@ class Inference:
             inputs: Any = [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
         else:
             inputs = _texts(values, "text")
-        answer = await Invocation(self._api, self._request, self._served)(inputs, parameters)
+        answer = await Invocation(self._api, self._call, self._served)(inputs, parameters)
         lines = [orjson.dumps(entry, option=orjson.OPT_SERIALIZE_NUMPY).decode() for entry in answer]
         return [("json", lines, [len(lines)])]
 
     async def _run(self, operation: Any, **arguments: Any) -> Any:
-        return await self._api.run(self._request, operation, name=self._served.name, **arguments)
+        return await self._api.answer(self._call, self._served, operation, **arguments)
 
     async def _embed(self, values: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> list[Output]:
-        inputs: Any = _ids(values, shapes) if "input_ids" in values else _texts(values, "text")
-        self._api.check_batch(len(inputs))
+        if "input_ids" in values:
+            inputs: Any = _ids(values, shapes, self._api.check_batch)
+        else:
+            inputs = _texts(values, "text")
+            self._api.check_batch(len(inputs))
         pooling = self._served.subject.model.pooling or SentencePooling()
         vectors = await self._run(
             embedding.embed, inputs=inputs, truncation=self._api.truncation(None), normalize=pooling.normalize
@@ -156,17 +168,30 @@ def _parse(body: bytes) -> schemas.InferRequest:
         raise RequestError("validation", f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}.") from error
 
 
-def _answer(body: schemas.InferRequest, served: Served, name: str, outputs: Sequence[Output]) -> Response:
-    """Returns the outputs that a client asked for, as JSON or bytes."""
+def select_outputs(outputs: Sequence[Output], names: Sequence[str]) -> list[Output]:
+    """Returns the outputs that a client asked for, in its order; all where it names none.
+
+    Args:
+      outputs: What there is.
+      names: What it asked for.
+
+    Raises:
+      RequestError: There is no such output.
+    """
     by_name = {output[0]: output for output in outputs}
-    wanted = body.outputs or [schemas.TensorWanted(name=key) for key in by_name]
-    unknown = [entry.name for entry in wanted if entry.name not in by_name]
+    unknown = [name for name in names if name not in by_name]
     if unknown:
         raise RequestError("validation", f"There is no output '{unknown[0]}'; there are {', '.join(by_name)}.")
+    return [by_name[name] for name in names or by_name]
+
+
+def _answer(body: schemas.InferRequest, served: Served, name: str, outputs: Sequence[Output]) -> Response:
+    """Returns the outputs that a client asked for, as JSON or bytes."""
+    wanted = body.outputs or [schemas.TensorWanted(name=output[0]) for output in outputs]
     all_binary = tensors.wants_binary(body.parameters, "binary_data_output")
     described, raw = [], []
-    for entry in wanted:
-        _, values, shape = by_name[entry.name]
+    chosen = select_outputs(outputs, [entry.name for entry in wanted])
+    for entry, (_, values, shape) in zip(wanted, chosen, strict=True):
         tensor = tensors.describe(entry.name, values, shape)
         if tensors.wants_binary(entry.parameters, "binary_data") or (not body.outputs and all_binary):
             raw.append(tensors.to_bytes(values))
@@ -200,12 +225,13 @@ def add_infer(router: APIRouter, api: Api) -> None:
     """
 
     async def infer(request: Request, model: str, version: str = "") -> Response:
-        served = _version(api, request, model, version)
-        head, raw = tensors.split_body(await request.body(), request.headers.get(LENGTH_HEADER))
+        call, content = call_of(request), await request.body()
+        served = version_of(api, call, version)  # nothing is awaited from here on until it counts the request
+        head, raw = tensors.split_body(content, request.headers.get(LENGTH_HEADER))
         body = _parse(head)
         values = tensors.read_inputs(body.inputs, raw)
         shapes = {tensor.name: tensor.shape for tensor in body.inputs}
-        outputs = await Inference(api, request, served)(values, shapes, body.parameters or {})
+        outputs = await Inference(api, call, served)(values, shapes, body.parameters or {})
         return _answer(body, served, model, outputs)
 
     async def infer_latest(request: Request, model: str) -> Response:
@@ -216,14 +242,24 @@ def add_infer(router: APIRouter, api: Api) -> None:
     router.add_api_route("/v2/models/{model}/versions/{version}/infer", infer, **extra)
 
 
-def _version(api: Api, request: Request, model: str, version: str) -> Served:
-    slot = api.fleet.find(model)
-    served = api.fleet.choose(slot, request.state.request_id)
+def version_of(api: Api, call: Call, version: str) -> Served:
+    """Returns the version of a model that a client asked for.
+
+    Args:
+      api: What routes have at hand.
+      call: Its request, which names the model.
+      version: The version, or empty for whichever answers this request.
+
+    Raises:
+      RequestError: There is none.
+    """
+    slot = api.fleet.find(call.model)
+    served = api.fleet.choose(slot, call.request_id)
     if version:
         loaded = {entry.version: entry for entry in slot.versions.values()}
         if version not in loaded:
             raise RequestError(
-                "not_found", f"Version {version[:20]!r} of '{model}' is not loaded; there is {', '.join(loaded)}."
+                "not_found", f"Version {version[:20]!r} of '{call.model}' is not loaded; there is {', '.join(loaded)}."
             )
         served = loaded[version]
     return served
@@ -239,9 +275,7 @@ def add_state(router: APIRouter, api: Api) -> None:
 
     @router.get("/v2", summary="The server")
     async def server() -> Response:
-        return json_response(
-            {"name": "flaxbert", "version": flaxbert.__version__, "extensions": ["binary_tensor_data"]}
-        )
+        return json_response(server_metadata())
 
     @router.get("/v2/health/live", summary="Whether it lives")
     async def live() -> Response:
@@ -253,13 +287,13 @@ def add_state(router: APIRouter, api: Api) -> None:
         return json_response({"ready": state}, status=200 if state else 503)
 
     async def metadata(request: Request, model: str, version: str = "") -> Response:
-        return json_response(metadata_of(_version(api, request, model, version), model))
+        return json_response(metadata_of(version_of(api, call_of(request), version), model))
 
     async def metadata_latest(request: Request, model: str) -> Response:
         return await metadata(request, model)
 
     async def model_ready(request: Request, model: str, version: str = "") -> Response:
-        _version(api, request, model, version)
+        version_of(api, call_of(request), version)
         return json_response({"name": model, "ready": True})
 
     async def model_ready_latest(request: Request, model: str) -> Response:
@@ -283,7 +317,7 @@ def add_first(router: APIRouter, api: Api) -> None:
 
     @router.get("/v1/models/{model}", summary="Whether a model answers")
     async def state(model: str, request: Request) -> Response:
-        _version(api, request, model, "")
+        version_of(api, call_of(request), "")
         entry = {"name": model, "ready": True, "id": model, "object": "model", "created": 0, "owned_by": "flaxbert"}
         return json_response(entry)
 
