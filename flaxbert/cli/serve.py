@@ -5,8 +5,8 @@ import importlib.util
 import sys
 from typing import Literal
 
-from flaxbert.config import AccessConfig, BatchingConfig, LimitsConfig, PrecisionName, RolloutConfig
-from flaxbert.errors import DependencyError
+from flaxbert.config import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, PrecisionName, RolloutConfig
+from flaxbert.errors import ConfigError, DependencyError
 
 
 def run(
@@ -20,6 +20,8 @@ def run(
     batching: BatchingConfig = BatchingConfig(),
     access: AccessConfig = AccessConfig(),
     rollout: RolloutConfig = RolloutConfig(),
+    drift: DriftConfig = DriftConfig(),
+    otlp_endpoint: str = "",
     log_format: Literal["auto", "text", "json"] = "auto",
     log_requests: bool = True,
 ) -> int:
@@ -36,6 +38,8 @@ def run(
       batching: How requests are computed together.
       access: Who may call.
       rollout: How new versions come into use.
+      drift: When inputs and answers differ too much from those of training.
+      otlp_endpoint: URL of an OpenTelemetry collector that spans of requests are sent to, such as http://localhost:4318; empty sends none.
       log_format: How log lines look; auto writes text to a terminal and JSON elsewhere.
       log_requests: Whether there is a log line for every request.
 
@@ -43,9 +47,12 @@ def run(
       The exit code: 0 after SIGTERM or SIGINT.
 
     Raises:
+      ConfigError: The collector's URL is none.
       DependencyError: The packages of the extra are missing.
     """
     _require_packages()
+    if otlp_endpoint:
+        _require_tracing(otlp_endpoint)
     from flaxbert.serve.supervisor import Supervisor, open_socket
 
     sock = open_socket(host, port)
@@ -60,6 +67,8 @@ def run(
         "limits": dataclasses.asdict(limits),
         "access": dataclasses.asdict(access),
         "rollout": dataclasses.asdict(rollout),
+        "drift": dataclasses.asdict(drift),
+        "otlp_endpoint": otlp_endpoint,
         "log_format": log_format,
         "log_requests": log_requests,
     }
@@ -77,3 +86,15 @@ def _require_packages() -> None:
         raise DependencyError(
             f"flaxbert serve needs {', '.join(missing)}; install them with pip install 'flaxbert[serve]'."
         )
+
+
+def _require_tracing(endpoint: str) -> None:
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"--otlp_endpoint is {endpoint}, but must be a URL such as http://localhost:4318.")
+    try:
+        found = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+        found = found and importlib.util.find_spec("opentelemetry.sdk") is not None
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        raise DependencyError("--otlp_endpoint needs OpenTelemetry; install it with pip install 'flaxbert[otel]'.")

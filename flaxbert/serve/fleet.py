@@ -169,6 +169,7 @@ class Fleet:
             self._require_memory(located)
             served = await asyncio.to_thread(load_served, slot.spec, located, self._options)
         self._service.executor.add(served.key, served.engine, self._service.patience)
+        self._service.drift.add(served)
         before = slot.versions.get(role)
         slot.versions[role] = served
         slot.failed.pop(role, None)
@@ -197,6 +198,7 @@ class Fleet:
         while served.num_requests:
             await asyncio.sleep(_DRAIN_STEP_SECONDS)
         self._service.executor.remove(served.key, served.engine)
+        self._service.drift.remove(served)
 
     async def watch(self) -> None:
         """Follows the registry until it is cancelled."""

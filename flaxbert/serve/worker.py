@@ -15,12 +15,13 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from flaxbert.config import AccessConfig, BatchingConfig, LimitsConfig, RolloutConfig
+from flaxbert.config import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, RolloutConfig
 from flaxbert.core.runtime import configure
 from flaxbert.errors import FlaxbertError
 from flaxbert.serve.app import make_app
 from flaxbert.serve.loading import EngineOptions, parse_specs
 from flaxbert.serve.logs import configure_logs
+from flaxbert.serve.tracing import open_tracing
 
 EXIT_NOT_STARTED = 3
 """Exit code of a worker that can not serve what it was told to; starting it again would not help."""
@@ -111,7 +112,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def _settings(document: dict[str, Any]) -> dict[str, Any]:
-    sections = {"limits": LimitsConfig, "access": AccessConfig, "rollout": RolloutConfig}
+    sections = {"limits": LimitsConfig, "access": AccessConfig, "rollout": RolloutConfig, "drift": DriftConfig}
     made: dict[str, Any] = {name: build(**document[name]) for name, build in sections.items()}
     made["engine"] = EngineOptions(
         **{**document["engine"], "batching": BatchingConfig(**document["engine"]["batching"])}
@@ -157,7 +158,8 @@ def run(document: dict[str, Any], sock: socket.socket) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard) if hard != resource.RLIM_INFINITY else (soft, hard))
     settings = _settings(document)
     limits: LimitsConfig = settings["limits"]
-    app = make_app(parse_specs(tuple(document["models"])), **settings)
+    tracing = open_tracing(document["otlp_endpoint"]) if document["otlp_endpoint"] else None
+    app = make_app(parse_specs(tuple(document["models"])), **settings, tracing=tracing)
     PatientProtocol.receive_seconds = limits.receive_seconds
     config = uvicorn.Config(
         app,
