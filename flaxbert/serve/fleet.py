@@ -63,6 +63,9 @@ class Fleet:
         limit = rollout.memory_limit_mb * 1e6
         self._memory_limit = limit or 0.8 * host_memory_limit_bytes()
         self._loads = asyncio.Lock()
+        for name in self.slots:  # counters that begin at 0, so that the first failure is an increase
+            for outcome in ("swapped", "failed"):
+                service.metrics.swaps.labels(name, outcome)
 
     @property
     def default(self) -> Slot:
