@@ -51,11 +51,11 @@ def run(
       DependencyError: The packages of the extra are missing.
     """
     _require_packages()
-    if otlp_endpoint:
-        _require_tracing(otlp_endpoint)
+    _require_tracing(otlp_endpoint)
     from flaxbert.serve.supervisor import Supervisor, open_socket
 
     sock = open_socket(host, port)
+    sections = {"limits": limits, "access": access, "rollout": rollout, "drift": drift}
     document = {
         "models": list(models),
         "engine": {
@@ -64,10 +64,7 @@ def run(
             "sparse": sparse,
             "batching": dataclasses.asdict(batching),
         },
-        "limits": dataclasses.asdict(limits),
-        "access": dataclasses.asdict(access),
-        "rollout": dataclasses.asdict(rollout),
-        "drift": dataclasses.asdict(drift),
+        **{name: dataclasses.asdict(section) for name, section in sections.items()},
         "otlp_endpoint": otlp_endpoint,
         "log_format": log_format,
         "log_requests": log_requests,
@@ -89,6 +86,8 @@ def _require_packages() -> None:
 
 
 def _require_tracing(endpoint: str) -> None:
+    if not endpoint:
+        return
     if not endpoint.startswith(("http://", "https://")):
         raise ConfigError(f"--otlp_endpoint is {endpoint}, but must be a URL such as http://localhost:4318.")
     try:

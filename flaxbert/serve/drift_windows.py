@@ -49,6 +49,9 @@ def sketch_of(rows: Sequence[Row], texts: Sequence[Sequence[str]], unknown_token
       rows: Its rows.
       texts: Its texts; second texts, if any, are a list more.
       unknown_token_id: Id of tokens that the vocabulary does not know, or None.
+
+    Returns:
+      Lengths and unknown tokens of its first rows, and scripts of its first texts.
     """
     ids = [row.values["input_ids"] for row in rows[:MOST_OF_A_REQUEST]]
     unknown = [0 if unknown_token_id is None else np.count_nonzero(row == unknown_token_id) for row in ids]

@@ -1,4 +1,4 @@
-"""Spans of requests for OpenTelemetry, made when a request is over; nothing of it is imported unless spans are asked for."""
+"""Spans of requests for OpenTelemetry, made when a request is over; its SDK is imported only where spans are asked for."""
 
 import asyncio
 import contextlib
