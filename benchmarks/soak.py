@@ -360,7 +360,8 @@ def main() -> int:
     broken = report(soak, code, MOST_GROWTH if arguments.minutes >= 10 else MOST_GROWTH_SHORT)
     print("promises broken: " + ", ".join(broken) if broken else "all promises held")
     if arguments.json:
-        plain = {**dataclasses.asdict(soak.tally), "statuses": {str(k): n for k, n in soak.tally.statuses.items()}}
+        plain = dict(vars(soak.tally))  # asdict turns a Counter into one of pairs
+        plain |= {"statuses": {str(status): count for status, count in soak.tally.statuses.items()}}
         document: dict[str, Any] = {
             "machine": machine(),
             "minutes": arguments.minutes,

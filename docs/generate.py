@@ -15,6 +15,7 @@ from flaxbert.config import (
     AccessConfig,
     BatchingConfig,
     DistillConfig,
+    DriftConfig,
     LimitsConfig,
     PretrainConfig,
     RolloutConfig,
@@ -112,6 +113,7 @@ SERVING_SECTIONS = {
     "batching": BatchingConfig,
     "access": AccessConfig,
     "rollout": RolloutConfig,
+    "drift": DriftConfig,
 }
 DISTILLATION_SECTIONS = ("teacher", "student", "distillation", "augmentation")
 PRETRAINING_SECTIONS = ("model", "data", "masking", "objective")

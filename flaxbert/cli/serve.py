@@ -5,8 +5,8 @@ import importlib.util
 import sys
 from typing import Literal
 
-from flaxbert.config import AccessConfig, BatchingConfig, LimitsConfig, PrecisionName, RolloutConfig
-from flaxbert.errors import DependencyError
+from flaxbert.config import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, PrecisionName, RolloutConfig
+from flaxbert.errors import ConfigError, DependencyError
 
 
 def run(
@@ -21,6 +21,8 @@ def run(
     batching: BatchingConfig = BatchingConfig(),
     access: AccessConfig = AccessConfig(),
     rollout: RolloutConfig = RolloutConfig(),
+    drift: DriftConfig = DriftConfig(),
+    otlp_endpoint: str = "",
     log_format: Literal["auto", "text", "json"] = "auto",
     log_requests: bool = True,
 ) -> int:
@@ -38,6 +40,8 @@ def run(
       batching: How requests are computed together.
       access: Who may call.
       rollout: How new versions come into use.
+      drift: When inputs and answers differ too much from those of training.
+      otlp_endpoint: URL of an OpenTelemetry collector that spans of requests are sent to, such as http://localhost:4318; empty sends none.
       log_format: How log lines look; auto writes text to a terminal and JSON elsewhere.
       log_requests: Whether there is a log line for every request.
 
@@ -45,16 +49,19 @@ def run(
       The exit code: 0 after SIGTERM or SIGINT.
 
     Raises:
+      ConfigError: The collector's URL is none.
       DependencyError: The packages of the extra are missing.
     """
     _require_packages(_PACKAGES, "serve")
     if grpc_port:
         _require_packages(_GRPC_PACKAGES, "grpc")
+    _require_tracing(otlp_endpoint)
     from flaxbert.serve.supervisor import Supervisor, open_socket, reserve_port
 
     sock = open_socket(host, port)
     reserved = reserve_port(host, grpc_port) if grpc_port else None
     grpc_address = None if reserved is None else reserved.getsockname()[:2]
+    sections = {"limits": limits, "access": access, "rollout": rollout, "drift": drift}
     document = {
         "models": list(models),
         "engine": {
@@ -63,10 +70,9 @@ def run(
             "sparse": sparse,
             "batching": dataclasses.asdict(batching),
         },
-        "limits": dataclasses.asdict(limits),
-        "access": dataclasses.asdict(access),
-        "rollout": dataclasses.asdict(rollout),
+        **{name: dataclasses.asdict(section) for name, section in sections.items()},
         "grpc_address": grpc_address,
+        "otlp_endpoint": otlp_endpoint,
         "log_format": log_format,
         "log_requests": log_requests,
     }
@@ -93,3 +99,12 @@ def _is_there(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # the package around it is missing
         return False
+
+
+def _require_tracing(endpoint: str) -> None:
+    if not endpoint:
+        return
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"--otlp_endpoint is {endpoint}, but must be a URL such as http://localhost:4318.")
+    if not all(_is_there(name) for name in ("opentelemetry.exporter.otlp.proto.http", "opentelemetry.sdk")):
+        raise DependencyError("--otlp_endpoint needs OpenTelemetry; install it with pip install 'flaxbert[otel]'.")

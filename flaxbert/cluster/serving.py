@@ -47,7 +47,7 @@ def make_application(options: Mapping[str, Any], folder: str) -> Any:
 
     configure_logs(options["log_format"], options["log_requests"])
     words = {name: options[name] for name in ("engine", "precision", "sparse", "batching")}
-    sections = {name: options[name] for name in ("limits", "access", "rollout")}
+    sections = {name: options[name] for name in ("limits", "access", "rollout", "drift")}
     return make_app(parse_specs(tuple(options["models"])), engine=EngineOptions(**words), **sections)
 
 

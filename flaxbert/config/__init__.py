@@ -38,7 +38,7 @@ from flaxbert.config.quantization import (
     TrainQuantizeConfig,
 )
 from flaxbert.config.run import RunConfig
-from flaxbert.config.serve import AccessConfig, BatchingConfig, LimitsConfig, RolloutConfig
+from flaxbert.config.serve import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, RolloutConfig
 from flaxbert.config.task import IGNORED_LABEL, TaskConfig
 from flaxbert.config.train import FreezeRule, OptimizerName, ScheduleName, TrainConfig
 
@@ -56,6 +56,7 @@ __all__ = [
     "DedupConfig",
     "DistillConfig",
     "DistillationConfig",
+    "DriftConfig",
     "ExtensionConfig",
     "FreezeRule",
     "LimitsConfig",

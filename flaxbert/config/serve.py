@@ -120,3 +120,53 @@ class RolloutConfig:
         for name in ("poll_seconds", "drain_seconds", "memory_limit_mb"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"rollout.{name} is {getattr(self, name)}, but must not be negative.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DriftConfig:
+    """When what comes in and goes out differs too much from what a version was trained on.
+
+    Attributes:
+      enabled: Whether it is watched.
+      window_examples: Last examples of a version that are compared.
+      window_minutes: How old they may be.
+      min_examples: Fewer examples never alert.
+      reference_examples: First examples of a version that stand for what its training data does not say; at most ``window_examples``.
+      lengths: Alert over this population stability index of the lengths in tokens.
+      labels: The same of the labels.
+      scripts: The same of the scripts that texts are written in.
+      unknown_tokens: Alert where the share of unknown tokens is higher by more than this.
+      confidence: Alert where the mean score of the best label differs by more than this.
+      max_per_second: Requests a second that are looked at; of more a random part.
+      check_seconds: How often all versions are judged, for the log; ``/drift`` and ``/metrics`` judge when they are asked.
+    """
+
+    enabled: bool = True
+    window_examples: int = 5000
+    window_minutes: float = 60.0
+    min_examples: int = 200
+    reference_examples: int = 1000
+    lengths: float = 0.2
+    labels: float = 0.2
+    scripts: float = 0.2
+    unknown_tokens: float = 0.02
+    confidence: float = 0.1
+    max_per_second: int = 2000
+    check_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        names = tuple(field.name for field in dataclasses.fields(self) if field.name != "enabled")
+        _positive("drift", self, names)
+        for name in ("min_examples", "reference_examples"):
+            if getattr(self, name) > self.window_examples:
+                raise ConfigError(
+                    f"drift.{name} is {getattr(self, name)}, but the window holds drift.window_examples = {self.window_examples}."
+                )
+
+    def threshold(self, what: str) -> float:
+        """Returns the threshold of a measure.
+
+        Args:
+          what: Its name: lengths, labels, scripts, unknown_tokens or confidence.
+        """
+        return float(getattr(self, what))

@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 import flaxbert
-from flaxbert.config import AccessConfig, LimitsConfig, RolloutConfig
+from flaxbert.config import AccessConfig, DriftConfig, LimitsConfig, RolloutConfig
+from flaxbert.core.runtime import host_memory_limit_bytes
 from flaxbert.serve import schemas
 from flaxbert.serve.access import Access
 from flaxbert.serve.api import Api, Status, call_of, json_response
@@ -27,6 +28,7 @@ from flaxbert.serve.openapi import describe
 from flaxbert.serve.routes import inference, invoke, kserve, openai, operations
 from flaxbert.serve.service import Service
 from flaxbert.serve.strict_json import StrictRoute
+from flaxbert.serve.tracing import Tracing
 
 _LOG = logging.getLogger("flaxbert.serve")
 
@@ -86,6 +88,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
     for prefix in ("", "/models/{model}"):
         router = APIRouter(route_class=StrictRoute, tags=["operations"])
         operations.add_info(router, api)
+        operations.add_drift(router, api)
         app.include_router(
             router, prefix=prefix, dependencies=[*waits, Depends(_named_model)][: 2 if prefix else 1], **options
         )
@@ -107,6 +110,8 @@ def make_app(
     access: AccessConfig = AccessConfig(),
     rollout: RolloutConfig = RolloutConfig(),
     grpc_address: tuple[str, int] | None = None,
+    drift: DriftConfig = DriftConfig(),
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Returns the application of some models; they are loaded when it starts.
 
@@ -117,13 +122,17 @@ def make_app(
       access: Who is admitted.
       rollout: How versions change.
       grpc_address: Host and port for gRPC, which is served beside; needs the extra ``grpc``. None: not at all.
+      drift: How inputs and answers are watched.
+      tracing: Where spans go; None sends none.
 
     Raises:
       ConfigError: A file of keys can not be read.
     """
     metrics = Metrics()
-    service = Service(limits, engine.batching, metrics)
+    service = Service(limits, engine.batching, metrics, drift)
     status, guard = Status(), Access(access)
+    metrics.ready.set_function(lambda: float(status.ready and service.executor.alive))
+    metrics.memory_limit.set(host_memory_limit_bytes())
     fleet = Fleet(specs, engine, rollout, service)
     api = Api(fleet, service, status, guard.has_admins)
     rpc = _make_rpc(api, guard, grpc_address)
@@ -132,7 +141,7 @@ def make_app(
         title="flaxbert",
         version=flaxbert.__version__,
         description="Encoders of the BERT family, for every task.",
-        lifespan=_lifespan(api, rpc),
+        lifespan=_lifespan(api, rpc, tracing),
         redoc_url=None,
     )
     app.router.route_class = StrictRoute
@@ -141,7 +150,7 @@ def make_app(
     app.state.rpc = rpc
     _handle_errors(app)
     _add_routes(app, api)
-    app.add_middleware(Gate, limits=limits, access=guard, metrics=metrics)
+    app.add_middleware(Gate, limits=limits, access=guard, metrics=metrics, tracing=tracing)
     if access.cors_allow_origin:  # outside of the gate: browsers ask without a key whether they may ask
         app.add_middleware(
             CORSMiddleware,
@@ -161,7 +170,7 @@ def _make_rpc(api: Api, guard: Access, address: tuple[str, int] | None) -> Any:
     return RpcServer(api, guard, address)
 
 
-def _lifespan(api: Api, rpc: Any) -> Any:
+def _lifespan(api: Api, rpc: Any, tracing: Tracing | None) -> Any:
     """Returns what happens between the start and the end of the application."""
     service = api.service
 
@@ -171,16 +180,19 @@ def _lifespan(api: Api, rpc: Any) -> Any:
         loading = asyncio.ensure_future(_load(api, rpc))
         app.state.loading = loading
         watching = asyncio.ensure_future(_watch_after(loading, api.fleet))
+        judging = asyncio.ensure_future(_judge(service))
         try:
             yield
         finally:
             if rpc is not None:
                 await rpc.stop()
-            for task in (watching, loading):
+            for task in (judging, watching, loading):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
             service.stop()
+            if tracing is not None:
+                await tracing.close()
 
     return lifespan
 
@@ -192,6 +204,13 @@ async def _load(api: Api, rpc: Any) -> None:
     count_compilations(api.service.metrics.compilations)
     api.status.loaded.set()
     _LOG.info("ready: %s", ", ".join(api.fleet.slots))
+
+
+async def _judge(service: Service) -> None:
+    """Tells the log what drifts, whether anybody asks or not."""
+    while service.drift.config.enabled:
+        await asyncio.sleep(service.drift.config.check_seconds)
+        service.drift.judge()
 
 
 async def _watch_after(loading: "asyncio.Future[None]", fleet: Fleet) -> None:

@@ -63,6 +63,9 @@ class Fleet:
         limit = rollout.memory_limit_mb * 1e6
         self._memory_limit = limit or 0.8 * host_memory_limit_bytes()
         self._loads = asyncio.Lock()
+        for name in self.slots:  # counters that begin at 0, so that the first failure is an increase
+            for outcome in ("swapped", "failed"):
+                service.metrics.swaps.labels(name, outcome)
 
     @property
     def default(self) -> Slot:
@@ -169,6 +172,7 @@ class Fleet:
             self._require_memory(located)
             served = await asyncio.to_thread(load_served, slot.spec, located, self._options)
         self._service.executor.add(served.key, served.engine, self._service.patience)
+        self._service.drift.add(served)
         before = slot.versions.get(role)
         slot.versions[role] = served
         slot.failed.pop(role, None)
@@ -197,6 +201,7 @@ class Fleet:
         while served.num_requests:
             await asyncio.sleep(_DRAIN_STEP_SECONDS)
         self._service.executor.remove(served.key, served.engine)
+        self._service.drift.remove(served)
 
     async def watch(self) -> None:
         """Follows the registry until it is cancelled."""

@@ -40,7 +40,7 @@ class Metrics:
     """All metrics of a server."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self.registry = CollectorRegistry()
         registry = self.registry
@@ -61,6 +61,12 @@ class Metrics:
             "te_request_input_length", "Tokens of a request", buckets=_SIZES, registry=registry
         )
         self.queue_size = Gauge("te_queue_size", "Requests that wait or are computed", registry=registry)
+        self.queue_limit = Gauge("flaxbert_queue_limit", "Requests that may wait or be computed", registry=registry)
+        self.ready = Gauge("flaxbert_ready", "1 where the server takes requests", registry=registry)
+        self.memory_limit = Gauge(
+            "flaxbert_memory_limit_bytes", "Memory that the process may use on its host", registry=registry
+        )
+        ProcessCollector(registry=registry)
         self.batch_size = Histogram("te_batch_next_size", "Rows of a batch", buckets=_SIZES, registry=registry)
         self.batch_tokens = Histogram("te_batch_next_tokens", "Tokens of a batch", buckets=_SIZES, registry=registry)
         self.padding = Counter("flaxbert_batch_padding_tokens", "Tokens that only filled batches", registry=registry)

@@ -15,6 +15,7 @@ from flaxbert.serve.errors import RequestError
 from flaxbert.serve.logs import Handled, log_request
 from flaxbert.serve.metrics import Metrics
 from flaxbert.serve.service import Timing
+from flaxbert.serve.tracing import Traced, Tracing
 
 _LOG = logging.getLogger("flaxbert.serve.access")
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -24,7 +25,7 @@ STREAM_PREFIX = "/stream/"
 
 
 QUIET_ROUTES = frozenset(
-    {"/health", "/health/live", "/health/ready", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready"}
+    {"/health", "/health/live", "/health/ready", "/ping", "/metrics", "/drift", "/v2/health/live", "/v2/health/ready"}
 )
 """Routes that are asked again and again by machines; they have no log line."""
 
@@ -67,9 +68,13 @@ class Gate:
       limits: What is admitted.
       access: Who is admitted.
       metrics: What is counted.
+      tracing: Where spans go; None sends none.
     """
 
-    def __init__(self, app: Any, limits: LimitsConfig, access: Access, metrics: Metrics) -> None:
+    def __init__(
+        self, app: Any, limits: LimitsConfig, access: Access, metrics: Metrics, tracing: Tracing | None = None
+    ) -> None:
+        self._tracing = tracing
         self._app = app
         self._limits = limits
         self._access = access
@@ -106,6 +111,8 @@ class Gate:
                 RequestError("backend", f"The server made a mistake; its log says more under {request_id}."), 500
             )
         self._note(exchange)
+        if self._tracing is not None and exchange.route not in QUIET_ROUTES:
+            self._tracing.record(exchange.traced(headers))
 
     async def _read(self, receive: Any, headers: Mapping[bytes, bytes]) -> bytes:
         limit = self._limits.payload_limit
@@ -157,6 +164,12 @@ class _Exchange:
         """Path of the route, not of the request, so that there are not as many as requests."""
         found = self.scope.get("route")
         return str(getattr(found, "path", "other"))
+
+    def traced(self, headers: Mapping[bytes, bytes]) -> Traced:
+        """Returns what a span says of the exchange."""
+        return Traced(
+            self.scope["method"], self.scope["path"], self.route, self.status, self.request_id, self.timing, headers
+        )
 
     async def send(self, message: Any) -> None:
         """Sends a message, the first with the id of the request."""

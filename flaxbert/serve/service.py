@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from flaxbert.config import BatchingConfig, LimitsConfig
+from flaxbert.config import BatchingConfig, DriftConfig, LimitsConfig
 from flaxbert.serve.batching import Ticket
+from flaxbert.serve.drift_board import DriftBoard
+from flaxbert.serve.drift_windows import Sketch
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.executor import Executor
 from flaxbert.serve.loading import Served
@@ -40,6 +42,7 @@ class Timing:
       num_inputs: Its rows.
       model: Name of the model.
       version: Its version.
+      phases: Name, begin and end of its parts, on the monotonic clock.
     """
 
     started: float = dataclasses.field(default_factory=time.monotonic)
@@ -51,6 +54,7 @@ class Timing:
     num_inputs: int = 0
     model: str = ""
     version: str = ""
+    phases: list[tuple[str, float, float]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,11 +81,17 @@ class Service:
       limits: What is admitted.
       batching: Threads that tokenize.
       metrics: What is counted.
+      drift: How inputs and answers are watched.
     """
 
-    def __init__(self, limits: LimitsConfig, batching: BatchingConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, limits: LimitsConfig, batching: BatchingConfig, metrics: Metrics, drift: DriftConfig = DriftConfig()
+    ) -> None:
         self.limits = limits
         self.metrics = metrics
+        self.drift = DriftBoard(drift)
+        metrics.registry.register(self.drift)
+        metrics.queue_limit.set(limits.max_concurrent_requests)
         self.executor = Executor(metrics.observe_batch)
         self.patience = batching.patience_seconds
         self._workers = concurrent.futures.ThreadPoolExecutor(
@@ -167,8 +177,10 @@ class Service:
 
     async def _run(self, served: Served, operation: Callable[[Subject], Work], timing: Timing, deadline: float) -> Any:
         begun = time.monotonic()
-        work = await self.in_thread(operation, served.subject)
-        timing.tokenization += time.monotonic() - begun
+        work, sketch = await self.in_thread(self._prepare, served, operation, self.drift.takes(served))
+        prepared = time.monotonic()
+        timing.tokenization += prepared - begun
+        timing.phases.append(("tokenization", begun, prepared))
         timing.num_tokens += work.num_tokens
         timing.num_characters += work.num_characters
         timing.num_inputs += len(work.rows)
@@ -177,11 +189,23 @@ class Service:
         ticket = await self._compute(served, work, deadline)
         timing.queue += ticket.started - ticket.arrived
         timing.inference += ticket.inference_seconds
+        if ticket.started:
+            timing.phases.append(("queue", ticket.arrived, ticket.started))
+            timing.phases.append(("inference", ticket.started, time.monotonic()))
         if ticket.error is not None:
             raise RequestError("backend", str(ticket.error))
         if work.num_tokens <= SMALL_TOKENS:
-            return work.finish(ticket.results)  # type: ignore[arg-type]
-        return await self.in_thread(work.finish, ticket.results)
+            answer = work.finish(ticket.results)  # type: ignore[arg-type]
+        else:
+            answer = await self.in_thread(work.finish, ticket.results)
+        self.drift.observe(served, sketch, work, answer)
+        return answer
+
+    def _prepare(
+        self, served: Served, operation: Callable[[Subject], Work], observed: bool
+    ) -> tuple[Work, Sketch | None]:
+        work = operation(served.subject)
+        return work, self.drift.sketch(served, work) if observed else None
 
     async def _compute(self, served: Served, work: Work, deadline: float) -> Ticket:
         loop = asyncio.get_running_loop()

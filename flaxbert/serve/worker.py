@@ -15,12 +15,13 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from flaxbert.config import AccessConfig, BatchingConfig, LimitsConfig, RolloutConfig
+from flaxbert.config import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, RolloutConfig
 from flaxbert.core.runtime import configure
 from flaxbert.errors import FlaxbertError
 from flaxbert.serve.app import make_app
 from flaxbert.serve.loading import EngineOptions, parse_specs
 from flaxbert.serve.logs import configure_logs
+from flaxbert.serve.tracing import open_tracing
 
 EXIT_NOT_STARTED = 3
 """Exit code of a worker that can not serve what it was told to; starting it again would not help."""
@@ -123,7 +124,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def _settings(document: dict[str, Any]) -> dict[str, Any]:
-    sections = {"limits": LimitsConfig, "access": AccessConfig, "rollout": RolloutConfig}
+    sections = {"limits": LimitsConfig, "access": AccessConfig, "rollout": RolloutConfig, "drift": DriftConfig}
     made: dict[str, Any] = {name: build(**document[name]) for name, build in sections.items()}
     made["engine"] = EngineOptions(
         **{**document["engine"], "batching": BatchingConfig(**document["engine"]["batching"])}
@@ -172,9 +173,9 @@ def run(document: dict[str, Any], sock: socket.socket) -> int:
     address = document["grpc_address"]
     if address is not None:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said in one line, here
-    app = make_app(
-        parse_specs(tuple(document["models"])), **settings, grpc_address=None if address is None else tuple(address)
-    )
+    tracing = open_tracing(document["otlp_endpoint"]) if document["otlp_endpoint"] else None
+    grpc_address = None if address is None else tuple(address)
+    app = make_app(parse_specs(tuple(document["models"])), **settings, grpc_address=grpc_address, tracing=tracing)
     PatientProtocol.receive_seconds = limits.receive_seconds
     config = uvicorn.Config(
         app,

@@ -268,6 +268,14 @@ class Task(abc.ABC):
         del encoded, setting
         return {}
 
+    def texts(self, examples: Any) -> tuple[Sequence[str], ...]:
+        """Returns the texts of examples: the first of each, then, in a list more, the second, and so on.
+
+        Args:
+          examples: The examples.
+        """
+        return (examples.texts,)
+
     def primary(self, setting: Setting, requested: str = "") -> tuple[str, bool]:
         """Returns the metric that chooses the best checkpoint, and whether higher is better.
 

@@ -118,6 +118,10 @@ class MultipleChoice(Task):
         """See ``Task.decision``."""
         return prediction.index
 
+    def texts(self, examples: Any) -> tuple[Sequence[str], ...]:
+        """See ``Task.texts``."""
+        return examples.questions, [" ".join(several) for several in examples.choices]
+
     def describe(self, examples: Any, index: int, prediction: Any) -> dict[str, Any]:
         """See ``Task.describe``."""
         return {"question": examples.questions[index], **dataclasses.asdict(prediction)}

@@ -217,6 +217,10 @@ class QuestionAnswering(Task):
         """See ``Task.decision``."""
         return prediction.start, prediction.end
 
+    def texts(self, examples: Any) -> tuple[Sequence[str], ...]:
+        """See ``Task.texts``."""
+        return examples.questions, examples.contexts
+
     def describe(self, examples: Any, index: int, prediction: Any) -> dict[str, Any]:
         """See ``Task.describe``."""
         return {

@@ -179,6 +179,10 @@ class SequenceClassification(Task):
         kind = cast("ProblemType", setting.problem_type or "single_label_classification")
         return count_labels(encoded.features.labels, LabelSet(setting.labels), kind)
 
+    def texts(self, examples: Any) -> tuple[Sequence[str], ...]:
+        """See ``Task.texts``."""
+        return (examples.texts,) if examples.pairs is None else (examples.texts, examples.pairs)
+
 
 class NextSentencePrediction(SequenceClassification):
     """Whether the second text of a pair follows the first; the head is that of pre-training and names no labels."""

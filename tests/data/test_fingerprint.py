@@ -35,3 +35,9 @@ def test_other_tokens_borders_or_labels_have_other_digests():
     digests = {fingerprint(one, None, {}, "")["sha256"] for one in (EXAMPLES, *others)}
     assert len(digests) == 5
     assert fingerprint(EXAMPLES, None, {}, "x")["sha256"] in digests
+
+
+def test_scripts_of_texts_are_there_only_where_texts_are_given():
+    found = fingerprint(EXAMPLES, 1, {}, "", [["a film", "фильм"]])
+    assert found["scripts"] == {"Latin": 0.5, "Cyrillic": 0.5}
+    assert "scripts" not in fingerprint(EXAMPLES, 1, {}, "")

@@ -1,16 +1,17 @@
 """Labels and scores of texts and pairs, reranking, and zero-shot classification."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from flaxbert.retrieval import activate_scores
+from flaxbert.serve.drift_windows import MOST_OF_A_REQUEST, Outcome
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.functions import LOGITS, MASK_TASKS, MASKED, NUM_SLOTS
 from flaxbert.serve.operations.masks import mask_rows
-from flaxbert.serve.operations.work import Subject, Truncation, Work, count_characters, encode
+from flaxbert.serve.operations.work import Subject, Truncation, Work, columns_of, encode
 from flaxbert.serve.rows import Row, rows_of
 from flaxbert.tasks.base import Encoded, softmax
 from flaxbert.tasks.registry import get_task
@@ -82,7 +83,36 @@ def classify(
             for row in rows
         ]
 
-    return Work(LOGITS, rows_of(features), finish, count_characters(texts, pairs))
+    return Work(LOGITS, rows_of(features), finish, columns_of(texts, pairs), _outcome(subject, raw_scores))
+
+
+def watched_labels(subject: Subject) -> Sequence[str]:
+    """Returns the labels whose shares tell how the answers of a model are distributed; none where it chooses no labels.
+
+    Args:
+      subject: The model.
+    """
+    config = subject.model.config
+    if subject.model.task not in SEQUENCE_TASKS or config.problem_type == "regression":
+        return ()
+    names = label_names(subject)
+    return names if len(names) > 1 else ()
+
+
+def _outcome(subject: Subject, raw_scores: bool) -> Callable[[Any], Outcome] | None:
+    """Returns what reads labels and confidences from the answers of ``classify``."""
+    if not watched_labels(subject):
+        return None
+    several = subject.model.config.problem_type == "multi_label_classification"
+    least = 0.0 if raw_scores else 0.5  # a logit of 0 is a probability of one half
+
+    def outcome(answer: list[list[dict[str, Any]]]) -> Outcome:
+        rows = answer[:MOST_OF_A_REQUEST]
+        best = [row[0] for row in rows]
+        chosen = [entry for row in rows for entry in row if entry["score"] >= least] if several else best
+        return Outcome([e["label"] for e in chosen], () if raw_scores else [e["score"] for e in best])
+
+    return outcome
 
 
 def rerank(
@@ -126,7 +156,7 @@ def rerank(
             for place in order
         ]
 
-    return Work(LOGITS, rows_of(features), finish, count_characters(queries, texts))
+    return Work(LOGITS, rows_of(features), finish, columns_of(queries, texts))
 
 
 def zero_shot(
@@ -208,7 +238,7 @@ def _by_entailment(
             scores = softmax(logits[..., yes])
         return [_ranked(labels, row) for row in scores]
 
-    return Work(LOGITS, rows_of(features), finish, count_characters(premises, hypotheses))
+    return Work(LOGITS, rows_of(features), finish, columns_of(premises, hypotheses))
 
 
 def _by_cloze(
@@ -239,7 +269,7 @@ def _by_cloze(
             answers.append(_ranked(labels, softmax(np.asarray(means))))
         return answers
 
-    return Work(MASKED, rows, finish, count_characters(texts))
+    return Work(MASKED, rows, finish, columns_of(texts))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

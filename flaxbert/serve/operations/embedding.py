@@ -8,7 +8,7 @@ import numpy as np
 from flaxbert.errors import ConfigError
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.functions import POOL_MASK, SPARSE, TOKENS, VECTORS
-from flaxbert.serve.operations.work import Subject, Truncation, Work, count_characters, encode
+from flaxbert.serve.operations.work import Columns, Subject, Truncation, Work, columns_of, encode
 from flaxbert.serve.rows import Row, rows_of
 from flaxbert.weights.sentence_transformers import SentencePooling
 
@@ -48,8 +48,10 @@ def _rows_of_ids(subject: Subject, inputs: Sequence[Sequence[int]], truncation: 
     return rows
 
 
-def rows_of_inputs(subject: Subject, inputs: Inputs, truncation: Truncation, lead: str = "") -> tuple[list[Row], int]:
-    """Returns the rows of texts or token ids, and the number of characters.
+def rows_of_inputs(
+    subject: Subject, inputs: Inputs, truncation: Truncation, lead: str = ""
+) -> tuple[list[Row], Columns]:
+    """Returns the rows of texts or token ids, and the texts as ``Work`` takes them.
 
     Args:
       subject: The model.
@@ -61,14 +63,14 @@ def rows_of_inputs(subject: Subject, inputs: Inputs, truncation: Truncation, lea
       RequestError: An input is empty, too long, or no input of this model.
     """
     if inputs and not isinstance(inputs[0], str):
-        return _rows_of_ids(subject, inputs, truncation), 0  # type: ignore[arg-type]
+        return _rows_of_ids(subject, inputs, truncation), ()  # type: ignore[arg-type]
     texts = [str(text) for text in inputs]
     if lead:
         for place, text in enumerate(texts):
             if not text:
                 raise RequestError("validation", f"Input {place} is empty.")
     features = encode(subject, [lead + text for text in texts], None, truncation)
-    return rows_of(features), count_characters(texts)
+    return rows_of(features), columns_of(texts)
 
 
 def normalize_rows(vectors: np.ndarray) -> np.ndarray:
@@ -111,14 +113,14 @@ def embed(
     if dimensions is not None and not 1 <= dimensions <= width:
         raise RequestError("validation", f"dimensions is {dimensions}, but the model's vectors have 1 to {width}.")
     lead, num_skipped = _prompted(subject, prompt_name)
-    rows, characters = rows_of_inputs(subject, inputs, truncation, lead)
+    rows, given = rows_of_inputs(subject, inputs, truncation, lead)
     pooled = [_with_pool_mask(row, num_skipped) for row in rows]
 
     def finish(results: Sequence[np.ndarray]) -> np.ndarray:
         vectors = pooling.apply_dense(np.stack(results))[:, :dimensions]
         return normalize_rows(vectors) if normalize else np.asarray(vectors, np.float32)
 
-    return Work(VECTORS, pooled, finish, characters)
+    return Work(VECTORS, pooled, finish, given)
 
 
 def _with_pool_mask(row: Row, num_skipped: int) -> Row:
@@ -146,8 +148,8 @@ def embed_tokens(
     """
     subject.require(TOKENS, "vectors of tokens")
     lead, _ = _prompted(subject, prompt_name)
-    rows, characters = rows_of_inputs(subject, inputs, truncation, lead)
-    return Work(TOKENS, rows, list, characters)
+    rows, given = rows_of_inputs(subject, inputs, truncation, lead)
+    return Work(TOKENS, rows, list, given)
 
 
 def embed_sparse(subject: Subject, inputs: Inputs, truncation: Truncation = Truncation()) -> Work:
@@ -165,7 +167,7 @@ def embed_sparse(subject: Subject, inputs: Inputs, truncation: Truncation = Trun
       RequestError: The model weighs no words.
     """
     subject.require(SPARSE, "weights of words")
-    rows, characters = rows_of_inputs(subject, inputs, truncation)
+    rows, given = rows_of_inputs(subject, inputs, truncation)
 
     def finish(results: Sequence[np.ndarray]) -> list[list[dict[str, Any]]]:
         answers = []
@@ -176,7 +178,7 @@ def embed_sparse(subject: Subject, inputs: Inputs, truncation: Truncation = Trun
             )
         return answers
 
-    return Work(SPARSE, rows, finish, characters)
+    return Work(SPARSE, rows, finish, given)
 
 
 def similarity(
@@ -208,4 +210,4 @@ def similarity(
         vectors = work.finish(results)
         return [float(value) for value in vectors[1:] @ vectors[0]]
 
-    return Work(work.function, work.rows, finish, work.num_characters)
+    return Work(work.function, work.rows, finish, work.texts)

@@ -7,7 +7,7 @@ import numpy as np
 
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.functions import MASKED, NUM_SLOTS
-from flaxbert.serve.operations.work import Subject, Truncation, Work, count_characters, encode
+from flaxbert.serve.operations.work import Subject, Truncation, Work, columns_of, encode
 from flaxbert.serve.rows import Row, rows_of
 from flaxbert.tasks.base import softmax
 
@@ -114,4 +114,4 @@ def fill_mask(
         with subject.tokenizers.borrow() as tokenizer:
             return [[words_of(results, tokenizer, *place) for place in several] for several in places]
 
-    return Work(MASKED, rows, finish, count_characters(texts))
+    return Work(MASKED, rows, finish, columns_of(texts))

@@ -9,7 +9,7 @@ import numpy as np
 from flaxbert.config import TaskConfig
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.functions import LOGITS
-from flaxbert.serve.operations.work import Subject, Work, count_characters, encode_task
+from flaxbert.serve.operations.work import Subject, Work, columns_of, encode_task
 from flaxbert.tasks.registry import get_task
 
 
@@ -42,7 +42,7 @@ def tag(subject: Subject, texts: Sequence[str]) -> Work:
             for text in tagged
         ]
 
-    return Work(LOGITS, rows, finish, count_characters(texts))
+    return Work(LOGITS, rows, finish, columns_of(texts))
 
 
 def answer(
@@ -86,7 +86,7 @@ def answer(
         found = task.decode(encoded, results, subject.setting(options))
         return [_best(prediction, top_k, allow_none) for prediction in found]
 
-    return Work(LOGITS, rows, finish, count_characters(questions, contexts))
+    return Work(LOGITS, rows, finish, columns_of(questions, contexts))
 
 
 def _best(prediction: Any, top_k: int, allow_none: bool) -> list[dict[str, Any]]:

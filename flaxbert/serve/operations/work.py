@@ -10,6 +10,7 @@ from flaxbert.config import TaskConfig
 from flaxbert.data.tokenization import TokenizedExamples, tokenize
 from flaxbert.errors import DataError
 from flaxbert.model import Model
+from flaxbert.serve.drift_windows import Outcome
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.functions import Function
 from flaxbert.serve.rows import Row, rows_of
@@ -68,6 +69,10 @@ class Truncation:
     side: str = "right"
 
 
+Columns = tuple[Sequence[str], ...]
+"""Texts of several inputs; second texts, if any, are a list more."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Work:
     """A request as rows of tokens.
@@ -76,18 +81,25 @@ class Work:
       function: What is computed of them.
       rows: The rows.
       finish: Makes the answer of their results.
-      num_characters: Characters of the request's texts.
+      texts: The texts of its inputs; empty where they are token ids.
+      outcome: What an answer says of the texts, for those who watch the model; None where it gives no labels of its own.
     """
 
     function: str
     rows: Sequence[Row]
     finish: Callable[[Sequence[np.ndarray]], Any]
-    num_characters: int = 0
+    texts: Columns = ()
+    outcome: Callable[[Any], Outcome] | None = None
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all rows."""
         return sum(row.length for row in self.rows)
+
+    @property
+    def num_characters(self) -> int:
+        """Characters of all texts."""
+        return sum(len(text) for several in self.texts for text in several)
 
 
 def encode(
@@ -145,10 +157,10 @@ def encode_task(subject: Subject, examples: Any, options: TaskConfig = TaskConfi
     return encoded, rows_of(encoded.features)
 
 
-def count_characters(*texts: Sequence[str] | None) -> int:
-    """Returns the characters of lists of texts.
+def columns_of(*texts: Sequence[str] | None) -> Columns:
+    """Returns lists of texts without those that are not there.
 
     Args:
       *texts: Lists, or None.
     """
-    return sum(len(text) for several in texts if several is not None for text in several)
+    return tuple(several for several in texts if several is not None)

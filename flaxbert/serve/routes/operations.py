@@ -1,5 +1,6 @@
 """What operators need: health, what is served, metrics, and moving aliases."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,6 +12,7 @@ from flaxbert.errors import FlaxbertError
 from flaxbert.registry import Reference, Registry
 from flaxbert.registry.names import CHAMPION
 from flaxbert.serve.api import Api, json_response
+from flaxbert.serve.drift import Judgement
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.fleet import Slot
 from flaxbert.serve.loading import REGISTRY_PREFIX
@@ -110,6 +112,38 @@ def add_health(router: APIRouter, api: Api) -> None:
     @router.get("/models", summary="The models and their versions")
     async def models() -> Response:
         return json_response({"models": [_described(slot) for slot in api.fleet.slots.values()]})
+
+
+def add_drift(router: APIRouter, api: Api) -> None:
+    """Adds the route that compares what comes in and goes out with the training data.
+
+    Args:
+      router: Where it goes.
+      api: What it has at hand.
+    """
+
+    @router.get("/drift", summary="How far inputs and answers are from those of training")
+    async def drift(request: Request) -> Response:
+        name, found = request.path_params.get("model"), api.service.drift.judge()
+        slots = [api.fleet.find(name)] if name else list(api.fleet.slots.values())
+        models = [_drift_of(slot, found) for slot in slots]
+        return json_response(models[0] if name else {"enabled": api.service.drift.config.enabled, "models": models})
+
+
+def _drift_of(slot: Slot, found: Mapping[tuple[str, str], Sequence[Judgement]]) -> dict[str, Any]:
+    roles: dict[str, list[str]] = {}
+    for role, served in slot.versions.items():
+        roles.setdefault(served.version, []).append(role)
+    versions = [
+        {
+            "version": version,
+            "roles": several,
+            "measures": [judgement.to_json() for judgement in found.get((slot.spec.name, version), ())],
+        }
+        for version, several in roles.items()
+    ]
+    alert = any(measure["alert"] for version in versions for measure in version["measures"])
+    return {"name": slot.spec.name, "alert": alert, "versions": versions}
 
 
 def add_admin(router: APIRouter, api: Api) -> None:

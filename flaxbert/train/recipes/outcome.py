@@ -215,7 +215,13 @@ def _register(prepared: Prepared, model: Model, scores: Scores) -> str:
         source=source,
         origin=public_name(source),
         metrics={name: float(value) for name, value in scores.after.items() if math.isfinite(value)},
-        data=fingerprint(prepared.data.train, unknown, report.label_counts, public_name(config.data.train)),
+        data=fingerprint(
+            prepared.data.train,
+            unknown,
+            report.label_counts,
+            public_name(config.data.train),
+            prepared.data.task.texts(prepared.data.splits["train"].examples),
+        ),
     )
 
 

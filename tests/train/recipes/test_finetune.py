@@ -88,6 +88,7 @@ def test_a_run_learns_and_leaves_a_model_that_loads(model, data, tmp_path):
     assert record.metrics == {name: value for name, value in result.after.items() if np.isfinite(value)}
     assert record.parent == model.name
     assert record.data["labels"] == {"bad": 0.5, "good": 0.5}
+    assert record.data["scripts"] == {"Latin": 1.0}
 
 
 def test_a_stopped_run_resumes_bit_for_bit(model, data, tmp_path):
