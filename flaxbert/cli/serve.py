@@ -55,15 +55,11 @@ def run(
     from flaxbert.serve.supervisor import Supervisor, open_socket
 
     sock = open_socket(host, port)
+    options = {"engine": engine, "precision": precision, "sparse": sparse}
     sections = {"limits": limits, "access": access, "rollout": rollout, "drift": drift}
     document = {
         "models": list(models),
-        "engine": {
-            "engine": engine,
-            "precision": precision,
-            "sparse": sparse,
-            "batching": dataclasses.asdict(batching),
-        },
+        "engine": {**options, "batching": dataclasses.asdict(batching)},
         **{name: dataclasses.asdict(section) for name, section in sections.items()},
         "otlp_endpoint": otlp_endpoint,
         "log_format": log_format,
