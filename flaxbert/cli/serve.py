@@ -61,15 +61,11 @@ def run(
     sock = open_socket(host, port)
     reserved = reserve_port(host, grpc_port) if grpc_port else None
     grpc_address = None if reserved is None else reserved.getsockname()[:2]
+    options = {"engine": engine, "precision": precision, "sparse": sparse}
     sections = {"limits": limits, "access": access, "rollout": rollout, "drift": drift}
     document = {
         "models": list(models),
-        "engine": {
-            "engine": engine,
-            "precision": precision,
-            "sparse": sparse,
-            "batching": dataclasses.asdict(batching),
-        },
+        "engine": {**options, "batching": dataclasses.asdict(batching)},
         **{name: dataclasses.asdict(section) for name, section in sections.items()},
         "grpc_address": grpc_address,
         "otlp_endpoint": otlp_endpoint,
