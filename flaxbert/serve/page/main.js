@@ -99,7 +99,7 @@ function fieldNode({ name, label, rows, hint, optional }) {
       : element("textarea", { id, rows, spellcheck: "false" });
   if (hint) input.setAttribute("aria-describedby", `${id}-hint`);
   const parts = [element("label", { for: id }, label), input, hint ? element("p", { class: "hint", id: `${id}-hint` }, hint) : []].flat();
-  if (optional) return element("details", { class: "field", id: `${id}-more` }, element("summary", {}, `Add: ${label.toLowerCase()}`), ...parts);
+  if (optional) return element("details", { class: "field", id: `${id}-more` }, element("summary", {}, `Add a ${label.toLowerCase()}`), ...parts);
   return element("div", { class: "field" }, ...parts);
 }
 

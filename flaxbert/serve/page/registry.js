@@ -97,11 +97,10 @@ export class Registry {
           { class: "head" },
           element("b", {}, `Version ${version}`),
           names.map((name) => element("span", { class: "alias" }, name)),
-          role ? element("span", { class: "serves" }, "served") : [],
           element("button", { type: "button", class: "quiet", "aria-label": `Promote version ${version}`, click: () => this.#promote(version, alias.value.trim() || CHAMPION, data.aliases) }, "Promote"),
         ),
         element("p", { class: "scores" }, scoresOf(metrics)),
-        element("p", { class: "when" }, element("time", { datetime: time }, time.slice(0, 16).replace("T", " ")), note ? ` · ${note}` : ""),
+        element("p", { class: "when" }, role ? "served · " : "", element("time", { datetime: time }, time.slice(0, 16).replace("T", " ")), note ? ` · ${note}` : ""),
       );
     };
     byId("registry-content").replaceChildren(
@@ -113,13 +112,13 @@ export class Registry {
 
   async #promote(version, alias, aliases) {
     const now = aliases[alias];
-    const text = `${alias} of ${this.#model.name} moves from ${now ? `version ${now}` : "nowhere"} to version ${version}. Requests get the new version as soon as it is loaded.`;
+    const text = `The alias ${alias} of ${this.#model.name} moves from ${now ? `version ${now}` : "nowhere"} to version ${version}. Requests get the new version as soon as it is loaded.`;
     if (await confirmed(`Promote version ${version}?`, text, "Promote"))
       await this.#move("/promote", { version, alias }, `${alias} is version ${version}.`);
   }
 
   async #rollBack(alias) {
-    const text = `${alias} of ${this.#model.name} goes back to where it stood before.`;
+    const text = `The alias ${alias} of ${this.#model.name} goes back to where it stood before.`;
     if (await confirmed(`Roll ${alias} back?`, text, "Roll back"))
       await this.#move("/rollback", { alias }, `${alias} was rolled back.`);
   }
