@@ -13,6 +13,7 @@ ALLOWED_REASONS: dict[str, str] = {
     r"needs leave to mount a tmpfs": "filling a disk takes a small one, and only root may make it",
     r"needs a TPU": "the machine has none",
     r"needs libtpu": "compiling for TPUs without one needs an extra of several hundred megabytes",
+    r"needs playwright and Chromium": "pip installs no browser, and the test extra does not ask for what drives one",
     r"needs shellcheck": "it is part of the dev extra, not of the test extra",
     r"needs the .* extra": "optional dependencies are not part of the test extra",
     r"needs jax (older|newer) than .*": "the behaviour belongs to other versions",

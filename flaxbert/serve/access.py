@@ -14,6 +14,9 @@ from flaxbert.serve.errors import RequestError
 OPEN_PATHS = frozenset({"/health/live", "/inference.GRPCInferenceService/ServerLive"})
 """Paths that need no key."""
 
+PAGE_PATH, PAGE_PREFIX = "/", "/page/"
+"""The page and its files, which need no key to be read: they hold no secret, and ask for everything that they show."""
+
 ADMIN_PREFIX = "/admin/"
 """Paths that only administrators may call."""
 
@@ -72,6 +75,16 @@ class KeyFile:
         return found
 
 
+def is_open(path: str, method: str) -> bool:
+    """Returns whether a request needs no key.
+
+    Args:
+      path: Its path.
+      method: Its method; models are called at the page's own path, too, by POST.
+    """
+    return path in OPEN_PATHS or (method == "GET" and (path == PAGE_PATH or path.startswith(PAGE_PREFIX)))
+
+
 class Access:
     """Decides about every request before anything of it is read.
 
@@ -91,17 +104,18 @@ class Access:
         """Whether anybody may change what is served."""
         return self._admins is not None
 
-    def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
+    def check(self, path: str, headers: Mapping[bytes, bytes], method: str = "POST") -> None:
         """Lets a request pass, or not.
 
         Args:
           path: Its path.
           headers: Its headers, in small letters.
+          method: Its method.
 
         Raises:
           RequestError: It needs a key that it does not have.
         """
-        if path in OPEN_PATHS:
+        if is_open(path, method):
             return
         scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" else ""

@@ -25,7 +25,7 @@ from flaxbert.serve.loading import EngineOptions, ModelSpec
 from flaxbert.serve.metrics import Metrics
 from flaxbert.serve.middleware import Gate
 from flaxbert.serve.openapi import describe
-from flaxbert.serve.routes import inference, invoke, kserve, openai, operations
+from flaxbert.serve.routes import inference, invoke, kserve, openai, operations, page
 from flaxbert.serve.service import Service
 from flaxbert.serve.strict_json import StrictRoute
 from flaxbert.serve.tracing import Tracing
@@ -85,6 +85,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
     for make in (openai.make_router, kserve.make_router):
         app.include_router(make(api), dependencies=waits, **options)
     app.include_router(operations.make_router(api), **options)
+    app.include_router(page.make_router())
     for prefix in ("", "/models/{model}"):
         router = APIRouter(route_class=StrictRoute, tags=["operations"])
         operations.add_info(router, api)

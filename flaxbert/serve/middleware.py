@@ -25,7 +25,17 @@ STREAM_PREFIX = "/stream/"
 
 
 QUIET_ROUTES = frozenset(
-    {"/health", "/health/live", "/health/ready", "/ping", "/metrics", "/drift", "/v2/health/live", "/v2/health/ready"}
+    {
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/ping",
+        "/metrics",
+        "/drift",
+        "/page/{file}",
+        "/v2/health/live",
+        "/v2/health/ready",
+    }
 )
 """Routes that are asked again and again by machines; they have no log line."""
 
@@ -95,7 +105,7 @@ class Gate:
         request_id = id_of(headers)
         exchange = _Exchange(scope, send, request_id)
         try:
-            self._access.check(scope["path"], headers)
+            self._access.check(scope["path"], headers, scope["method"])
             if scope["path"].startswith(STREAM_PREFIX):
                 await self._app(scope, receive, exchange.send)
             else:

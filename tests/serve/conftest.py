@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 import flaxbert
+from flaxbert.config import AccessConfig
 from flaxbert.serve.app import make_app
 from flaxbert.serve.loading import parse_specs
 from flaxbert.weights.sentence_transformers import SentencePooling
@@ -13,6 +14,9 @@ from tests.serve.running import SMALL, running
 from tests.weights.tiny import CONFIG, write_tiny
 
 BASE = CONFIG.replace(max_position_embeddings=32)
+
+KEY = "key-of-a-user"
+"""What the server ``locked`` asks for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +56,13 @@ def serving(tmp_path_factory) -> Iterator[Serving]:
     app = make_app(specs, engine=SMALL, grpc_address=("127.0.0.1", 0))
     with running(app) as url:
         yield Serving(url, {name: flaxbert.load(folder) for name, folder in folders.items()}, app)
+
+
+@pytest.fixture(scope="session")
+def locked(tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("locked")
+    (folder / "keys").write_text(f"{KEY}\n")
+    (folder / "keys").chmod(0o600)
+    specs = parse_specs((str(write_tiny(folder / "film", config=BASE)),))
+    with running(make_app(specs, engine=SMALL, access=AccessConfig(api_keys_file=str(folder / "keys")))) as url:
+        yield url

@@ -15,6 +15,7 @@ from flaxbert.serve.api import Api, json_response
 from flaxbert.serve.drift import Judgement
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.fleet import Slot
+from flaxbert.serve.functions import MASKED
 from flaxbert.serve.loading import REGISTRY_PREFIX
 from flaxbert.serve.model_type import model_type
 from flaxbert.serve.strict_json import StrictRoute
@@ -73,6 +74,8 @@ def _described(slot: Slot) -> dict[str, Any]:
             "dtype": served.dtype,
             "engine": served.engine.name,
             "task": served.subject.model.task,
+            "functions": list(served.subject.functions),
+            "mask_token": served.subject.model.tokenizer.mask_token if MASKED in served.subject.functions else None,
             "labels": list(served.subject.model.config.label_names or ()),
             "metrics": served.record.get("metrics", {}),
             "size_bytes": served.size_bytes,
