@@ -144,6 +144,17 @@ def keep_memory_pages() -> str:
     return "set" if mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1) else "not available"
 
 
+def release_memory() -> None:
+    """Gives memory that nothing uses any more back to the system, which ``keep_memory_pages`` keeps the C library from doing by itself."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def configure(use_compilation_cache: bool = True) -> dict[str, str]:
     """Prepares JAX for flaxbert; call it before the first array is made. Calling it again changes nothing.
 

@@ -160,10 +160,13 @@ class Executor:
         self._last_finish = now
         batch.lane.costs.observe((batch.num_rows, batch.length), seconds)
         self._observe(batch, seconds)
+        for ticket in dict.fromkeys(
+            ticket for ticket, _ in batch.members
+        ):  # once, however many of its rows are in the batch
+            ticket.inference_seconds += seconds
         finite = bool(np.isfinite(values).all())
         for place, (ticket, index) in enumerate(batch.members):
             value = values[place, : ticket.rows[index].length] if engine.functions[name].keep_length else values[place]
-            ticket.inference_seconds += seconds
             if finite or np.isfinite(value).all():
                 ticket.put(index, value)
             else:

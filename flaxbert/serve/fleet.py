@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from flaxbert.config import RolloutConfig
-from flaxbert.core.runtime import host_memory_limit_bytes
+from flaxbert.core.runtime import host_memory_limit_bytes, release_memory
 from flaxbert.errors import ConfigError, FlaxbertError, nearest
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.loading import EngineOptions, Located, ModelSpec, Served, load_served, locate
@@ -202,6 +202,7 @@ class Fleet:
             await asyncio.sleep(_DRAIN_STEP_SECONDS)
         self._service.executor.remove(served.key, served.engine)
         self._service.drift.remove(served)
+        await asyncio.to_thread(release_memory)
 
     async def watch(self) -> None:
         """Follows the registry until it is cancelled."""

@@ -147,8 +147,12 @@ def test_programs_are_kept_by_what_they_compute(tmp_path, monkeypatch):
     cache = ProgramCache("model", params)
     assert cache.read("one", params, batch) is None
     cache.write("one", program, params, batch)
+    assert ProgramCache("model", params).read("one", params, batch) is program
+    expected = np.asarray(program(params, batch))
+    del program  # and nobody has it any more
     read = ProgramCache("model", params).read("one", params, batch)
-    np.testing.assert_array_equal(read(params, batch), program(params, batch))
+    np.testing.assert_array_equal(read(params, batch), expected)
+    del read
     assert ProgramCache("model", params).read("two", params, batch) is None
     assert ProgramCache("other model", params).read("one", params, batch) is None
     assert ProgramCache("model", {"kernel": np.ones((2, 4), np.float32)}).read("one", params, batch) is None

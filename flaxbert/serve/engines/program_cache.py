@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
+import weakref
 from typing import Any
 
 import jax
@@ -22,6 +23,9 @@ MOST_FILES = 2048
 """Programs that are kept; the ones that were not read for longest go first."""
 
 _DIGEST_BYTES = 32
+
+_LOADED: "weakref.WeakValueDictionary[str, Any]" = weakref.WeakValueDictionary()
+"""Programs of this process, as long as an engine has them: the next version of the same architecture takes them over."""
 _CODE = ("core", "nn", "families", "serve")
 """Parts of flaxbert that say what a program computes."""
 
@@ -76,10 +80,11 @@ class ProgramCache:
         if self._folder is not None:
             self._folder.mkdir(mode=0o700, exist_ok=True)
 
+    def _key(self, name: str) -> str:
+        return hashlib.sha256(f"{self._identity}\n{name}".encode()).hexdigest()
+
     def _file(self, name: str) -> pathlib.Path | None:
-        if self._folder is None:
-            return None
-        return self._folder / hashlib.sha256(f"{self._identity}\n{name}".encode()).hexdigest()
+        return None if self._folder is None else self._folder / self._key(name)
 
     def read(self, name: str, params: Any, batch: Any) -> Any:
         """Returns a program, or None where it is not there or damaged.
@@ -89,6 +94,9 @@ class ProgramCache:
           params: Parameters that it will take.
           batch: A batch of its shape.
         """
+        loaded = _LOADED.get(self._key(name))
+        if loaded is not None:
+            return loaded
         file = self._file(name)
         if file is None:
             return None
@@ -102,9 +110,13 @@ class ProgramCache:
             return None
         inputs = jax.tree.structure(((params, batch), {}))
         try:
-            return _load(payload, inputs, jax.tree.structure(0))
+            return self._remember(name, _load(payload, inputs, jax.tree.structure(0)))
         except Exception:  # noqa: BLE001  whatever a backend does not like about it, it can be compiled anew
             return None
+
+    def _remember(self, name: str, program: Any) -> Any:
+        _LOADED[self._key(name)] = program
+        return program
 
     def write(self, name: str, program: Any, params: Any, batch: Any) -> None:
         """Keeps a program, where there is a folder and the backend can write it.
@@ -117,6 +129,7 @@ class ProgramCache:
           params: Parameters that it takes.
           batch: A batch of its shape.
         """
+        self._remember(name, program)
         file = self._file(name)
         if file is None:
             return
