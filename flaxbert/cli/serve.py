@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import socket
 import sys
 from typing import Literal
 
@@ -54,26 +55,26 @@ def run(
 
     sock = open_socket(host, port)
     reserved = reserve_port(host, grpc_port) if grpc_port else None
-    grpc_address = None if reserved is None else reserved.getsockname()[:2]
+    options = {"engine": engine, "precision": precision, "sparse": sparse}
     document = {
         "models": list(models),
-        "engine": {
-            "engine": engine,
-            "precision": precision,
-            "sparse": sparse,
-            "batching": dataclasses.asdict(batching),
-        },
+        "engine": {**options, "batching": dataclasses.asdict(batching)},
         "limits": dataclasses.asdict(limits),
         "access": dataclasses.asdict(access),
         "rollout": dataclasses.asdict(rollout),
-        "grpc_address": grpc_address,
+        "grpc_address": None if reserved is None else reserved.getsockname()[:2],
         "log_format": log_format,
         "log_requests": log_requests,
     }
-    for scheme, address in (("http", sock.getsockname()), ("grpc", grpc_address)):
-        if address is not None:
-            print(f"flaxbert listens on {scheme}://{address[0]}:{address[1]}", file=sys.stderr, flush=True)
+    _announce(http=sock, grpc=reserved)
     return Supervisor(document, sock).run()
+
+
+def _announce(**sockets: socket.socket | None) -> None:
+    for scheme, sock in sockets.items():
+        if sock is not None:
+            name, number = sock.getsockname()[:2]
+            print(f"flaxbert listens on {scheme}://{name}:{number}", file=sys.stderr, flush=True)
 
 
 _PACKAGES = ("fastapi", "uvicorn", "httptools", "uvloop", "orjson", "prometheus_client")
