@@ -14,6 +14,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from flaxbert.config import LimitsConfig
+from flaxbert.serve.endpoints import Call
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.fleet import SHADOW, Fleet
 from flaxbert.serve.loading import Served
@@ -130,6 +131,7 @@ class Api:
         *,
         suits: Callable[[Served], bool] = lambda served: True,
         name: str = "",
+        line: Timing | None = None,
         **arguments: Any,
     ) -> Any:
         """Returns what an operation answers.
@@ -139,15 +141,41 @@ class Api:
           operation: Takes a model and the arguments.
           suits: What the model must be able to do, where none is named.
           name: The model that the body names.
+          line: Where this is but a line of the request: what happens to it. It waits for a place.
           **arguments: The arguments.
         """
         served = self.served(request, suits, name)
         bound: Callable[[Subject], Work] = functools.partial(operation, **arguments)
-        answer = await self.service.run(served, bound, request.state.timing)
+        answer = await self.service.run(served, bound, line or request.state.timing, in_turn=line is not None)
         shadow = self.fleet.slots[served.name].versions.get(SHADOW)
         if shadow is not None and shadow is not served:
             self.service.shadow(shadow, bound, answer)
         return answer
+
+    async def answer(
+        self,
+        request: Request,
+        call: Call,
+        *,
+        suits: Callable[[Served], bool] = lambda served: True,
+        name: str = "",
+        line: Timing | None = None,
+    ) -> Any:
+        """Returns what the client gets for a call.
+
+        Args:
+          request: The request.
+          call: What its body, or a line of it, asks for.
+          suits: As for ``run``.
+          name: As for ``run``.
+          line: As for ``run``.
+
+        Raises:
+          RequestError: It asks for too much, or can not be answered.
+        """
+        for size in call.sizes:
+            self.check_batch(size)
+        return call.shape(await self.run(request, call.operation, suits=suits, name=name, line=line, **call.arguments))
 
     def send(self, request: Request, content: Any, headers: Mapping[str, str] | None = None) -> Response:
         """Returns the answer of a request, with what it took in its headers.
@@ -168,7 +196,16 @@ def json_response(content: Any, headers: Mapping[str, str] | None = None, status
       headers: Further headers.
       status: Its status.
     """
-    return Response(orjson.dumps(content, option=_JSON), status, dict(headers or {}), "application/json")
+    return Response(json_bytes(content), status, dict(headers or {}), "application/json")
+
+
+def json_bytes(content: Any) -> bytes:
+    """Returns content as JSON.
+
+    Args:
+      content: What becomes JSON; arrays may be in it.
+    """
+    return orjson.dumps(content, option=_JSON)
 
 
 def timing_headers(timing: Timing) -> dict[str, str]:

@@ -18,6 +18,7 @@ from flaxbert.serve.executor import Executor
 from flaxbert.serve.loading import Served
 from flaxbert.serve.metrics import Metrics
 from flaxbert.serve.operations.work import Subject, Work
+from flaxbert.serve.places import Places
 
 T = TypeVar("T")
 
@@ -51,6 +52,16 @@ class Timing:
     model: str = ""
     version: str = ""
 
+    def add(self, part: "Timing") -> None:
+        """Takes what happened to a part of the request into its own sums.
+
+        Args:
+          part: A line of it.
+        """
+        self.model, self.version = part.model, part.version
+        for name in ("tokenization", "queue", "inference", "num_tokens", "num_characters", "num_inputs"):
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+
 
 class Service:
     """Answers requests by the models of one device.
@@ -69,7 +80,12 @@ class Service:
         self._workers = concurrent.futures.ThreadPoolExecutor(
             max(2, batching.tokenization_workers), thread_name_prefix="flaxbert-tokenizer"
         )
-        self.num_requests = 0
+        self.places = Places(limits.max_concurrent_requests, metrics.queue_size.set)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that wait or are computed."""
+        return self.places.num_taken
 
     def start(self) -> None:
         """Starts the threads."""
@@ -92,13 +108,16 @@ class Service:
         """
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
 
-    async def run(self, served: Served, operation: Callable[[Subject], Work], timing: Timing) -> Any:
+    async def run(
+        self, served: Served, operation: Callable[[Subject], Work], timing: Timing, in_turn: bool = False
+    ) -> Any:
         """Returns the answer of an operation.
 
         Args:
           served: The model.
           operation: Makes work of it; called off the event loop.
           timing: Is filled.
+          in_turn: Whether it waits for a place instead of being refused where there is none.
 
         Raises:
           RequestError: The request can not be answered, or not in time.
@@ -106,6 +125,8 @@ class Service:
         timing.model, timing.version = served.name, served.version
         served.num_requests += 1
         try:
+            if in_turn:
+                await self.places.wait()
             with self.admitted():
                 async with asyncio.timeout(self.limits.deadline_seconds):
                     return await self._run(served, operation, timing)
@@ -126,16 +147,11 @@ class Service:
         Raises:
           RequestError: There are as many as the server takes.
         """
-        if self.num_requests >= self.limits.max_concurrent_requests:
+        if self.places.full:
             seconds = max(1.0, self.executor.waiting_seconds())
             raise RequestError("overloaded", "The server has as many requests as it takes; try again later.", seconds)
-        self.num_requests += 1
-        self.metrics.queue_size.set(self.num_requests)
-        try:
+        with self.places.taken():
             yield
-        finally:
-            self.num_requests -= 1
-            self.metrics.queue_size.set(self.num_requests)
 
     async def _run(self, served: Served, operation: Callable[[Subject], Work], timing: Timing) -> Any:
         begun = time.monotonic()
