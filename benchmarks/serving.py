@@ -134,7 +134,13 @@ class Server:
 
 
 async def _client(
-    session: Any, server: Server, bodies: Sequence[bytes], expected: np.ndarray | None, start: int, end: float, result: Result
+    session: Any,
+    server: Server,
+    bodies: Sequence[bytes],
+    expected: np.ndarray | None,
+    start: int,
+    end: float,
+    result: Result,
 ) -> None:
     place, url = start, f"http://127.0.0.1:{server.port}{server.path}"
     headers = {"content-type": "application/json"}
@@ -214,7 +220,18 @@ def servers_of(arguments: argparse.Namespace, folder: str) -> list[tuple[str, li
     peer = [sys.executable, "-m", "benchmarks.serving_peers", library, folder, "{port}"]
     found.append((library, peer, arguments.task == "embed"))
     if arguments.infinity and arguments.task == "embed":
-        words = [arguments.infinity, "v2", "--model-id", folder, "--port", "{port}", "--device", "cpu", "--engine", "torch"]
+        words = [
+            arguments.infinity,
+            "v2",
+            "--model-id",
+            folder,
+            "--port",
+            "{port}",
+            "--device",
+            "cpu",
+            "--engine",
+            "torch",
+        ]
         words += ["--no-bettertransformer", "--url-prefix", "", "--served-model-name", "model", "--dtype", "float32"]
         found.append(("infinity", words, False))
     return found
@@ -263,7 +280,9 @@ def table(results: dict[tuple[str, int], list[Result]], names: Sequence[str], cl
       names: The servers.
       clients: The numbers.
     """
-    lines = [f"{'server':<28}{'clients':>8}{'requests/s':>12}{'min–max':>16}{'p50 ms':>9}{'p99 ms':>9}{'wrong':>7}{'failed':>8}"]
+    lines = [
+        f"{'server':<28}{'clients':>8}{'requests/s':>12}{'min–max':>16}{'p50 ms':>9}{'p99 ms':>9}{'wrong':>7}{'failed':>8}"
+    ]
     for count in clients:
         for name in names:
             rounds = results[name, count]
@@ -277,7 +296,9 @@ def table(results: dict[tuple[str, int], list[Result]], names: Sequence[str], cl
     return lines
 
 
-def at_equal_p99(results: dict[tuple[str, int], list[Result]], names: Sequence[str], clients: Sequence[int]) -> list[str]:
+def at_equal_p99(
+    results: dict[tuple[str, int], list[Result]], names: Sequence[str], clients: Sequence[int]
+) -> list[str]:
     """Returns, for each of flaxbert's servers, its throughput beside that of the best peer where its p99 is not above the peer's.
 
     Args:
@@ -297,7 +318,9 @@ def at_equal_p99(results: dict[tuple[str, int], list[Result]], names: Sequence[s
         allowed = [count for count in clients if middle(name, count, lambda r: r.percentile(99)) <= bound]
         if allowed:
             rate, count = max((middle(name, count, lambda r: r.rate), count) for count in allowed)
-            lines.append(f"{name}: {rate:.1f} requests/s with {count} clients at no larger p99, {rate / best_rate:.2f} times the best peer")
+            lines.append(
+                f"{name}: {rate:.1f} requests/s with {count} clients at no larger p99, {rate / best_rate:.2f} times the best peer"
+            )
         else:
             lines.append(f"{name}: no number of clients has so small a p99")
     return lines
@@ -345,7 +368,9 @@ def main() -> None:
              "p99_ms": [r.percentile(99) for r in rounds], "wrong": sum(r.wrong for r in rounds), "failed": sum(r.failed for r in rounds)}
             for (name, count), rounds in results.items()
         ]  # fmt: skip
-        write_json(arguments.json, {"machine": machine(), "model": arguments.model, "task": arguments.task, "rows": rows})
+        write_json(
+            arguments.json, {"machine": machine(), "model": arguments.model, "task": arguments.task, "rows": rows}
+        )
 
 
 if __name__ == "__main__":

@@ -96,6 +96,21 @@ class Metrics:
         self.batch_tokens.observe(tokens)
         self.padding.inc(batch.num_rows * batch.length - tokens)
 
+    def count_request(self, timing: Any, seconds: float, failure: str = "") -> None:
+        """Counts a request, or a line of one, that a model was asked to answer.
+
+        Args:
+          timing: As for ``observe_request``.
+          seconds: As for ``observe_request``.
+          failure: Why it was not answered; empty where it was.
+        """
+        self.requests.inc()
+        self.observe_request(timing, seconds)
+        if failure:
+            self.failures.inc(label=failure)
+        else:
+            self.successes.inc()
+
     def observe_request(self, timing: Any, seconds: float) -> None:
         """Counts a request that was computed.
 

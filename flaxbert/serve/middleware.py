@@ -19,14 +19,21 @@ from flaxbert.serve.service import Timing
 _LOG = logging.getLogger("flaxbert.serve.access")
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
-STREAM_PREFIX = "/stream/"
-"""Paths whose bodies are read piece by piece by their routes."""
-
+_STREAM_PATH = re.compile(r"(?:/models/[^/]+)?/stream/")
 
 QUIET_ROUTES = frozenset(
     {"/health", "/health/live", "/health/ready", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready"}
 )
 """Routes that are asked again and again by machines; they have no log line."""
+
+
+def is_stream(path: str) -> bool:
+    """Returns whether the route of a path reads its body piece by piece, and answers while it does.
+
+    Args:
+      path: The path.
+    """
+    return _STREAM_PATH.match(path) is not None
 
 
 class ClientGoneError(Exception):
@@ -82,7 +89,7 @@ class Gate:
         exchange = _Exchange(scope, send, request_id)
         try:
             self._access.check(scope["path"], headers)
-            if scope["path"].startswith(STREAM_PREFIX):
+            if exchange.streams:
                 await self._app(scope, receive, exchange.send)
             else:
                 body = await self._read(receive, headers)
@@ -125,13 +132,9 @@ class Gate:
         timing, seconds = exchange.timing, time.monotonic() - exchange.timing.started
         route = exchange.route
         self._metrics.routes.labels(route, timing.model, timing.version, str(exchange.status)).inc()
-        if timing.model:
-            self._metrics.requests.inc()
-            self._metrics.observe_request(timing, seconds)
-            if exchange.status == 200:
-                self._metrics.successes.inc()
-            else:
-                self._metrics.failures.inc(label=exchange.error_type or str(exchange.status))
+        if timing.model and not exchange.streams:  # their lines were counted one by one
+            failure = "" if exchange.status == 200 else exchange.error_type or str(exchange.status)
+            self._metrics.count_request(timing, seconds, failure)
         _LOG.log(
             logging.DEBUG if route in QUIET_ROUTES else logging.INFO,
             "%s %s %d",
@@ -163,6 +166,7 @@ class _Exchange:
         self.timing = Timing()
         self.status = 0
         self.error_type = ""
+        self.streams = is_stream(scope["path"])
         self._send = send
         scope.setdefault("state", {}).update(timing=self.timing, request_id=request_id)
 
@@ -190,7 +194,7 @@ class _Exchange:
             headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        if error.kind in ("too_large", "timeout_receiving"):  # the rest of the body is not read
+        if self.streams or error.kind in ("too_large", "timeout_receiving"):  # the rest of the body is not read
             headers.append((b"connection", b"close"))
         await self.send({"type": "http.response.start", "status": status or error.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": content})
