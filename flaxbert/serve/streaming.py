@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -51,6 +52,7 @@ class LineReader:
         self._num_bytes = 0
         self._partial = bytearray()
         self._too_long = False
+        self._dropping = False
         self._ended = False
         self._changed = asyncio.Condition()
 
@@ -80,7 +82,23 @@ class LineReader:
             self._changed.notify_all()
             return line
 
+    async def discard(self, seconds: float) -> None:
+        """Forgets what is not read yet and drops what comes, until the body ends or some time is over.
+
+        Args:
+          seconds: That time.
+        """
+        self._dropping, self._num_bytes = True, 0
+        self._lines.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._changed:
+                self._changed.notify_all()
+                await self._changed.wait_for(lambda: self._ended)
+
     def _feed(self, data: bytes, last: bool) -> None:
+        if self._dropping:
+            self._ended |= last
+            return
         *whole, rest = data.split(b"\n")
         for part in whole:
             self._grow(part)
@@ -169,14 +187,18 @@ class LineStream:
         self._limits = limits
         self._request_id = request_id
         self._ends = ends
+        self._ended_early = False
         self._order: asyncio.Queue[tuple[int, asyncio.Task[bytes]] | None] = asyncio.Queue()
 
-    async def run(self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
-        """Sends the body of the answer.
+    async def run(self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> bool:
+        """Sends the body of the answer, all but its end.
 
         Args:
           receive: As ASGI has it.
           send: As ASGI has it; the head of the answer was sent.
+
+        Returns:
+          Whether all lines were answered; else the body may go on.
 
         Raises:
           ClientGoneError: Nobody waits any more; all work was cancelled.
@@ -187,10 +209,12 @@ class LineStream:
                 reading = group.create_task(reader.run())
                 group.create_task(self._start(reader, group))
                 await self._send_answers(send)
+                if self._ended_early:  # a connection that is closed with bytes unread may take the last answers with it
+                    await reader.discard(self._limits.receive_seconds)
                 reading.cancel()
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return not self._ended_early
 
     async def _start(self, reader: LineReader, group: asyncio.TaskGroup) -> None:
         """Starts the lines one after the other, as the window allows."""
@@ -199,7 +223,8 @@ class LineStream:
                 line = await self._next_line(reader)
                 if line is not None and self._ends():
                     raise RequestError("unhealthy", "The server ends; send this line and all after it again.")
-            except RequestError as error:  # the stream ends
+            except RequestError as error:
+                self._ended_early = True
                 self._order.put_nowait((0, group.create_task(self._answer(index, _raising(error), end=True))))
                 break
             if line is None:

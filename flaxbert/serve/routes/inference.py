@@ -27,8 +27,8 @@ def add_endpoint(router: APIRouter, api: Api, endpoint: Endpoint) -> None:
         call = endpoint.read(body, api.truncation)
         return api.send(request, await api.answer(request, call, suits=endpoint.suits))
 
-    options = {"summary": endpoint.summary, "name": endpoint.name.replace("-", "_")}
-    router.add_api_route(f"/{endpoint.name}", answer, methods=["POST"], **options)
+    name = endpoint.name.replace("-", "_")
+    router.add_api_route(f"/{endpoint.name}", answer, methods=["POST"], summary=endpoint.summary, name=name)
 
 
 def add_tokens(router: APIRouter, api: Api) -> None:

@@ -107,8 +107,7 @@ class StreamedResponse(Response):
         self.status_code = 200
         self.background = None
         self._lines = lines
-        # Where the stream ends before the body does, the rest of the body must not be taken for another request.
-        self.init_headers({"x-model-version": version, "connection": "close"})
+        self.init_headers({"x-model-version": version})
 
     async def __call__(
         self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
@@ -121,7 +120,9 @@ class StreamedResponse(Response):
           send: As ASGI has it.
         """
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await self._lines.run(receive, send)
+        if not await self._lines.run(receive, send):
+            scope["state"].get("end_connection", lambda: None)()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def make_router(api: Api) -> APIRouter:
