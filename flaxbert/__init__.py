@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flaxbert.client import AsyncClient, Client
     from flaxbert.core.runtime import configure
     from flaxbert.model import Model, load
     from flaxbert.retrieval import encode_sparse, encode_tokens, late_interaction, rerank
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "AsyncClient": "flaxbert.client",
+    "Client": "flaxbert.client",
     "Model": "flaxbert.model",
     "load": "flaxbert.model",
     "configure": "flaxbert.core.runtime",
@@ -33,6 +36,8 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "Model",
     "__version__",
     "configure",

@@ -52,6 +52,22 @@ class ClusterError(FlaxbertError, RuntimeError):
     """A cluster can not be reached, has no room for a job, or its nodes do not share what they must share."""
 
 
+class ServerError(FlaxbertError, RuntimeError):
+    """A server refused a request, could not answer it, or was not reached.
+
+    Attributes:
+      message: What the server says.
+      status: Status of HTTP; 0 where no answer came.
+      error_type: Name of the kind of error, as the server has it; ``unreachable`` or ``timeout`` where no answer came.
+    """
+
+    def __init__(self, message: str, status: int = 0, error_type: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.error_type = error_type
+
+
 class DependencyError(FlaxbertError, ImportError):
     """An optional package is needed that is not installed."""
 

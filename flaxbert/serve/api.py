@@ -15,6 +15,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from flaxbert.config import LimitsConfig
+from flaxbert.serve.endpoints import Job
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.fleet import SHADOW, Fleet
 from flaxbert.serve.loading import Served
@@ -179,11 +180,45 @@ class Api:
           **arguments: The arguments.
         """
         bound: Callable[[Subject], Work] = functools.partial(operation, **arguments)
-        answer = await self.service.run(served, bound, call.timing, call.deadline)
+        answer = await self.service.run(served, bound, call.timing, call.deadline, in_turn=call.in_turn)
         shadow = self.fleet.slots[served.name].versions.get(SHADOW)
         if shadow is not None and shadow is not served:
             self.service.shadow(shadow, bound, answer)
         return answer
+
+    async def perform(self, call: Call, served: Served, job: Job) -> Any:
+        """Returns what the client gets for a job.
+
+        Args:
+          call: The call that it belongs to.
+          served: The version that does it.
+          job: What a body, or a line of one, asks for.
+
+        Raises:
+          RequestError: It asks for too much, or can not be answered.
+        """
+        for size in job.sizes:
+            self.check_batch(size)
+        return job.shape(await self.answer(call, served, job.operation, **job.arguments))
+
+    async def perform_for(
+        self, request: Request, job: Job, suits: Callable[[Served], bool], line: Timing | None = None
+    ) -> Any:
+        """Returns what the client gets for a job of a request.
+
+        Args:
+          request: The request.
+          job: What its body, or a line of it, asks for.
+          suits: What the model must be able to do, where none is named.
+          line: Where this is but a line of the request: what happens to it. It waits for a place.
+
+        Raises:
+          RequestError: It asks for too much, or can not be answered.
+        """
+        for size in job.sizes:
+            self.check_batch(size)
+        call = call_of(request, line)
+        return await self.perform(call, self.chosen(call, suits), job)
 
     def send(self, request: Request, content: Any, headers: Mapping[str, str] | None = None) -> Response:
         """Returns the answer of a request, with what it took in its headers.
@@ -196,14 +231,16 @@ class Api:
         return json_response(content, {**timing_headers(request.state.timing), **(headers or {})})
 
 
-def call_of(request: Request) -> Call:
-    """Returns a request without what only HTTP has.
+def call_of(request: Request, line: Timing | None = None) -> Call:
+    """Returns a request, or a line of it, without what only HTTP has.
 
     Args:
       request: The request, after the gate.
+      line: What happens to a line; None for the whole request.
     """
     state = request.state
-    return Call(state.request_id, request.path_params.get("model", ""), timing=state.timing)
+    model = request.path_params.get("model", "")
+    return Call(state.request_id, model, timing=line or state.timing, in_turn=line is not None)
 
 
 def json_response(content: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
@@ -214,7 +251,16 @@ def json_response(content: Any, headers: Mapping[str, str] | None = None, status
       headers: Further headers.
       status: Its status.
     """
-    return Response(orjson.dumps(content, option=_JSON), status, dict(headers or {}), "application/json")
+    return Response(json_bytes(content), status, dict(headers or {}), "application/json")
+
+
+def json_bytes(content: Any) -> bytes:
+    """Returns content as JSON.
+
+    Args:
+      content: What becomes JSON; arrays may be in it.
+    """
+    return orjson.dumps(content, option=_JSON)
 
 
 def timing_headers(timing: Timing) -> dict[str, str]:

@@ -25,7 +25,7 @@ from flaxbert.serve.loading import EngineOptions, ModelSpec
 from flaxbert.serve.metrics import Metrics
 from flaxbert.serve.middleware import Gate
 from flaxbert.serve.openapi import describe
-from flaxbert.serve.routes import inference, invoke, kserve, openai, operations, page
+from flaxbert.serve.routes import inference, invoke, kserve, openai, operations, page, stream
 from flaxbert.serve.service import Service
 from flaxbert.serve.strict_json import StrictRoute
 from flaxbert.serve.tracing import Tracing
@@ -78,7 +78,7 @@ def _named_model(model: Annotated[str, Path(description="Name of a served model"
 def _add_routes(app: FastAPI, api: Api) -> None:
     options: dict[str, Any] = {"responses": _FAILURES}
     waits = [Depends(api.when_loaded)]
-    for make in (inference.make_router, invoke.make_router):
+    for make in (inference.make_router, invoke.make_router, stream.make_router):
         app.include_router(make(api), dependencies=waits, **options)
         named = [Depends(_named_model), *waits]
         app.include_router(make(api), prefix="/models/{model}", dependencies=named, **options)

@@ -126,9 +126,29 @@ class Metrics:
           status: How it ended, in the words of its protocol.
           failure: Kind of error; empty where it was answered.
         """
+        self.count_stream(route, timing, status, failure)
+        if timing.model:
+            self.count_line(timing, failure)
+
+    def count_stream(self, route: str, timing: Any, status: str, failure: str = "") -> None:
+        """Counts a request whose lines were counted one by one.
+
+        Args:
+          route: Where it went.
+          timing: A ``service.Timing``.
+          status: How it ended, in the words of its protocol.
+          failure: As for ``count_request``; its lines have told theirs.
+        """
+        del failure
         self.routes.labels(route, timing.model, timing.version, status).inc()
-        if not timing.model:
-            return
+
+    def count_line(self, timing: Any, failure: str = "") -> None:
+        """Counts what a model was asked for: a request, or a line of one.
+
+        Args:
+          timing: A ``service.Timing``.
+          failure: Kind of error; empty where it was answered.
+        """
         self.requests.inc()
         self.observe_request(timing, time.monotonic() - timing.started)
         if failure:

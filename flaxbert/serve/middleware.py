@@ -20,9 +20,7 @@ from flaxbert.serve.tracing import Traced, Tracing
 _LOG = logging.getLogger("flaxbert.serve.access")
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
-STREAM_PREFIX = "/stream/"
-"""Paths whose bodies are read piece by piece by their routes."""
-
+_STREAM_PATH = re.compile(r"(?:/models/[^/]+)?/stream/")
 
 QUIET_ROUTES = frozenset(
     {
@@ -38,6 +36,15 @@ QUIET_ROUTES = frozenset(
     }
 )
 """Routes that are asked again and again by machines; they have no log line."""
+
+
+def is_stream(path: str) -> bool:
+    """Returns whether the route of a path reads its body piece by piece, and answers while it does.
+
+    Args:
+      path: The path.
+    """
+    return _STREAM_PATH.match(path) is not None
 
 
 class ClientGoneError(Exception):
@@ -106,7 +113,7 @@ class Gate:
         exchange = _Exchange(scope, send, request_id)
         try:
             self._access.check(scope["path"], headers, scope["method"])
-            if scope["path"].startswith(STREAM_PREFIX):
+            if exchange.streams:
                 await self._app(scope, receive, exchange.send)
             else:
                 body = await self._read(receive, headers)
@@ -149,7 +156,8 @@ class Gate:
 
     def _note(self, exchange: "_Exchange") -> None:
         failure = "" if exchange.status == 200 else exchange.error_type or str(exchange.status)
-        self._metrics.count_request(exchange.route, exchange.timing, str(exchange.status), failure)
+        count = self._metrics.count_stream if exchange.streams else self._metrics.count_request
+        count(exchange.route, exchange.timing, str(exchange.status), failure)
         log_request(
             Handled(exchange.scope["method"], exchange.scope["path"], exchange.status, exchange.request_id),
             exchange.timing,
@@ -166,6 +174,7 @@ class _Exchange:
         self.timing = Timing()
         self.status = 0
         self.error_type = ""
+        self.streams = is_stream(scope["path"])
         self._send = send
         scope.setdefault("state", {}).update(timing=self.timing, request_id=request_id)
 
@@ -199,7 +208,7 @@ class _Exchange:
             headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        if error.kind in ("too_large", "timeout_receiving"):  # the rest of the body is not read
+        if self.streams or error.kind in ("too_large", "timeout_receiving"):  # the rest of the body is not read
             headers.append((b"connection", b"close"))
         await self.send({"type": "http.response.start", "status": status or error.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": content})

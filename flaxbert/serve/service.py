@@ -21,6 +21,7 @@ from flaxbert.serve.executor import Executor
 from flaxbert.serve.loading import Served
 from flaxbert.serve.metrics import Metrics
 from flaxbert.serve.operations.work import Subject, Work
+from flaxbert.serve.places import Places
 
 T = TypeVar("T")
 
@@ -56,6 +57,16 @@ class Timing:
     version: str = ""
     phases: list[tuple[str, float, float]] = dataclasses.field(default_factory=list)
 
+    def add(self, part: "Timing") -> None:
+        """Takes what happened to a part of the request into its own sums.
+
+        Args:
+          part: A line of it.
+        """
+        self.model, self.version = part.model, part.version
+        for name in ("tokenization", "queue", "inference", "num_tokens", "num_characters", "num_inputs"):
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
@@ -66,12 +77,14 @@ class Call:
       model: The model that its address names, or empty.
       deadline: Time on the monotonic clock after which its client does not wait.
       timing: Is filled.
+      in_turn: Whether it waits for a place instead of being refused where there is none.
     """
 
     request_id: str
     model: str = ""
     deadline: float = math.inf
     timing: Timing = dataclasses.field(default_factory=Timing)
+    in_turn: bool = False
 
 
 class Service:
@@ -97,7 +110,12 @@ class Service:
         self._workers = concurrent.futures.ThreadPoolExecutor(
             max(2, batching.tokenization_workers), thread_name_prefix="flaxbert-tokenizer"
         )
-        self.num_requests = 0
+        self.places = Places(limits.max_concurrent_requests, metrics.queue_size.set)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that wait or are computed."""
+        return self.places.num_taken
 
     def start(self) -> None:
         """Starts the threads."""
@@ -129,7 +147,13 @@ class Service:
         return max(0.0, min(self.limits.deadline_seconds, deadline - time.monotonic()))
 
     async def run(
-        self, served: Served, operation: Callable[[Subject], Work], timing: Timing, deadline: float = math.inf
+        self,
+        served: Served,
+        operation: Callable[[Subject], Work],
+        timing: Timing,
+        deadline: float = math.inf,
+        *,
+        in_turn: bool = False,
     ) -> Any:
         """Returns the answer of an operation.
 
@@ -138,6 +162,7 @@ class Service:
           operation: Makes work of it; called off the event loop.
           timing: Is filled.
           deadline: When the client stops waiting, on the monotonic clock.
+          in_turn: Whether it waits for a place instead of being refused where there is none.
 
         Raises:
           RequestError: The request can not be answered, or not in time.
@@ -146,6 +171,9 @@ class Service:
         seconds = self.seconds_until(deadline)
         served.num_requests += 1
         try:
+            if in_turn:
+                await self.places.wait()
+                seconds = self.seconds_until(deadline)
             with self.admitted():
                 async with asyncio.timeout(seconds):
                     return await self._run(served, operation, timing, time.monotonic() + seconds)
@@ -164,16 +192,11 @@ class Service:
         Raises:
           RequestError: There are as many as the server takes.
         """
-        if self.num_requests >= self.limits.max_concurrent_requests:
+        if self.places.full:
             seconds = max(1.0, self.executor.waiting_seconds())
             raise RequestError("overloaded", "The server has as many requests as it takes; try again later.", seconds)
-        self.num_requests += 1
-        self.metrics.queue_size.set(self.num_requests)
-        try:
+        with self.places.taken():
             yield
-        finally:
-            self.num_requests -= 1
-            self.metrics.queue_size.set(self.num_requests)
 
     async def _run(self, served: Served, operation: Callable[[Subject], Work], timing: Timing, deadline: float) -> Any:
         begun = time.monotonic()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -72,9 +73,11 @@ class PatientProtocol(HttpToolsProtocol):
         self._wait_for_head()
 
     def on_headers_complete(self) -> None:
-        """Has the head."""
+        """Has the head; what answers the request may call ``end_connection`` of its state, so that nothing follows the answer."""
         self._stop_waiting()
         super().on_headers_complete()
+        state: dict[str, Any] = self.scope["state"]  # type: ignore[typeddict-item]
+        state["end_connection"] = functools.partial(setattr, self.cycle, "keep_alive", False)
 
 
 class DrainingServer(uvicorn.Server):

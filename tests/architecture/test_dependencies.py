@@ -53,6 +53,7 @@ BROUGHT_ALONG = {
     "jaxlib": "jax",
     "typing_extensions": "flax",
     "ml_dtypes": "jax",
+    "h11": "httpx2",
 }
 """Imports that a declared dependency is built on and always installs."""
 

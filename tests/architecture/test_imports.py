@@ -16,7 +16,7 @@ from tests.architecture.sources import Source, expect_none, parse, read_sources
 
 TIERS: tuple[tuple[str, ...], ...] = (
     ("errors", "core.axes", "core.digests", "core.files"),
-    ("config", "architecture", "core"),
+    ("config", "architecture", "core", "client"),
     ("nn",),
     (
         "families",
@@ -99,6 +99,7 @@ FORBIDDEN_AT_IMPORT: dict[str, tuple[str, ...]] = {
     "tasks": ("jax", "grain", "sklearn", "scipy"),
     "data": ("jax", "grain"),
     "cluster": ("ray",),
+    "client": ("jax", "flax", "optax", "orbax", "grain", "datasets", "transformers", "sklearn", "matplotlib"),
     "cli": ("jax", "flax", "optax", "orbax", "grain", "datasets", "transformers", "sklearn", "matplotlib"),
     "__init__": ("jax", "flax", "optax", "orbax", "grain", "datasets", "transformers", "sklearn", "matplotlib"),
     "__main__": ("jax", "flax"),

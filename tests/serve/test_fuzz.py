@@ -133,6 +133,20 @@ def test_texts_of_any_kind_keep_their_neighbours_right(serving):
             assert answer.json()[1] == pytest.approx(expected, abs=1e-5)
 
 
+@_FUZZED
+@given(
+    st.sampled_from(["embed", "predict", "ner", "qa", "zero-shot", "rerank"]),
+    st.lists(st.one_of(st.binary(max_size=60), _BODIES.map(orjson.dumps), _WORDS.map(orjson.dumps)), max_size=6),
+)
+def test_streams_of_any_lines(serving, name, lines):
+    content = b"\n".join(lines)
+    answer = httpx2.post(f"{serving.url}/stream/{name}", content=content, timeout=60)
+    answers = [orjson.loads(line) for line in answer.text.split("\n") if line]
+    expected = content.split(b"\n")[:-1] if content.endswith(b"\n") or not content else content.split(b"\n")
+    assert [entry["index"] for entry in answers] == list(range(len(expected)))
+    assert all("result" in entry or 400 <= entry["status"] < 500 for entry in answers)
+
+
 @pytest.mark.slow
 def test_everything_that_the_description_allows(tmp_path):
     """schemathesis makes requests of the description, valid and not."""

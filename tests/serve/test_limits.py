@@ -1,6 +1,7 @@
 """Too many requests, too large ones, too slow ones, clients that go away, inputs that break the model, and keys."""
 
 import concurrent.futures
+import itertools
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from tests.weights.tiny import write_tiny
 
 TEXT = "a fine film ."
 LIMITS = LimitsConfig(
-    max_concurrent_requests=2, max_client_batch_size=4, payload_limit=2000, deadline_seconds=1.0, receive_seconds=0.5
+    max_concurrent_requests=2, max_client_batch_size=4, payload_limit=2000, deadline_seconds=5.0, receive_seconds=0.5
 )
 
 
@@ -47,7 +48,7 @@ def slow(limited, monkeypatch):
     start = engine.start
 
     def wait(function, batch):
-        let_go.wait(5.0)
+        let_go.wait(12.0)
         return start(function, batch)
 
     monkeypatch.setattr(engine, "start", wait)
@@ -66,8 +67,9 @@ def test_more_requests_than_it_takes_are_told_when_to_come_again(slow):
     url, let_go = slow
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         asking = [pool.submit(ask, url) for _ in range(8)]
-        time.sleep(0.3)
+        refused = list(itertools.islice(concurrent.futures.as_completed(asking, timeout=30), 6))
         let_go.set()
+        assert {task.result().status_code for task in refused} == {429}
         answers = [task.result() for task in asking]
     codes = [answer.status_code for answer in answers]
     assert codes.count(200) == 2
@@ -83,8 +85,8 @@ def test_what_takes_too_long_is_given_up(slow):
     begun = time.monotonic()
     answer = ask(url)
     assert answer.status_code == 504
-    assert time.monotonic() - begun < 3.0
-    assert "1 second" in answer.json()["error"]
+    assert time.monotonic() - begun < 9.0
+    assert "5 second" in answer.json()["error"]
 
 
 def test_clients_that_went_away_hold_no_place(slow):

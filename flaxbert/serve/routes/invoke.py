@@ -1,30 +1,23 @@
 """One route for whatever the model's task is, in the forms of the hub's inference API, SageMaker, Vertex and KServe 1."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ValidationError
 
-from flaxbert.serve import schemas
+from flaxbert.serve import endpoints, schemas
 from flaxbert.serve.api import Api, call_of
+from flaxbert.serve.endpoints import Endpoint, Job, parse
 from flaxbert.serve.errors import RequestError
-from flaxbert.serve.functions import MASKED, SPARSE, TOKENS, VECTORS
+from flaxbert.serve.functions import MASKED, SPARSE, VECTORS
 from flaxbert.serve.loading import Served
-from flaxbert.serve.operations import classification, embedding, masks, spans
-from flaxbert.serve.routes.inference import as_list, split_pairs
+from flaxbert.serve.operations import classification
 from flaxbert.serve.service import Call
 from flaxbert.serve.strict_json import StrictRoute
 
-
-def _parse(schema: type[BaseModel], value: Any) -> Any:
-    try:
-        return schema.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise RequestError("validation", f"{place or 'inputs'}: {first['msg']}.") from error
+_PREDICT_OPTIONS = ("truncate", "truncation_direction", "raw_scores")
 
 
 class Invocation:
@@ -51,120 +44,47 @@ class Invocation:
         Raises:
           RequestError: They do not fit the task.
         """
-        functions, model = self._served.subject.functions, self._served.subject.model
+        endpoint = self._endpoint(inputs, parameters)
+        if endpoint is endpoints.PREDICT:
+            job = self._labels(inputs, parameters)
+        elif endpoint in (endpoints.EMBED, endpoints.EMBED_ALL, endpoints.EMBED_SPARSE):
+            job = self._read(endpoint, {"inputs": inputs, **parameters})
+        else:
+            job = self._read(endpoint, {"inputs": inputs, "parameters": parameters})
+        return await self._api.perform(self._call, self._served, job)
+
+    def _endpoint(self, inputs: Any, parameters: Mapping[str, Any]) -> Endpoint:
+        """Returns what the model is asked for."""
+        functions, task = self._served.subject.functions, self._served.subject.model.task
         if "candidate_labels" in parameters:
-            return await self._zero_shot(inputs, parameters)
+            return endpoints.ZERO_SHOT
         if isinstance(inputs, Mapping) and "source_sentence" in inputs:
-            return await self._similarity(inputs, parameters)
-        if model.task == "question-answering":
-            return await self._answer(inputs, parameters)
-        if model.task == "token-classification":
-            return await self._tag(inputs)
-        if model.task in classification.SEQUENCE_TASKS:
-            return await self._classify(inputs, parameters)
+            return endpoints.SIMILARITY
+        if task == "question-answering":
+            return endpoints.QA
+        if task == "token-classification":
+            return endpoints.NER
+        if task in classification.SEQUENCE_TASKS:
+            return endpoints.PREDICT
         if MASKED in functions:
-            return await self._fill(inputs, parameters)
-        return await self._embed(inputs, parameters)
+            return endpoints.FILL_MASK
+        if SPARSE in functions:
+            return endpoints.EMBED_SPARSE
+        return endpoints.EMBED if VECTORS in functions else endpoints.EMBED_ALL
 
-    async def _run(self, operation: Any, **arguments: Any) -> Any:
-        return await self._api.answer(self._call, self._served, operation, **arguments)
+    def _read(self, endpoint: Endpoint, value: Any) -> Job:
+        return endpoint.read(parse(endpoint.schema, value), self._api.truncation)
 
-    async def _zero_shot(self, inputs: Any, parameters: Mapping[str, Any]) -> Any:
-        body = _parse(schemas.ZeroShotRequest, {"inputs": inputs, "parameters": parameters})
-        texts, options = as_list(body.inputs), body.parameters
-        self._api.check_batch(len(texts))
-        self._api.check_batch(len(options.candidate_labels))
-        answer = await self._run(
-            classification.zero_shot,
-            texts=texts,
-            labels=options.candidate_labels,
-            truncation=self._api.truncation(options),
-            multi_label=options.multi_label,
-            template=options.hypothesis_template,
-        )
-        return answer[0] if isinstance(body.inputs, str) else answer
-
-    async def _similarity(self, inputs: Any, parameters: Mapping[str, Any]) -> Any:
-        body = _parse(schemas.SimilarityRequest, {"inputs": inputs, "parameters": parameters})
-        self._api.check_batch(len(body.inputs.sentences))
-        return await self._run(
-            embedding.similarity,
-            source=body.inputs.source_sentence,
-            sentences=body.inputs.sentences,
-            truncation=self._api.truncation(body.parameters),
-            prompt_name=body.parameters.prompt_name,
-        )
-
-    async def _answer(self, inputs: Any, parameters: Mapping[str, Any]) -> Any:
-        body = _parse(schemas.QaRequest, {"inputs": inputs, "parameters": parameters})
-        several = body.inputs if isinstance(body.inputs, list) else [body.inputs]
-        self._api.check_batch(len(several))
-        answer = await self._run(
-            spans.answer,
-            questions=[entry.question for entry in several],
-            contexts=[entry.context for entry in several],
-            top_k=body.parameters.top_k,
-            max_answer_length=body.parameters.max_answer_len or 0,
-            allow_none=body.parameters.handle_impossible_answer,
-        )
-        if body.parameters.top_k == 1:
-            answer = [found[0] for found in answer]
-        return answer if isinstance(body.inputs, list) else answer[0]
-
-    async def _tag(self, inputs: Any) -> Any:
-        body = _parse(schemas.NerRequest, {"inputs": inputs})
-        texts = as_list(body.inputs)
-        self._api.check_batch(len(texts))
-        answer = await self._run(spans.tag, texts=texts)
-        return answer[0] if isinstance(body.inputs, str) else answer
-
-    async def _classify(self, inputs: Any, parameters: Mapping[str, Any]) -> Any:
-        known = {
-            key: parameters[key] for key in ("truncate", "truncation_direction", "raw_scores") if key in parameters
-        }
+    def _labels(self, inputs: Any, parameters: Mapping[str, Any]) -> Job:
+        """Returns a job for labels, which the hub's API gives as lists of lists, the best ``top_k`` alone."""
+        known = {key: parameters[key] for key in _PREDICT_OPTIONS if key in parameters}
         if parameters.get("function_to_apply") == "none":
             known["raw_scores"] = True
-        body = _parse(schemas.PredictRequest, {"inputs": inputs, **known})
-        texts, pairs, _ = split_pairs(body.inputs)
-        self._api.check_batch(len(texts))
-        answer = await self._run(
-            classification.classify,
-            texts=texts,
-            pairs=pairs,
-            truncation=self._api.truncation(body),
-            raw_scores=body.raw_scores,
-        )
+        job = self._read(endpoints.PREDICT, {"inputs": inputs, **known})
         top_k = parameters.get("top_k")
         if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
             raise RequestError("validation", f"top_k is {top_k!r}, but must be a number from 1 on.")
-        return [labels[:top_k] for labels in answer]
-
-    async def _fill(self, inputs: Any, parameters: Mapping[str, Any]) -> Any:
-        body = _parse(schemas.FillMaskRequest, {"inputs": inputs, "parameters": parameters})
-        texts, options = as_list(body.inputs), body.parameters
-        self._api.check_batch(len(texts))
-        answer = await self._run(
-            masks.fill_mask,
-            texts=texts,
-            truncation=self._api.truncation(options),
-            top_k=options.top_k,
-            targets=options.targets,
-        )
-        found = [several[0] if len(several) == 1 else several for several in answer]
-        return found[0] if isinstance(body.inputs, str) else found
-
-    async def _embed(self, inputs: Any, parameters: Mapping[str, Any]) -> Any:
-        body = _parse(schemas.EmbedRequest, {"inputs": inputs, **parameters})
-        texts = as_list(body.inputs)
-        self._api.check_batch(len(texts))
-        options: dict[str, Any] = {"inputs": texts, "truncation": self._api.truncation(body)}
-        if SPARSE in self._served.subject.functions:
-            return await self._run(embedding.embed_sparse, **options)
-        options["prompt_name"] = body.prompt_name
-        if VECTORS in self._served.subject.functions:
-            return await self._run(embedding.embed, **options, normalize=body.normalize, dimensions=body.dimensions)
-        self._served.subject.require(TOKENS, "vectors of tokens")
-        return [row.tolist() for row in await self._run(embedding.embed_tokens, **options)]
+        return dataclasses.replace(job, shape=lambda answer: [labels[:top_k] for labels in answer])
 
 
 async def predictions_of(api: Api, request: Request, body: schemas.InstancesRequest, name: str = "") -> Response:

@@ -9,9 +9,9 @@ from fastapi.responses import Response
 
 from flaxbert.serve import schemas
 from flaxbert.serve.api import Api
+from flaxbert.serve.endpoints import as_list
 from flaxbert.serve.functions import VECTORS
 from flaxbert.serve.operations import embedding
-from flaxbert.serve.routes.inference import as_list
 from flaxbert.serve.strict_json import StrictRoute
 
 
