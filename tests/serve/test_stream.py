@@ -350,10 +350,10 @@ def test_a_mistake_of_the_server_is_that_of_one_line(serving, monkeypatch):
     api = serving.app.state.api
     run = api.service.run
 
-    async def break_once(served, operation, timing, in_turn=False):
+    async def break_once(served, operation, timing, *arguments, **options):
         if operation.keywords["texts"] == ["bad"]:
             raise ZeroDivisionError
-        return await run(served, operation, timing, in_turn=in_turn)
+        return await run(served, operation, timing, *arguments, **options)
 
     monkeypatch.setattr(api.service, "run", break_once)
     answers = ask(serving.url, "/stream/predict", ["film", "bad", "fine"])
