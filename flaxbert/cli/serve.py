@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 from flaxbert.config import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, PrecisionName, RolloutConfig
 from flaxbert.errors import ConfigError, DependencyError
@@ -52,25 +52,30 @@ def run(
       ConfigError: The collector's URL is none.
       DependencyError: The packages of the extra are missing.
     """
+    return _serve(dict(locals()))
+
+
+_SECTIONS = ("limits", "access", "rollout", "drift")
+
+
+def _serve(options: dict[str, Any]) -> int:
     _require_packages(_PACKAGES, "serve")
-    if grpc_port:
+    if options["grpc_port"]:
         _require_packages(_GRPC_PACKAGES, "grpc")
-    _require_tracing(otlp_endpoint)
+    _require_tracing(options["otlp_endpoint"])
     from flaxbert.serve.supervisor import Supervisor, open_socket, reserve_port
 
-    sock = open_socket(host, port)
-    reserved = reserve_port(host, grpc_port) if grpc_port else None
+    host = options["host"]
+    sock = open_socket(host, options["port"])
+    reserved = reserve_port(host, options["grpc_port"]) if options["grpc_port"] else None
     grpc_address = None if reserved is None else reserved.getsockname()[:2]
-    options = {"engine": engine, "precision": precision, "sparse": sparse}
-    sections = {"limits": limits, "access": access, "rollout": rollout, "drift": drift}
+    engine = {name: options[name] for name in ("engine", "precision", "sparse")}
     document = {
-        "models": list(models),
-        "engine": {**options, "batching": dataclasses.asdict(batching)},
-        **{name: dataclasses.asdict(section) for name, section in sections.items()},
+        "models": list(options["models"]),
+        "engine": {**engine, "batching": dataclasses.asdict(options["batching"])},
+        **{name: dataclasses.asdict(options[name]) for name in _SECTIONS},
         "grpc_address": grpc_address,
-        "otlp_endpoint": otlp_endpoint,
-        "log_format": log_format,
-        "log_requests": log_requests,
+        **{name: options[name] for name in ("otlp_endpoint", "log_format", "log_requests")},
     }
     for scheme, address in (("http", sock.getsockname()), ("grpc", grpc_address)):
         if address is not None:
