@@ -1,4 +1,4 @@
-"""One server with a model of every task, for all tests of a process."""
+"""One server with a model of every task, for all tests of this folder; it ends with them, since others count what threads of the process do."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def write_models(folder):
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def serving(tmp_path_factory) -> Iterator[Serving]:
     folders = write_models(tmp_path_factory.mktemp("served"))
     specs = parse_specs(tuple(f"{name}={folder}" for name, folder in folders.items()))
@@ -58,7 +58,7 @@ def serving(tmp_path_factory) -> Iterator[Serving]:
         yield Serving(url, {name: flaxbert.load(folder) for name, folder in folders.items()}, app)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def locked(tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("locked")
     (folder / "keys").write_text(f"{KEY}\n")
