@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import functools
 import math
-import random
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -285,4 +285,4 @@ def timing_headers(timing: Timing) -> dict[str, str]:
 
 def new_id() -> str:
     """Returns a short name that nobody has to guess."""
-    return f"{random.getrandbits(64):016x}"
+    return secrets.token_hex(8)

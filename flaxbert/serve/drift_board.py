@@ -24,6 +24,9 @@ _MOST_SERIES: Final = 50
 
 _OTHERS: Final = "(others)"
 
+_DRAWS = random.Random()
+"""Draws of this module alone: the generator that all modules share belongs to the program around the server."""
+
 
 class Sampler:
     """Takes all requests where they are few, and a random part of them where they are many.
@@ -50,7 +53,7 @@ class Sampler:
             self._share = min(1.0, self._most / max(1, before))
             self._second, self._count = second, 0
         self._count += 1
-        return self._share >= 1.0 or random.random() < self._share
+        return self._share >= 1.0 or _DRAWS.random() < self._share
 
 
 class DriftBoard:

@@ -69,6 +69,9 @@ _KEYS = st.sampled_from(
 )
 _BODIES = st.dictionaries(_KEYS, st.one_of(_VALUES, st.dictionaries(_KEYS, _VALUES, max_size=4)), max_size=5)
 
+OTHERS_DRAW = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+"""The server and its clients are threads of the same process and may draw random numbers of their own meanwhile."""
+
 _FUZZED = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
@@ -80,6 +83,7 @@ def refuse_mistakes(answer):
         assert answer.json()["error"]
 
 
+@OTHERS_DRAW
 @_FUZZED
 @given(st.sampled_from(PATHS), _BODIES)
 def test_bodies_of_any_shape(serving, path, body):
@@ -88,6 +92,7 @@ def test_bodies_of_any_shape(serving, path, body):
     refuse_mistakes(httpx2.post(f"{serving.url}{path}", content=content, headers=headers, timeout=60))
 
 
+@OTHERS_DRAW
 @_FUZZED
 @given(st.sampled_from(PATHS), st.binary(max_size=200), st.sampled_from([None, "0", "5", "-1", "x", "99999", "²"]))
 def test_bodies_that_are_no_json(serving, path, content, length):
@@ -97,6 +102,7 @@ def test_bodies_that_are_no_json(serving, path, content, length):
     refuse_mistakes(httpx2.post(f"{serving.url}{path}", content=content, headers=headers, timeout=60))
 
 
+@OTHERS_DRAW
 @_FUZZED
 @given(
     st.sampled_from(["text", "text_pair", "input_ids", "attention_mask", "question"]),
@@ -133,6 +139,7 @@ def test_texts_of_any_kind_keep_their_neighbours_right(serving):
             assert answer.json()[1] == pytest.approx(expected, abs=1e-5)
 
 
+@OTHERS_DRAW
 @_FUZZED
 @given(
     st.sampled_from(["embed", "predict", "ner", "qa", "zero-shot", "rerank"]),

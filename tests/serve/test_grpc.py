@@ -288,6 +288,9 @@ def test_ids_are_given_back(channel):
         assert expected or len(found) == 32
 
 
+OTHERS_DRAW = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+"""The server and its clients are threads of the same process and may draw random numbers of their own meanwhile."""
+
 _FUZZED = settings(
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
@@ -304,6 +307,7 @@ def refuse_mistakes(call):
         assert error.details()
 
 
+@OTHERS_DRAW
 @_FUZZED
 @given(
     st.sampled_from(["vectors", "film", "reader", "words"]),
@@ -336,6 +340,7 @@ def test_messages_of_any_kind(channel, model, inputs, raw, parameters):
     refuse_mistakes(lambda: send(channel, request))
 
 
+@OTHERS_DRAW
 @_FUZZED
 @given(st.sampled_from([*METHODS, "ModelStreamInfer", ""]), st.binary(max_size=100))
 def test_bytes_that_are_no_message(channel, method, content):
