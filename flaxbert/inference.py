@@ -36,6 +36,18 @@ def logits_of(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) 
     return output.logits
 
 
+def pool_side_by_side(hidden: Any, mask: Any, modes: Sequence[str]) -> Any:
+    """Returns one vector for each row, those of several modes side by side.
+
+    Args:
+      hidden: Token vectors, ``[batch, length, embed]``.
+      mask: 1 for the tokens that are pooled, ``[batch, length]``.
+      modes: Pooling modes as ``nn.heads.pool`` names them.
+    """
+    vectors = [pool(hidden, mask, mode) for mode in modes]
+    return vectors[0] if len(vectors) == 1 else jax.numpy.concatenate(vectors, axis=-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class PooledVectors:
     """A function that pools token vectors to sentence vectors, several modes side by side; equal ones share a program.
@@ -60,8 +72,7 @@ class PooledVectors:
         mask = batch["attention_mask"]
         if self.num_skipped:
             mask = mask * (jax.numpy.arange(mask.shape[1]) >= self.num_skipped).astype(mask.dtype)
-        vectors = [pool(output.last_hidden_state, mask, mode) for mode in self.modes]
-        return vectors[0] if len(vectors) == 1 else jax.numpy.concatenate(vectors, axis=-1)
+        return pool_side_by_side(output.last_hidden_state, mask, self.modes)
 
 
 def checked_batch(config: ModelConfig, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,14 @@ def rerank(
     return [Ranked(int(index), float(scores[index]), texts[int(index)]) for index in order]
 
 
-def _splade(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+def word_weights(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+    """Returns the weights of the words of the vocabulary: ``max over tokens of log(1 + relu(logits))`` (Formal et al., 2021).
+
+    Args:
+      output: What the network returned.
+      params: Parameter tree.
+      batch: The batch.
+    """
     weights = jnp.log1p(jnp.maximum(output.logits, jnp.float32(0.0)))
     return jnp.max(weights * batch["attention_mask"][:, :, None].astype(jnp.float32), axis=1)
 
@@ -154,7 +161,7 @@ def encode_sparse(
     """
     _require(model, "fill-mask", "encode_sparse")
     vectors = []
-    for row in model.run_texts(list(texts), None, _splade, batch_size, max_length):
+    for row in model.run_texts(list(texts), None, word_weights, batch_size, max_length):
         indices = np.flatnonzero(row > 0)
         vectors.append(SparseVector(indices, np.asarray(row[indices], np.float32)))
     return vectors

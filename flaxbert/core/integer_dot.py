@@ -7,7 +7,6 @@ is ten times slower, so the mixed dot is a primitive here.
 """
 
 import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -20,6 +19,8 @@ from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import batching, mlir
 from jaxtyping import Array, Int
 
+from flaxbert.core.processor import processor_features
+
 NUM_ONES_ROWS = 8
 """Rows of ones that sum the codes: a dot with one row goes to a slow matrix-vector path on CPU."""
 
@@ -27,7 +28,6 @@ ZERO_POINT = 128
 """What is added to an int8 code to make it unsigned."""
 
 _MIXED_INSTRUCTIONS = frozenset({"avx512_vnni", "amx_int8"})
-_PROCESSOR_FILE = pathlib.Path("/proc/cpuinfo")
 
 _mixed_dot = core.Primitive("flaxbert_uint8_int8_dot")
 
@@ -91,12 +91,7 @@ def _unsigned(tokens: jax.Array, codes: jax.Array, axis: int) -> jax.Array:
 @functools.cache
 def has_mixed_products() -> bool:
     """Returns whether this machine's processor multiplies unsigned by signed bytes fast, as far as Linux says."""
-    try:
-        lines = _PROCESSOR_FILE.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return not _MIXED_INSTRUCTIONS.isdisjoint(flags.split())
+    return not _MIXED_INSTRUCTIONS.isdisjoint(processor_features().split())
 
 
 def integer_dot(

@@ -317,15 +317,6 @@ def peak_flops(device: Any) -> float | None:
     return _PEAK_BFLOAT16_FLOPS[max(matches, key=len)] if matches else None
 
 
-def processor_features() -> str:
-    """Returns what Linux says that the processor can do, in one line; empty where it says nothing."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-
-
 def num_threads() -> int:
     """Returns how many threads this process may run at once, which is what XLA:CPU uses."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only

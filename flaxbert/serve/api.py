@@ -197,8 +197,14 @@ class Api:
         Raises:
           RequestError: It asks for too much, or can not be answered.
         """
+        self._check(job)
+        return await self._shaped(call, served, job)
+
+    def _check(self, job: Job) -> None:
         for size in job.sizes:
             self.check_batch(size)
+
+    async def _shaped(self, call: Call, served: Served, job: Job) -> Any:
         return job.shape(await self.answer(call, served, job.operation, **job.arguments))
 
     async def perform_for(
@@ -215,10 +221,9 @@ class Api:
         Raises:
           RequestError: It asks for too much, or can not be answered.
         """
-        for size in job.sizes:
-            self.check_batch(size)
+        self._check(job)
         call = call_of(request, line)
-        return await self.perform(call, self.chosen(call, suits), job)
+        return await self._shaped(call, self.chosen(call, suits), job)
 
     def send(self, request: Request, content: Any, headers: Mapping[str, str] | None = None) -> Response:
         """Returns the answer of a request, with what it took in its headers.

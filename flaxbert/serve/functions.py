@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxbert.errors import ConfigError
-from flaxbert.inference import Postprocess, logits_of
+from flaxbert.inference import Postprocess, logits_of, pool_side_by_side
 from flaxbert.model import Model
-from flaxbert.nn.heads import pool
+from flaxbert.retrieval import word_weights
 from flaxbert.tasks.registry import find_task
 
 VECTORS, TOKENS, LOGITS, MASKED, SPARSE = "vectors", "tokens", "logits", "masked", "sparse"
@@ -45,8 +45,7 @@ class PoolByMask:
           batch: The batch.
         """
         del params
-        vectors = [pool(output.last_hidden_state, batch[POOL_MASK], mode) for mode in self.modes]
-        return vectors[0] if len(vectors) == 1 else jnp.concatenate(vectors, axis=-1)
+        return pool_side_by_side(output.last_hidden_state, batch[POOL_MASK], self.modes)
 
 
 def hidden_of(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
@@ -58,18 +57,6 @@ def hidden_of(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) 
       batch: The batch.
     """
     return output.last_hidden_state.astype(jnp.float32)
-
-
-def word_weights(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
-    """Returns the weights of the words of the vocabulary: ``max over tokens of log(1 + relu(logits))`` (Formal et al., 2021).
-
-    Args:
-      output: What the network returned.
-      params: Parameter tree.
-      batch: The batch.
-    """
-    weights = jnp.log1p(jnp.maximum(output.logits, jnp.float32(0.0)))
-    return jnp.max(weights * batch["attention_mask"][:, :, None].astype(jnp.float32), axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,8 @@ from flaxbert.errors import ConfigError
 _LOG = logging.getLogger("flaxbert.supervisor")
 
 EXIT_NOT_STARTED = 3
+"""Exit code of a worker that can not serve what it was told to; starting it again would not help."""
+
 BACKLOG = 4096
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 30.0
 _STEADY_SECONDS = 60.0

@@ -22,10 +22,8 @@ from flaxbert.errors import FlaxbertError
 from flaxbert.serve.app import make_app
 from flaxbert.serve.loading import EngineOptions, parse_specs
 from flaxbert.serve.logs import configure_logs
+from flaxbert.serve.supervisor import EXIT_NOT_STARTED
 from flaxbert.serve.tracing import open_tracing
-
-EXIT_NOT_STARTED = 3
-"""Exit code of a worker that can not serve what it was told to; starting it again would not help."""
 
 _LOG = logging.getLogger("flaxbert.serve")
 

@@ -69,7 +69,7 @@ def test_finds_the_instructions_in_what_linux_says(tmp_path, monkeypatch, conten
     file = tmp_path / "cpuinfo"
     if content is not None:
         file.write_text(content, "utf-8")
-    monkeypatch.setattr(module, "_PROCESSOR_FILE", file)
+    monkeypatch.setattr("flaxbert.core.processor._PROCESSOR_FILE", file)
     has_mixed_products.cache_clear()
     assert has_mixed_products() == expected
     has_mixed_products.cache_clear()

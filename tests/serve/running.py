@@ -38,6 +38,22 @@ def running(app) -> Iterator[str]:
         sock.close()
 
 
+@contextlib.contextmanager
+def held_back(engine, most_seconds, monkeypatch) -> Iterator[threading.Event]:
+    """Lets an engine begin nothing until the event is set, at most some seconds a batch."""
+    let_go, start = threading.Event(), engine.start
+
+    def wait(function, batch):
+        let_go.wait(most_seconds)
+        return start(function, batch)
+
+    monkeypatch.setattr(engine, "start", wait)
+    try:
+        yield let_go
+    finally:
+        let_go.set()
+
+
 def wait_until_ready(app, url: str) -> None:
     deadline = time.monotonic() + _WAIT_SECONDS
     while time.monotonic() < deadline:

@@ -25,7 +25,7 @@ from flaxbert.serve.loading import parse_specs
 from flaxbert.serve.rpc.messages import METHODS, describe_protocol
 from flaxbert.serve.rpc.server import CODES
 from tests.serve.conftest import BASE
-from tests.serve.running import SMALL, running
+from tests.serve.running import SMALL, held_back, running
 from tests.serve.test_routes import TEXTS, TOLERANCE, close, post
 from tests.weights.tiny import write_tiny
 
@@ -372,16 +372,9 @@ def guarded(tmp_path_factory):
 @pytest.fixture
 def slow(guarded, monkeypatch):
     """That server with an engine that waits until it is let go."""
-    let_go, engine = threading.Event(), guarded.state.api.fleet.slots["film"].versions["champion"].engine
-    start = engine.start
-
-    def wait(function, batch):
-        let_go.wait(10.0)
-        return start(function, batch)
-
-    monkeypatch.setattr(engine, "start", wait)
-    yield guarded, let_go
-    let_go.set()
+    engine = guarded.state.api.fleet.slots["film"].versions["champion"].engine
+    with held_back(engine, 10.0, monkeypatch) as let_go:
+        yield guarded, let_go
     wait_for(lambda: num_requests(guarded) == 0)
 
 

@@ -3,7 +3,6 @@
 import concurrent.futures
 import itertools
 import socket
-import threading
 import time
 
 import httpx2
@@ -15,7 +14,7 @@ from flaxbert.serve.app import make_app
 from flaxbert.serve.loading import parse_specs
 from flaxbert.serve.worker import PatientProtocol
 from tests.serve.conftest import BASE
-from tests.serve.running import SMALL, running
+from tests.serve.running import SMALL, held_back, running
 from tests.weights.tiny import write_tiny
 
 TEXT = "a fine film ."
@@ -44,16 +43,8 @@ def engine_of(app):
 def slow(limited, monkeypatch):
     """The server with an engine that waits until it is let go."""
     url, app = limited
-    let_go, engine = threading.Event(), engine_of(app)
-    start = engine.start
-
-    def wait(function, batch):
-        let_go.wait(12.0)
-        return start(function, batch)
-
-    monkeypatch.setattr(engine, "start", wait)
-    yield url, let_go
-    let_go.set()
+    with held_back(engine_of(app), 12.0, monkeypatch) as let_go:
+        yield url, let_go
     deadline = time.monotonic() + 10
     while app.state.api.service.num_requests and time.monotonic() < deadline:
         time.sleep(0.01)

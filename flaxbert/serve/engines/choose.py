@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from flaxbert.core.files import whole_file
-from flaxbert.core.runtime import compilation_cache_folder, num_threads, processor_features
+from flaxbert.core.processor import processor_features
+from flaxbert.core.runtime import compilation_cache_folder, num_threads
 from flaxbert.errors import ConfigError, FlaxbertError, nearest
 from flaxbert.model import Model
 from flaxbert.serve.engines.base import Engine

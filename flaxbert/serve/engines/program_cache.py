@@ -16,7 +16,8 @@ import jax
 from jax.experimental import serialize_executable
 
 from flaxbert.core.files import whole_file
-from flaxbert.core.runtime import compilation_cache_folder, processor_features
+from flaxbert.core.processor import processor_features
+from flaxbert.core.runtime import compilation_cache_folder
 
 FOLDER = "served-programs"
 MOST_FILES = 2048

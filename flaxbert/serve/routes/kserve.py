@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 import flaxbert
 from flaxbert.serve import schemas, tensors
-from flaxbert.serve.api import Api, call_of, json_response, new_id
+from flaxbert.serve.api import Api, call_of, json_bytes, json_response, new_id
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.functions import VECTORS
 from flaxbert.serve.loading import Served
@@ -124,7 +124,7 @@ class Inference:
         else:
             inputs = _texts(values, "text")
         answer = await Invocation(self._api, self._call, self._served)(inputs, parameters)
-        lines = [orjson.dumps(entry, option=orjson.OPT_SERIALIZE_NUMPY).decode() for entry in answer]
+        lines = [json_bytes(entry).decode() for entry in answer]
         return [("json", lines, [len(lines)])]
 
     async def _run(self, operation: Any, **arguments: Any) -> Any:
@@ -200,7 +200,7 @@ def _answer(body: schemas.InferRequest, served: Served, name: str, outputs: Sequ
             tensor["data"] = values.reshape(-1) if isinstance(values, np.ndarray) else values
         described.append(tensor)
     content = {"model_name": name, "model_version": served.version, "id": body.id or new_id(), "outputs": described}
-    head = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    head = json_bytes(content)
     if not raw:
         return Response(head, media_type="application/json")
     headers = {LENGTH_HEADER: str(len(head))}
