@@ -28,6 +28,7 @@ def build_peers(folder: str, arguments: argparse.Namespace) -> list[Peer]:
         Peer("flaxbert bf16", "flaxbert_peer", settings("bf16")),
         Peer("onnxruntime int8", "onnx_peer", settings("int8")),
         Peer("flaxbert int8", "flaxbert_peer", settings("int8")),
+        Peer("flaxbert static int8", "flaxbert_peer", settings("int8-static")),
         Peer("torch f32", "torch_peer", settings("f32")),
         Peer("flaxbert f32", "flaxbert_peer", settings("f32")),
         Peer("torch bf16", "torch_peer", settings("bf16")),

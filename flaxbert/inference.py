@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Int
 
 from flaxbert.architecture import Execution, ModelConfig
+from flaxbert.core.row_parts import map_row_parts, num_row_parts
+from flaxbert.core.trees import computes_in_int8
 from flaxbert.data.batches import collate
 from flaxbert.data.ordering import default_length_buckets
 from flaxbert.data.tokenization import TokenizedExamples
@@ -121,9 +123,18 @@ def compiled_forward(
     graphdef = graph_definition(config, task, execution)
 
     def run(params: Any, batch: Any) -> Any:
-        return postprocess(forward(graphdef, params, batch), params, batch)
+        def part(rows: Mapping[str, Any]) -> Any:
+            return postprocess(forward(graphdef, params, rows), params, rows)
+
+        return map_row_parts(part, batch, _num_parts(execution, params, batch))
 
     return jax.jit(run)
+
+
+def _num_parts(execution: Execution, params: Any, batch: Mapping[str, Any]) -> int:
+    if execution.precision == "float32" and not computes_in_int8(params):
+        return 1
+    return num_row_parts(batch["input_ids"].shape[0], math.prod(batch["input_ids"].shape[1:]))
 
 
 @functools.lru_cache(maxsize=64)
@@ -141,7 +152,10 @@ def compiled_apply(
     graphdef = graph_definition(config, task, execution)
 
     def run(params: Any, batch: Any, dropout_key: Any) -> ModelOutput:
-        return forward(graphdef, params, batch, dropout_key=dropout_key, keep_hidden=keep_hidden)
+        def part(rows: Mapping[str, Any]) -> ModelOutput:
+            return forward(graphdef, params, rows, dropout_key=dropout_key, keep_hidden=keep_hidden)
+
+        return map_row_parts(part, batch, _num_parts(execution, params, batch) if dropout_key is None else 1)
 
     return jax.jit(run)
 

@@ -1,5 +1,7 @@
 """Running programs over many texts: order, buckets, padding rows, and programs that are shared."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from flaxbert import inference
 from flaxbert.architecture import Execution
+from flaxbert.core import row_parts
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError
 from flaxbert.families.graph import INPUT_NAMES
@@ -20,6 +23,7 @@ from flaxbert.inference import (
 )
 from flaxbert.model import load
 from flaxbert.nn.network import ModelOutput
+from flaxbert.transforms.quantize import quantize
 from tests.weights.tiny import CONFIG, random_params, write_tiny
 
 TASK = "sequence-classification"
@@ -255,3 +259,20 @@ def test_a_batch_holds_at_least_one_text(tmp_path, batch_size):
     model = load(write_tiny(tmp_path / "model"))
     with pytest.raises(ConfigError, match=f"batch_size is {batch_size}, but a batch holds at least one text"):
         model.predict_logits(["film"], batch_size=batch_size)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_low_precision_answers_the_same_in_parts(monkeypatch, kind):
+    execution = Execution(precision="bfloat16") if kind == "bfloat16" else Execution()
+    params = random_params() if kind == "bfloat16" else quantize(random_params())[0]
+    ids = np.random.default_rng(0).integers(5, CONFIG.vocab_size, (8, 16)).astype(np.int32)
+    batch = {"input_ids": jnp.asarray(ids), "attention_mask": jnp.ones_like(ids)}
+    answers = []
+    for tokens in (1024, 40):
+        monkeypatch.setattr(row_parts, "CPU_PART_TOKENS", tokens)
+        apply = functools.partial(compiled_apply.__wrapped__(CONFIG, TASK, execution, False), dropout_key=None)
+        forward = compiled_forward.__wrapped__(CONFIG, TASK, execution, logits_of)
+        assert all(("scan[" in str(jax.make_jaxpr(run)(params, batch))) == (tokens == 40) for run in (apply, forward))
+        answers += [apply(params, batch).logits, forward(params, batch)]
+    for answer in answers[1:]:
+        np.testing.assert_allclose(answer, answers[0], atol=0.01)

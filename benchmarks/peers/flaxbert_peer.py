@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.settings import Settings, serve
 
-PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "int8": "float32"}
+PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "int8": "float32", "int8-static": "float32"}
 
 
 def _train(settings: Settings, model: Any) -> Callable[[], float]:
@@ -63,10 +63,8 @@ def _infer(settings: Settings, model: Any) -> Callable[[], float]:
     import jax.numpy as jnp
 
     batch = {name: jnp.asarray(array) for name, array in settings.batch().items() if name != "labels"}
-    if settings.variant == "int8":
-        from flaxbert.transforms.quantize import quantize
-
-        params, _ = quantize(model.params)
+    if settings.variant.startswith("int8"):
+        params = _in_int8(settings, model)
         model = model.replace(params=params).with_execution(precision="bfloat16")
     params = jax.device_put(model.params)
 
@@ -74,6 +72,26 @@ def _infer(settings: Settings, model: Any) -> Callable[[], float]:
         return float(jax.device_get(model.apply(params, batch).logits)[0, 0])
 
     return one
+
+
+def _in_int8(settings: Settings, model: Any) -> Any:
+    """Returns the parameters in int8, with static activations calibrated on other ids where the variant says so."""
+    import dataclasses
+
+    import numpy as np
+
+    from flaxbert.config.quantization import QuantizationSpec
+    from flaxbert.data.tokenization import TokenizedExamples
+    from flaxbert.evaluation.calibrate import calibrate
+    from flaxbert.transforms.quantize import default_quantization_rules, quantize
+
+    if settings.variant == "int8":
+        return quantize(model.params)[0]
+    ids = dataclasses.replace(settings, seed=settings.seed + 1).batch()["input_ids"]
+    boundaries = np.arange(len(ids) + 1) * ids.shape[1]
+    examples = TokenizedExamples(ids.reshape(-1), None, boundaries, np.zeros(len(ids), np.bool_))
+    rules = default_quantization_rules(QuantizationSpec(activations="static"))
+    return quantize(model.params, rules, calibrate(model, examples, rules))[0]
 
 
 def _label(settings: Settings, model: Any) -> Callable[[], float]:

@@ -12,3 +12,16 @@ def processor_features() -> str:
     except OSError:
         return ""
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def sums_bytes_exactly() -> bool:
+    """Returns whether products of bytes are summed in 32 bits by one instruction, which engines such as ONNX Runtime and OpenVINO use.
+
+    Without AVX512-VNNI or AMX they use instructions that sum two products in 16 bits, where full codes overflow.
+    """
+    return not {"avx512_vnni", "amx_int8"}.isdisjoint(processor_features().split())
+
+
+def multiplies_bfloat16() -> bool:
+    """Returns whether the processor has a matrix unit for bfloat16 (AMX)."""
+    return "amx_bf16" in processor_features().split()

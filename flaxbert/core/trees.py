@@ -29,6 +29,15 @@ def _walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def computes_in_int8(params: Mapping[str, Any]) -> bool:
+    """Returns whether products with a leaf are computed in int8.
+
+    Args:
+      params: Parameter tree.
+    """
+    return any(isinstance(leaf, TypedArray) and leaf.computes_in == "int8" for leaf in flatten_names(params).values())
+
+
 def flatten_names(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the leaves by dotted name, typed leaves whole.
 

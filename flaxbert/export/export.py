@@ -11,7 +11,7 @@ import numpy as np
 
 from flaxbert.core.arrays import QuantizedArray, is_quantized, is_typed, materialize
 from flaxbert.core.low_bit_arrays import StaticQuantizedArray
-from flaxbert.core.trees import flatten_names, map_leaves
+from flaxbert.core.trees import computes_in_int8, flatten_names, map_leaves
 from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError, WeightsError, nearest
 from flaxbert.export import engines, verify
@@ -157,7 +157,7 @@ def prepare(model: Model, options: ExportOptions) -> tuple[Model, list[str]]:
         if written:
             notices.append(f"{len(written)} typed leaves are written out in float32.")
         return model.replace(params=map_leaves(lambda _, leaf: materialize(leaf), model.params)), notices
-    if options.int8 in ("dynamic", "static") and not computes_in_int8(model):
+    if options.int8 in ("dynamic", "static") and not computes_in_int8(model.params):
         kinds = sorted({leaf.kind for leaf in leaves.values() if is_quantized(leaf)})
         if kinds:
             raise ConfigError(
@@ -193,15 +193,6 @@ def reduce_range(leaf: Any) -> Any:
     return dataclasses.replace(leaf, codes=codes, scale=scale, shift=shift.astype(np.float32))
 
 
-def computes_in_int8(model: Model) -> bool:
-    """Returns whether products with a leaf of a model are computed in int8.
-
-    Args:
-      model: The model.
-    """
-    return any(is_typed(leaf) and leaf.computes_in == "int8" for leaf in flatten_names(model.params).values())
-
-
 def _write_graph(
     signature: Signature,
     folder: pathlib.Path,
@@ -215,7 +206,7 @@ def _write_graph(
         from flaxbert.export.stablehlo import write_stablehlo
 
         write_stablehlo(signature, folder)
-        return computes_in_int8(signature.model)
+        return computes_in_int8(signature.model.params)
     from flaxbert.export.onnx_file import build_graph, metadata_of, to_model, write_model
 
     products, is_int8 = _products(signature, options, examples, ranges)
@@ -258,7 +249,7 @@ def _products(
     leaves = flatten_names(signature.model.params)
     if not any(is_quantized(leaf) for leaf in leaves.values()):
         return Products(), False
-    is_int8 = computes_in_int8(signature.model)
+    is_int8 = computes_in_int8(signature.model.params)
     unmeasured = [name for name, leaf in leaves.items() if isinstance(leaf, QuantizedArray) and name.endswith("kernel")]
     if options.int8 != "static" or not (unmeasured or options.quantize_attention):
         return DynamicProducts(), is_int8
@@ -269,7 +260,8 @@ def _products(
 
         calibration = Calibration(options.calibration_method, options.percentile, options.num_samples)
         ranges = measure_ranges(signature, sample_inputs(examples, signature, calibration.num_samples), calibration)
-    return StaticProducts(ranges=ranges, quantizes_scores=options.quantize_attention), True
+    early = options.format == "openvino"
+    return StaticProducts(ranges=ranges, quantizes_scores=options.quantize_attention, rounds_early=early), True
 
 
 def _verify(

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from flaxbert.core.arrays import GroupedArray
+from flaxbert.core.contraction import INT8_MAXIMUM
 from flaxbert.core.integer_dot import ZERO_POINT
 from flaxbert.core.low_bit_arrays import ChannelGroupedArray, StaticQuantizedArray
 from flaxbert.errors import ConfigError
+from flaxbert.export.early_rounding import round_early
 from flaxbert.export.graph import Graph, Value, onnx_type
 from flaxbert.export.products import Products, kernel_parts, table_parts
 
@@ -49,10 +51,12 @@ class StaticProducts(Products):
     Attributes:
       ranges: Smallest and largest activation by site: the name of the leaf that is multiplied by, or of a product inside attention.
       quantizes_scores: Whether queries and keys are rounded too, where their ranges are known.
+      rounds_early: Whether they are rounded, to signed bytes, before they are transposed: OpenVINO fuses that; ONNX Runtime 1.32 refuses it.
     """
 
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     quantizes_scores: bool = False
+    rounds_early: bool = False
 
     def by_leaf(self, graph: Graph, inputs: Value, leaf: Value, transposed: bool, label: str) -> Value:
         """Returns activations times a matrix that is a leaf, as for ``Products``.
@@ -72,9 +76,14 @@ class StaticProducts(Products):
     def of_activations(self, graph: Graph, left: Value, right: Value, shape: tuple[Any, ...], site: str) -> Value:
         """Returns the product of two computed arrays, as for ``Products``."""
         if self.quantizes_scores and site.endswith(".scores"):
-            left = _rounded(graph, left, *unsigned_scale(*self.ranges[f"{site}.left"]))
-            right = _rounded(graph, right, *unsigned_scale(*self.ranges[f"{site}.right"]))
+            left, right = (
+                self._rounded_operand(graph, value, self.ranges[f"{site}.{side}"])
+                for value, side in ((left, "left"), (right, "right"))
+            )
         return super().of_activations(graph, left, right, shape, site)
+
+    def _rounded_operand(self, graph: Graph, value: Value, bounds: tuple[float, float]) -> Value:
+        return (_round_symmetric if self.rounds_early else _round_unsigned)(graph, value, bounds)
 
 
 def unsigned_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
@@ -134,7 +143,7 @@ def static_product(graph: Graph, inputs: Value, leaf: Value, label: str) -> Valu
 
 
 def _rounded_product(
-    graph: Graph, inputs: Value, kernel: tuple[Value, Value], rounding: tuple[np.float32, np.uint8], label: str
+    graph: Graph, inputs: Value, kernel: tuple[Value, Value], rounding: tuple[np.float32, Any], label: str
 ) -> Value:
     codes, scale = kernel
     # The zero points are said although all are 0, and for each leaf anew: ONNX Runtime 1.32 fails to make the codes unsigned otherwise.
@@ -145,10 +154,19 @@ def _rounded_product(
     return graph.emit("MatMul", [rounded, dense], (*inputs.shape[:-1], codes.shape[-1]), "float32", label=label)
 
 
-def _rounded(graph: Graph, value: Value, step: np.float32, zero: np.uint8) -> Value:
+def _rounded(graph: Graph, value: Value, step: np.float32, zero: Any) -> Value:
     scale, offset = graph.constant(step), graph.constant(zero)
-    codes = graph.emit("QuantizeLinear", [value, scale, offset], value.shape, "uint8")
+    codes = graph.emit("QuantizeLinear", [value, scale, offset], value.shape, str(zero.dtype))
     return graph.emit("DequantizeLinear", [codes, scale, offset], value.shape, "float32")
+
+
+def _round_unsigned(graph: Graph, value: Value, bounds: tuple[float, float]) -> Value:
+    return _rounded(graph, value, *unsigned_scale(*bounds))
+
+
+def _round_symmetric(graph: Graph, value: Value, bounds: tuple[float, float]) -> Value:
+    step = np.float32(max(-float(bounds[0]), float(bounds[1]), SMALLEST_RANGE) / INT8_MAXIMUM)
+    return round_early(graph, value, step, lambda early, own: _rounded(graph, early, own, np.int8(0)))
 
 
 def grouped_product(graph: Graph, inputs: Value, leaf: Value, transposed: bool, label: str) -> Value:

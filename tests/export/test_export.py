@@ -186,10 +186,17 @@ def test_openvino_reads_what_was_written(tmp_path):
     assert max(entry.relative for entry in result.comparisons) < CLOSE
 
 
-def test_openvino_computes_static_int8_with_fused_attention(tmp_path):
+@pytest.mark.parametrize("quantize_attention", [False, True])
+def test_openvino_computes_static_int8_with_fused_attention(tmp_path, quantize_attention):
     openvino = engines.require("openvino", "The test")
     model = quantized(wide_model())
-    options = ExportOptions(format="openvino", int8="static", reduced_range=True, tolerance=0.5)
+    options = ExportOptions(
+        format="openvino",
+        int8="static",
+        reduced_range=True,
+        tolerance=0.5,
+        quantize_attention=quantize_attention,
+    )
     ranges = static_ranges(prepare(model, options)[0])
     export_model(model, tmp_path / "new", options, ranges=ranges)
     compiled = openvino.Core().compile_model(str(tmp_path / "new" / "openvino_model.xml"), "CPU")
@@ -200,6 +207,8 @@ def test_openvino_computes_static_int8_with_fused_attention(tmp_path):
     layers = model.config.num_hidden_layers
     assert kinds.count(("FullyConnected", "u8")) == 6 * layers + 1
     assert not [kind for kind, _ in kinds if kind == "Softmax"], "softmax is part of the fused attention"
+    fused = {precision for kind, precision in kinds if kind == "Subgraph"}
+    assert (fused == {"i8"}) == quantize_attention
 
 
 def static_ranges(model):

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from flaxbert.core.integer_dot import has_mixed_products
+from flaxbert.core.processor import multiplies_bfloat16, sums_bytes_exactly
 from flaxbert.core.runtime import compilation_cache_folder
+from flaxbert.core.trees import computes_in_int8
 from flaxbert.data.tokenization import pad_token_id
 from flaxbert.errors import WeightsError
 from flaxbert.export import engines
-from flaxbert.export.export import ExportOptions, computes_in_int8, export_model
+from flaxbert.export.export import ExportOptions, export_model
 from flaxbert.model import Model
 from flaxbert.serve.engines.base import Engine, Report
 from flaxbert.serve.functions import LOGITS, MASKED, POOL_MASK, SPARSE, TOKENS, VECTORS, Function
@@ -95,7 +96,7 @@ class ExportedEngine(Engine):
         return parent / hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
 
     def _options(self) -> ExportOptions:
-        reduced = computes_in_int8(self._model) and not has_mixed_products()
+        reduced = computes_in_int8(self._model.params) and not sums_bytes_exactly()
         return ExportOptions(format=FORMATS[self.name], reduced_range=reduced)
 
     def _export(self, kept: pathlib.Path | None) -> None:
@@ -118,7 +119,12 @@ class ExportedEngine(Engine):
     def _open(self, folder: pathlib.Path) -> engines.Engine:
         if self.name == "onnxruntime":
             return engines.open_onnxruntime(folder / engines.ONNX_FILE)
-        return engines.open_openvino(folder / engines.OPENVINO_FILE)
+        return engines.open_openvino(folder / engines.OPENVINO_FILE, precision=self._openvino_precision())
+
+    def _openvino_precision(self) -> str:
+        """Returns the type of what is not int8: bfloat16 where it was asked for, or where an int8 model finds units for it."""
+        asked = self._model.execution.precision == "bfloat16"
+        return "bf16" if asked or (computes_in_int8(self._model.params) and multiplies_bfloat16()) else "f32"
 
     def start(self, function: str, batch: Mapping[str, Int[np.ndarray, "..."]]) -> Any:
         """See ``Engine.start``; everything happens here.
