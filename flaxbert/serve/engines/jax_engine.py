@@ -1,6 +1,7 @@
 """JAX: a compiled program for every function and shape, none of which can be compiled anew by a request."""
 
 import concurrent.futures
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,20 @@ from flaxbert.serve.engines.base import Engine, Report
 from flaxbert.serve.engines.program_cache import ProgramCache
 from flaxbert.serve.functions import Function
 from flaxbert.serve.shapes import Shape, ShapePlan
+
+
+_LEVEL = "xla_backend_optimization_level"
+
+
+def _compiler_options() -> dict[str, int] | None:
+    """Returns how programs are compiled, unless XLA's flags say something else.
+
+    On CPU level 1 takes a fifth off compiling and nothing off the speed, because products come from a library (MiniLM, 15.1 against 15.5 ms
+    for 64 tokens).
+    """
+    if jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", ""):
+        return None
+    return {_LEVEL: 1}
 
 
 class JaxEngine(Engine):
@@ -56,7 +71,7 @@ class JaxEngine(Engine):
         def run(params: Any, batch: Any) -> Any:
             return function.postprocess(forward(graph, params, batch), params, batch)
 
-        return jax.jit(run).lower(self._params, batch).compile()
+        return jax.jit(run).lower(self._params, batch).compile(_compiler_options())
 
     def prepare(self, report: Report) -> None:
         """See ``Engine.prepare``; programs are compiled side by side, and read where they were compiled before.
