@@ -47,6 +47,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models diff": ("flaxbert.cli.models", "show how two versions differ"),
     "models delete": ("flaxbert.cli.models", "delete a version that no alias stands at"),
     "models sign": ("flaxbert.cli.models", "sign a version with a private key"),
+    "models tensorboard": ("flaxbert.cli.model_mirrors", "show versions and scores in TensorBoard's HPARAMS tab"),
+    "models mlflow": ("flaxbert.cli.model_mirrors", "copy versions, scores and aliases to MLflow's registry"),
     "models verify": ("flaxbert.cli.models", "compare every byte of versions with what was added"),
     "doctor": ("flaxbert.cli.doctor", "check this machine: devices, versions, memory, numerics"),
 }

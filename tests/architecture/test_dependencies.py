@@ -191,6 +191,7 @@ def test_every_extra_of_the_readme_exists() -> None:
     assert set(project["optional-dependencies"]) == {
         "serve",
         "grpc",
+        "mlflow",
         "onnx",
         "openvino",
         "otel",

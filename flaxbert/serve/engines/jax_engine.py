@@ -20,7 +20,6 @@ from flaxbert.serve.engines.program_cache import ProgramCache
 from flaxbert.serve.functions import Function
 from flaxbert.serve.shapes import Shape, ShapePlan
 
-
 _LEVEL = "xla_backend_optimization_level"
 
 
