@@ -75,6 +75,18 @@ def installed_minilm() -> pathlib.Path:
     return pathlib.Path(found)
 
 
+def model_folder(name: str, scratch: pathlib.Path) -> str:
+    """Returns the folder of the model that an option names.
+
+    Args:
+      name: ``MiniLM``, ``base`` for one of BERT-base's size with random weights, or a folder.
+      scratch: Where a new one is written.
+    """
+    if name == "MiniLM":
+        return str(installed_minilm())
+    return str(base_model(scratch, 12)) if name == "base" else name
+
+
 def sentence_model(folder: pathlib.Path, source: str) -> pathlib.Path:
     """Writes a two-class classifier with the encoder and tokenizer of a folder, and a new head.
 

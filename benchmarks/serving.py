@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.models import base_model, installed_minilm
+from benchmarks.models import model_folder
 from benchmarks.runner import machine, write_json
 from benchmarks.settings import root
 
@@ -343,11 +343,7 @@ def main() -> None:
     Server.tolerance = arguments.tolerance
     chosen = texts(arguments.texts)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.model
-        if folder == "MiniLM":
-            folder = str(installed_minilm())
-        elif folder == "base":
-            folder = str(base_model(pathlib.Path(scratch), 12))
+        folder = model_folder(arguments.model, pathlib.Path(scratch))
         expected = expected_answers(folder, arguments.task, chosen)
         results: dict[tuple[str, int], list[Result]] = {}
         with started(arguments, folder) as servers:
