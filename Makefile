@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Two worker processes: compiling programs, where most of the time goes, uses one core. PYTEST_ARGS=-x runs in one.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart=0
 # One file holds most comparisons with torch, so single tests are dealt out there.
 PARITY_ARGS ?= -n 2 --dist worksteal
 DEMO_ARGS ?=

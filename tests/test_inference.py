@@ -261,7 +261,7 @@ def test_a_batch_holds_at_least_one_text(tmp_path, batch_size):
         model.predict_logits(["film"], batch_size=batch_size)
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+@pytest.mark.parametrize("kind", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
 def test_low_precision_answers_the_same_in_parts(monkeypatch, kind):
     execution = Execution(precision="bfloat16") if kind == "bfloat16" else Execution()
     params = random_params() if kind == "bfloat16" else quantize(random_params())[0]

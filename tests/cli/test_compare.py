@@ -6,6 +6,7 @@ import pytest
 
 from flaxbert.cli.main import main, parse_command
 from tests.comparison.conftest import write_examples
+from tests.helpers import slow_unless
 from tests.weights.tiny import CONFIG, write_tiny
 
 QUICK = ["--rounds", "1", "--batch_sizes", "[1]", "--num_texts", "2", "--num_resamples", "5", "--loading", "false"]
@@ -62,7 +63,11 @@ def test_wrong_words_end_before_any_work(arguments, message, code, tmp_path, cap
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("command", [["quantize"], ["prune", "--pattern", "2:4"]], ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    "command",
+    slow_unless(["quantize"].__eq__, [["quantize"], ["prune", "--pattern", "2:4"]]),
+    ids=lambda command: command[0],
+)
 def test_a_report_follows_at_once(command, folders, tmp_path, capsys, monkeypatch):
     from flaxbert.comparison import compare, settings
 

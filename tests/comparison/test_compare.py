@@ -104,6 +104,7 @@ def test_a_model_for_another_task_has_no_quality_beside_the_reference(models, tm
     assert found.refused["quality"] == "it is for token-classification, the reference for sequence-classification."
 
 
+@pytest.mark.slow
 def test_sentence_encoders_are_compared_on_scored_pairs(tmp_path):
     from flaxbert.weights.save import save_checkpoint
     from flaxbert.weights.sentence_transformers import SentencePooling

@@ -34,6 +34,7 @@ def labelled(count=8, labels=True):
     return TokenizedExamples(ids, None, np.arange(count + 1) * 6, np.zeros(count, bool), classes)
 
 
+@pytest.mark.slow
 def test_the_eigenvalue_of_each_block_is_that_of_its_own_hessian():
     names = ["encoder.layers.0.feed_forward.down.kernel", "encoder.layers.1.feed_forward.down.kernel"]
     examples = labelled()

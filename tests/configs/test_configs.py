@@ -13,7 +13,7 @@ from flaxbert.data.columns import count_labels, encode_labels, infer_problem_typ
 from flaxbert.tasks.base import Setting
 from flaxbert.tasks.registry import get_task
 from flaxbert.train.recipes.student import source_layers, student_architecture
-from tests.helpers import ROOT
+from tests.helpers import ROOT, slow_unless
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 """The shape of the teacher that the configuration of SST-2 is made for."""
@@ -83,7 +83,7 @@ def test_there_is_one_for_every_task():
     assert {path.stem for path in CONFIGS} == {*REAL, *OTHER_TASKS, "csv", "swag"}
 
 
-@pytest.mark.parametrize("name", OTHER_TASKS)
+@pytest.mark.parametrize("name", slow_unless(lambda name: name != "ncbi_disease", OTHER_TASKS))
 def test_tasks_read_their_real_data(name, test_data):
     run = parse(ROOT / "configs" / f"{name}.yaml")
     task, setting = get_task(run.model.task), Setting(run.data, run.task)

@@ -26,6 +26,7 @@ def test_the_corpus_is_the_same_every_time_and_another_with_another_seed(tmp_pat
     assert build_corpus(tmp_path) != build_corpus(tmp_path, seed=1)
 
 
+@pytest.mark.slow
 def test_no_source_file_and_no_text_is_in_both_splits(corpus):
     assert not {example.file for example in corpus.train} & {example.file for example in corpus.validation}
     texts = [example.text for example in corpus.train + corpus.validation]

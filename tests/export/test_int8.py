@@ -169,7 +169,7 @@ def test_four_bits_are_stored_packed_and_give_the_same_numbers(tmp_path):
     "spec",
     [
         QuantizationSpec(4, 8, rounding="awq"),
-        QuantizationSpec(1, 16),
+        pytest.param(QuantizationSpec(1, 16), marks=pytest.mark.slow),
         pytest.param(QuantizationSpec(2, 16), marks=pytest.mark.slow),
         pytest.param(QuantizationSpec(scheme="float8"), marks=pytest.mark.slow),
     ],

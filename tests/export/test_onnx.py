@@ -23,13 +23,9 @@ a small difference of large sums; others are ten times nearer."""
 
 QUICK = {
     ("bert", "sequence-classification"),
-    ("bert", "relation-classification"),
     ("albert", "pretraining"),
-    ("roberta", "fill-mask"),
-    ("convbert", "token-classification"),
     ("deberta-v2", "multiple-choice"),
     ("modernbert", "token-classification"),
-    ("nomic_bert", "sentence-similarity"),
 }
 """Families whose mathematics differs, each with another task; ``make test-slow`` takes all pairs."""
 

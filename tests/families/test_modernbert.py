@@ -284,6 +284,7 @@ def test_new_weights_are_narrower_where_they_write_to_the_residual_stream():
     assert np.abs(out).max() > 0.008
 
 
+@pytest.mark.slow
 def test_the_first_token_is_computed_alone_only_where_it_is_classified(tmp_path):
     for pooling, length in (("cls", 1), ("mean", 13)):
         case = modern(Case("pooled", config={"classifier_pooling": pooling}))

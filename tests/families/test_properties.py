@@ -48,7 +48,7 @@ def logits(config, params, batch, task="token-classification", **how):
 
 
 @EVERY_FAMILY
-@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("side", ["right", pytest.param("left", marks=pytest.mark.slow)])
 def test_padding_changes_nothing(family, side):
     config = config_of(family)
     params, batch = small_params(config, "token-classification"), small_batch(config, lengths=(5, 9, 3))
@@ -119,7 +119,7 @@ def test_compiled_equals_eager(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@EVERY_FAMILY
 def test_scanned_equals_unrolled_with_dropout(family):
     config = config_of(family, num_hidden_layers=3, hidden_dropout_rate=0.1, attention_dropout_rate=0.1)
     params, batch = small_params(config, "token-classification"), small_batch(config)

@@ -49,7 +49,7 @@ def test_each_layer_gives_its_heads_unrolled_and_scanned(family):
 @pytest.mark.parametrize(
     "remat", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dots", "attention"))]
 )
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("scanned", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_recomputed_layers_keep_the_same_and_have_gradients(remat, scanned):
     config = small_config("bert", "token-classification")
     params, batch = small_params(config, "token-classification"), small_batch(config)

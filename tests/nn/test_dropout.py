@@ -13,6 +13,7 @@ from flaxbert.config import MeshConfig
 from flaxbert.core.sharding import DATA, build_mesh
 from flaxbert.nn.dropout import dropout, fold, keep_mask, key_words
 from flaxbert.nn.softmax_attention import softmax_attention
+from tests.helpers import slow_unless
 
 SMALLEST_P = 1e-4
 """Below this a deviation counts as real; with fixed keys a passing test passes for ever."""
@@ -146,7 +147,7 @@ def test_masks_have_any_shape(shape):
     assert keep_mask(jax.random.key(0), 0.5, shape).shape == shape
 
 
-@pytest.mark.parametrize("shape", [(3, 7, 5), (2, 3, 7, 5)])
+@pytest.mark.parametrize("shape", slow_unless((2, 3, 7, 5).__eq__, [(3, 7, 5), (2, 3, 7, 5)]))
 def test_the_mask_of_a_part_is_that_part_of_the_mask(shape):
     key = jax.random.key(4)
     whole = np.asarray(keep_mask(key, 0.3, shape))
@@ -166,7 +167,7 @@ def on_parts_of_the_batch(function, *arrays):
     )(*arrays)
 
 
-@pytest.mark.parametrize("shape", [(8, 6), (8, 3, 6), (8, 2, 3, 6)], ids=str)
+@pytest.mark.parametrize("shape", slow_unless((8, 3, 6).__eq__, [(8, 6), (8, 3, 6), (8, 2, 3, 6)]), ids=str)
 def test_a_part_of_the_batch_has_its_part_of_the_masks(shape):
     key, ones = jax.random.key(7), jnp.ones(shape, jnp.float32)
 

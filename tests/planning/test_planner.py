@@ -49,6 +49,7 @@ def plans(planner):
     return [planner.plan(mesh, BatchPlan(32, 32), find_largest=False) for mesh in MESHES]
 
 
+@pytest.mark.slow
 def test_no_mesh_gathers_activations_that_the_design_did_not_ask_for(plans):
     for plan in plans:
         assert plan.gathered_activations == (), plan.mesh
@@ -115,6 +116,7 @@ def test_micro_batches_add_up_gradients_once():
     assert plan.accumulation_steps == 4
 
 
+@pytest.mark.slow
 def test_a_search_splits_long_rows_too_where_the_family_can(monkeypatch):
     assert {mesh.sequence for mesh in make_planner()._candidates()} == {1}
     monkeypatch.setattr(planner_module, "_LEAST_TOKENS", 12)

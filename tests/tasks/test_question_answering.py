@@ -141,6 +141,7 @@ def test_predictions_of_files_and_texts(model, tmp_path):
     assert [line.split("\t")[-1] for line in shown] == ["a film", "the"]
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_keeps_its_threshold(tmp_path):
     train = tmp_path / "train.jsonl"
     train.write_text("\n".join(json.dumps(row) for row in ROWS * 8))

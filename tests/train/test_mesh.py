@@ -44,7 +44,7 @@ ONE_LAYER_DROPOUT = DROPOUT_CONFIG.replace(num_hidden_layers=1)
 SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 2, 1), (2, 1, 4), (1, 4, 2), (1, 2, 1, 4), (1, 2, 2, 2)]
 """Sizes of data, fsdp, tensor and, where it is not 1, sequence."""
 
-EVEN = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (1, 2, 2, 2)]
+EVEN = [(1, 8, 1), (1, 2, 2, 2)]
 DROPOUT_SHAPES = [(8, 1, 1), (1, 2, 4), (1, 2, 2, 2)]
 
 LOSS_TOLERANCE = 2e-5
@@ -131,7 +131,7 @@ def test_fsdp_puts_weights_together_and_leaves_the_batch_split():
     assert local == (CONFIG.vocab_size, width // 8)
 
 
-@pytest.mark.parametrize("shape", DROPOUT_SHAPES, ids=str)
+@pytest.mark.parametrize("shape", slow_unless((1, 2, 2, 2).__eq__, DROPOUT_SHAPES), ids=str)
 def test_dropout_masks_do_not_depend_on_the_mesh(shape, one_device_with_dropout, one_device):
     ours = run_steps(config=ONE_LAYER_DROPOUT, mesh_config=as_mesh(shape), dropout_seed=5)
     assert_same_training(ours, one_device_with_dropout)

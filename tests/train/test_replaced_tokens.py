@@ -100,6 +100,7 @@ def test_where_the_gradient_of_the_discriminator_goes(sharing):
     assert moves(guessed, "generator") == (sharing != "tied")
 
 
+@pytest.mark.slow
 def test_rows_that_fill_up_a_batch_count_for_nothing():
     forward = ReplacedTokenForward(_guess, _judge, "none")
     params = join(always(3), numbered(), "none")

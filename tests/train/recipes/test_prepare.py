@@ -44,7 +44,7 @@ def contents(corpus):
     return [corpus.document(number).input_ids.tolist() for number in range(len(corpus))]
 
 
-@pytest.mark.parametrize("num_shards", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_shards", [pytest.param(number, marks=pytest.mark.slow) for number in (2, 5)])
 def test_workers_change_nothing(num_shards, tmp_path, model, texts):
     alone, lines = run(tmp_path, model, texts, "one", num_shards=num_shards, num_workers=1)
     many, _ = run(tmp_path, model, texts, "two", num_shards=num_shards, num_workers=2)

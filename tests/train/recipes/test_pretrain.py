@@ -372,6 +372,7 @@ def test_replaced_tokens_go_on_from_checkpoints(sharing, corpus, tmp_path):
     assert load(tmp_path / "second" / "generator").config.hidden_size == 16
 
 
+@pytest.mark.slow
 def test_a_checkpoint_s_embeddings_win_over_new_ones_and_two_that_differ_are_not_tied(corpus, tmp_path):
     tokenizer = tokenizer_alone(corpus / "tokenizer")
     sizes = {**TINY, "embedding_size": 32}
@@ -399,6 +400,7 @@ def test_a_checkpoint_s_embeddings_win_over_new_ones_and_two_that_differ_are_not
         build(stored, dataclasses.replace(other, generator=str(tmp_path / "third")), seed=2)
 
 
+@pytest.mark.slow
 def test_the_whole_objective_chooses_the_best_step_unless_a_metric_is_named(corpus, tmp_path):
     def metric(objective=None, family="bert", **train):
         model = PretrainModel(family=family, size="tiny", architecture=TINY, precision="float32")

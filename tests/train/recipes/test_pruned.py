@@ -116,6 +116,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, model, data, tmp_path)
 
 
 @pytest.mark.parametrize("method", slow_unless({"movement"}.__contains__, ["magnitude", "movement"]))
+@pytest.mark.slow
 def test_heads_and_neurons_that_training_prunes_are_taken_out(method, model, data, tmp_path):
     prune = PruneConfig(method, 0.5, block="units", shrink=True, even=method == "movement")
     result, said = quietly(build(model, data, tmp_path / "run", prune))

@@ -128,6 +128,7 @@ def test_a_narrow_student_is_compared_through_projections(teacher, corpus, tmp_p
     assert load(tmp_path / "run" / "model", task="fill-mask").config.hidden_size == 16
 
 
+@pytest.mark.slow
 def test_texts_that_share_a_row_are_compared_as_if_alone(teacher, corpus, tmp_path):
     weights = {**JOINT, "attention_weight": 1.0, "value_relation_weight": 1.0}
     prepared = prepare_pretraining(make(teacher, corpus, tmp_path / "run", weights=weights, row_length=128), quiet)

@@ -52,6 +52,7 @@ def test_equal_to_the_library(value):
     assert window.position == len(data)
 
 
+@pytest.mark.slow
 def test_long_maps_and_lists():
     value = {"list": list(range(70_000)), "map": {str(number): number for number in range(70_000)}}
     assert _read(msgpack.packb(value))[0] == value
