@@ -9,7 +9,7 @@ import flaxbert
 from flaxbert.config import BatchingConfig
 from flaxbert.errors import ConfigError, ShapeError
 from flaxbert.nn.heads import pool
-from flaxbert.serve.engines import choose
+from flaxbert.serve.engines import choose, exported_engine
 from flaxbert.serve.engines.exported_engine import ExportedEngine
 from flaxbert.serve.engines.jax_engine import JaxEngine
 from flaxbert.serve.engines.program_cache import ProgramCache
@@ -94,6 +94,26 @@ def test_an_int8_model_is_exported_in_int8(tmp_path):
     expected.prepare(lambda done, total: None)
     expected = expected.run("logits", batch)
     assert np.sqrt(np.mean(np.square(engine.run("logits", batch) - expected))) < 0.2 * np.sqrt(np.mean(expected**2))
+
+
+@pytest.mark.parametrize("has_units", [False, True])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_openvino_computes_in_bfloat16_where_that_costs_nothing(tmp_path, monkeypatch, kind, has_units):
+    model = load(tmp_path, "sequence-classification")
+    if kind == "int8":
+        model = model.replace(params=quantize(model.params)[0])
+    elif kind == "bfloat16":
+        model = model.with_execution(precision="bfloat16")
+    asked = []
+    monkeypatch.setattr(exported_engine, "multiplies_bfloat16", lambda: has_units)
+
+    def open_openvino(file, *, precision):
+        asked.append(precision)
+        return lambda batch: {}
+
+    monkeypatch.setattr(exported_engine.engines, "open_openvino", open_openvino)
+    ExportedEngine("openvino", model, functions_of(model), PLAN)._open(tmp_path)
+    assert asked == ["bf16" if has_units and kind != "float32" else "f32"]
 
 
 def test_exports_are_kept_and_damaged_ones_made_anew(tmp_path, monkeypatch):

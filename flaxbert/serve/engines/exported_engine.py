@@ -122,9 +122,9 @@ class ExportedEngine(Engine):
         return engines.open_openvino(folder / engines.OPENVINO_FILE, precision=self._openvino_precision())
 
     def _openvino_precision(self) -> str:
-        """Returns the type of what is not int8: bfloat16 where it was asked for, or where an int8 model finds units for it."""
-        asked = self._model.execution.precision == "bfloat16"
-        return "bf16" if asked or (computes_in_int8(self._model.params) and multiplies_bfloat16()) else "f32"
+        """Returns the type of what is not int8: bfloat16 where there are units for it and it was asked for, or the model is int8."""
+        coarse = self._model.execution.precision == "bfloat16" or computes_in_int8(self._model.params)
+        return "bf16" if coarse and multiplies_bfloat16() else "f32"
 
     def start(self, function: str, batch: Mapping[str, Int[np.ndarray, "..."]]) -> Any:
         """See ``Engine.start``; everything happens here.
