@@ -23,7 +23,7 @@ from flaxbert.serve.shapes import Shape, ShapePlan
 _LEVEL = "xla_backend_optimization_level"
 
 
-def _compiler_options() -> dict[str, int] | None:
+def _compiler_options() -> dict[str, str | bool] | None:
     """Returns how programs are compiled, unless XLA's flags say something else.
 
     On CPU level 1 takes a fifth off compiling and nothing off the speed, because products come from a library (MiniLM, 15.1 against 15.5 ms
@@ -31,7 +31,7 @@ def _compiler_options() -> dict[str, int] | None:
     """
     if jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", ""):
         return None
-    return {_LEVEL: 1}
+    return {_LEVEL: "1"}
 
 
 class JaxEngine(Engine):
