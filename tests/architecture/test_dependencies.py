@@ -31,10 +31,14 @@ OPTIONAL = {
     "ray": "flaxbert/cluster/",
     "onnx": "flaxbert/export/",
     "opentelemetry": "flaxbert/serve/tracing.py",
+    "mlflow": "flaxbert/registry/mlflow_mirror.py",
 }
 """Libraries that an extra installs, with the folder or file whose functions alone may import them."""
 
-EXTRAS = {"opentelemetry": ("otel", {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"})}
+EXTRAS = {
+    "opentelemetry": ("otel", {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"}),
+    "mlflow": ("mlflow", {"mlflow-skinny"}),
+}
 """Extra and distributions of an optional library; elsewhere both have its name."""
 
 WHOLE_FOLDERS = {"serve": "flaxbert/serve/", "grpc": "flaxbert/serve/rpc/"}
