@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import uuid
 from typing import Any
 
 from flaxbert.registry.difference import CONFIG_FILE
@@ -34,10 +35,12 @@ def write_hparams(registry: Registry, name: str, folder: str | pathlib.Path) -> 
         place = pathlib.Path(folder) / name / str(number)
         if place.is_dir():
             continue
-        with tensorboardX.SummaryWriter(logdir=str(place), write_to_disk=True) as writer:
+        staged = place.with_name(f".{place.name}-{uuid.uuid4().hex}")  # so that a run is there whole or not at all
+        with tensorboardX.SummaryWriter(logdir=str(staged)) as writer:
             writer.add_hparams(
                 describe(registry, name, record), dict(record.metrics), name="version", global_step=number
             )
+        staged.rename(place)
         written.append(number)
     return written
 
