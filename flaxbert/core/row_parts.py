@@ -43,8 +43,7 @@ def map_row_parts(function: Callable[[Mapping[str, Any]], Any], batch: Mapping[s
     if num_parts == 1:
         return function(batch)
     rows = next(iter(batch.values())).shape[0]
-    shapes = jax.tree.leaves(jax.eval_shape(function, batch))
-    if any(array.ndim == 0 or array.shape[0] != rows for array in [*shapes, *batch.values()]):
+    if any(array.shape[:1] != (rows,) for array in batch.values()):
         return function(batch)
 
     def split(array: jax.Array) -> jax.Array:
@@ -53,4 +52,7 @@ def map_row_parts(function: Callable[[Mapping[str, Any]], Any], batch: Mapping[s
     def join(array: jax.Array) -> jax.Array:
         return array.reshape(rows, *array.shape[2:])
 
-    return jax.tree.map(join, lax.map(function, jax.tree.map(split, dict(batch))))
+    parts = lax.map(function, jax.tree.map(split, dict(batch)))
+    if any(array.shape[1:2] != (rows // num_parts,) for array in jax.tree.leaves(parts)):
+        return function(batch)
+    return jax.tree.map(join, parts)

@@ -14,7 +14,7 @@ from flaxbert.architecture import ModelConfig
 from flaxbert.config import BatchingConfig
 from flaxbert.core.digests import digest_file
 from flaxbert.core.runtime import num_threads
-from flaxbert.core.trees import flatten_names
+from flaxbert.core.trees import computes_in_int8
 from flaxbert.errors import ConfigError
 from flaxbert.model import Model, load
 from flaxbert.registry import Registry, parse_reference
@@ -240,8 +240,7 @@ def dtype_of(model: Model) -> str:
     Args:
       model: The model.
     """
-    kinds = {leaf.computes_in for leaf in flatten_names(model.params).values() if hasattr(leaf, "computes_in")}
-    return "int8" if "int8" in kinds else model.execution.precision
+    return "int8" if computes_in_int8(model.params) else model.execution.precision
 
 
 def parameter_bytes(model: Model) -> int:

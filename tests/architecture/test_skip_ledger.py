@@ -42,7 +42,7 @@ def test_a_known_reason_is_counted_and_passes(tmp_path: pathlib.Path) -> None:
     assert "   1  needs a GPU" in output
 
 
-@pytest.mark.parametrize("reason", ["needs a GPU and luck"])
+@pytest.mark.parametrize("reason", [pytest.param("flaky today", marks=pytest.mark.slow), "needs a GPU and luck"])
 def test_an_unknown_reason_fails_the_run(tmp_path: pathlib.Path, reason: str) -> None:
     code, output = run_suite(tmp_path, PROGRAM.format(reason=reason))
     assert code == 1

@@ -41,7 +41,7 @@ def packed(shape, bits, group_size, axis, seed=0):
     return leaf, codes, codes * spread(scale) + spread(offset)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.integers(1, 3), st.sampled_from([16, 24, 32]), st.integers(1, 3), st.integers(1, 5), st.booleans(), st.booleans()
 )

@@ -12,7 +12,6 @@ from flaxbert.core.trees import flatten_names, flatten_parts
 from flaxbert.errors import ConfigError, RuleError, ShapeError
 from flaxbert.model import load
 from flaxbert.train.recipes.finetune import finetune
-from tests.helpers import slow_unless
 from tests.train.recipes.stopped_runs import TEXTS, StopAt, write_examples
 from tests.weights.tiny import write_tiny
 
@@ -115,7 +114,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name, model, data, tmp_path)
         quietly(build(model, data, folder, PruneConfig(prune.method, 0.9)))
 
 
-@pytest.mark.parametrize("method", slow_unless({"movement"}.__contains__, ["magnitude", "movement"]))
+@pytest.mark.parametrize("method", ["magnitude", "movement"])
 @pytest.mark.slow
 def test_heads_and_neurons_that_training_prunes_are_taken_out(method, model, data, tmp_path):
     prune = PruneConfig(method, 0.5, block="units", shrink=True, even=method == "movement")
