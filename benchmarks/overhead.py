@@ -10,7 +10,6 @@ import argparse
 import http.client
 import json
 import pathlib
-import sys
 import tempfile
 import time
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from benchmarks.models import model_folder
 from benchmarks.runner import machine, write_json
-from benchmarks.serving import FIRST_PORT, Server, texts
+from benchmarks.serving import FIRST_PORT, Server, serve_words, texts
 
 
 def bare_engine(folder: str, engine: str) -> Any:
@@ -68,8 +67,7 @@ def measure(engine: str, folder: str, path: str, port: int, chosen: list[str]) -
       port: Port of the server.
       chosen: The texts.
     """
-    words = [sys.executable, "-m", "flaxbert", "serve", f"model={folder}", "--port", "{port}", "--engine", engine]
-    server = Server(engine, [*words, "--limits.auto_truncate", "true", "--log_requests", "false"], port, path, False)
+    server = Server(engine, serve_words(folder, engine), port, path, False)
     try:
         ready = server.wait()
         served = bare_engine(folder, engine)

@@ -1,6 +1,7 @@
 """Requests a second and their times, of flaxbert's server and of others, for texts of mixed lengths from a second process.
 
     python -m benchmarks.serving --model MiniLM --rounds 5
+    python -m benchmarks.serving --engines openvino --precision bfloat16
     python -m benchmarks.serving --model base --task predict --clients 1 8 --seconds 10
 
 Every server is started once; then they get their turns, A B C A B C…, each of ``--seconds`` with every number of clients. A client sends one text, waits for
@@ -36,6 +37,8 @@ from benchmarks.settings import root
 
 FIRST_PORT = 18_300
 MOST_CHARACTERS = 2_000
+TOLERANCES = {"float32": 2e-5, "bfloat16": 2e-2}
+"""Largest difference of an answer from the model's own in float32."""
 
 
 @dataclasses.dataclass
@@ -96,7 +99,7 @@ class Server:
       compared: Whether its answers are compared.
     """
 
-    tolerance = 2e-5
+    tolerance = TOLERANCES["float32"]
 
     def __init__(self, name: str, words: Sequence[str], port: int, path: str, compared: bool) -> None:
         self.name = name
@@ -204,6 +207,18 @@ def expected_answers(folder: str, task: str, chosen: Sequence[str]) -> np.ndarra
         return np.asarray([[p.scores[name] for name in sorted(p.scores)] for p in model.predict(list(chosen))])
 
 
+def serve_words(folder: str, engine: str, precision: str = "float32") -> list[str]:
+    """Returns the command that serves a model on ``{port}`` as benchmarks ask it: long texts cut, no line a request.
+
+    Args:
+      folder: The model.
+      engine: Name of the engine.
+      precision: float32 or bfloat16.
+    """
+    words = [sys.executable, "-m", "flaxbert", "serve", f"model={folder}", "--port", "{port}", "--engine", engine]
+    return [*words, "--precision", precision, "--limits.auto_truncate", "true", "--log_requests", "false"]
+
+
 def servers_of(arguments: argparse.Namespace, folder: str) -> list[tuple[str, list[str], bool]]:
     """Returns names, commands and whether answers are compared, of all servers.
 
@@ -211,13 +226,11 @@ def servers_of(arguments: argparse.Namespace, folder: str) -> list[tuple[str, li
       arguments: Options of the program.
       folder: The model.
     """
-    found = []
-    for engine in arguments.engines:
-        words = [sys.executable, "-m", "flaxbert", "serve", f"model={folder}", "--port", "{port}", "--engine", engine]
-        words += ["--limits.auto_truncate", "true", "--log_requests", "false"]
-        found.append((f"flaxbert, {engine}", words, True))
+    found = [
+        (f"flaxbert, {engine}", serve_words(folder, engine, arguments.precision), True) for engine in arguments.engines
+    ]
     library = "sentence-transformers" if arguments.task == "embed" else "transformers"
-    peer = [sys.executable, "-m", "benchmarks.serving_peers", library, folder, "{port}"]
+    peer = [sys.executable, "-m", "benchmarks.serving_peers", library, folder, "{port}", "--dtype", arguments.precision]
     found.append((library, peer, arguments.task == "embed"))
     if arguments.infinity and arguments.task == "embed":
         words = [
@@ -232,7 +245,15 @@ def servers_of(arguments: argparse.Namespace, folder: str) -> list[tuple[str, li
             "--engine",
             "torch",
         ]
-        words += ["--no-bettertransformer", "--url-prefix", "", "--served-model-name", "model", "--dtype", "float32"]
+        words += [
+            "--no-bettertransformer",
+            "--url-prefix",
+            "",
+            "--served-model-name",
+            "model",
+            "--dtype",
+            arguments.precision,
+        ]
         found.append(("infinity", words, False))
     return found
 
@@ -331,16 +352,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="MiniLM", help="MiniLM, base, or a folder")
     parser.add_argument("--task", choices=("embed", "predict"), default="embed")
+    parser.add_argument("--precision", choices=tuple(TOLERANCES), default="float32", help="of all servers")
     parser.add_argument("--engines", nargs="+", default=["jax"], help="engines of flaxbert")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=400)
-    parser.add_argument("--tolerance", type=float, default=2e-5, help="largest difference of an answer that is right")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, help="largest difference of a right answer; 0: that of the precision"
+    )
     parser.add_argument("--infinity", default="", help="program infinity_emb, of an environment of its own")
     parser.add_argument("--json", default="")
     arguments = parser.parse_args()
-    Server.tolerance = arguments.tolerance
+    Server.tolerance = arguments.tolerance or TOLERANCES[arguments.precision]
     chosen = texts(arguments.texts)
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(arguments.model, pathlib.Path(scratch))
@@ -364,9 +388,7 @@ def main() -> None:
              "p99_ms": [r.percentile(99) for r in rounds], "wrong": sum(r.wrong for r in rounds), "failed": sum(r.failed for r in rounds)}
             for (name, count), rounds in results.items()
         ]  # fmt: skip
-        write_json(
-            arguments.json, {"machine": machine(), "model": arguments.model, "task": arguments.task, "rows": rows}
-        )
+        write_json(arguments.json, {"machine": machine(), "options": vars(arguments), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -15,27 +15,29 @@ from typing import Any
 MOST_TEXTS = 32
 
 
-def sentence_transformers(folder: str) -> Callable[[Sequence[str]], list[Any]]:
+def sentence_transformers(folder: str, dtype: str) -> Callable[[Sequence[str]], list[Any]]:
     """Returns a function that makes vectors, as sentence-transformers does.
 
     Args:
       folder: The model.
+      dtype: Type of weights and activations, by torch's name.
     """
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(folder, device="cpu")
+    model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": dtype})
     return lambda texts: list(model.encode(list(texts), batch_size=MOST_TEXTS, show_progress_bar=False))
 
 
-def transformers_pipeline(folder: str) -> Callable[[Sequence[str]], list[Any]]:
+def transformers_pipeline(folder: str, dtype: str) -> Callable[[Sequence[str]], list[Any]]:
     """Returns a function that labels texts, as transformers' pipeline does.
 
     Args:
       folder: The model.
+      dtype: Type of weights and activations, by torch's name.
     """
     from transformers import pipeline
 
-    pipe = pipeline("text-classification", model=folder, top_k=None, device="cpu", truncation=True)
+    pipe = pipeline("text-classification", model=folder, top_k=None, device="cpu", truncation=True, dtype=dtype)
     return lambda texts: pipe(list(texts), batch_size=MOST_TEXTS)
 
 
@@ -86,8 +88,9 @@ def main() -> None:
     parser.add_argument("library", choices=LIBRARIES)
     parser.add_argument("model")
     parser.add_argument("port", type=int)
+    parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
-    batcher = Batcher(LIBRARIES[arguments.library](arguments.model))
+    batcher = Batcher(LIBRARIES[arguments.library](arguments.model, arguments.dtype))
     app = FastAPI()
 
     @app.get("/health")

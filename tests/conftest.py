@@ -10,9 +10,9 @@ import sys
 import tempfile
 from typing import Any
 
-import jaxtyping
 import pytest
 
+from tests import lazy_checks
 from tests.helpers import NUM_VIRTUAL_DEVICES, find_minilm
 
 pytest_plugins = ["tests.skip_ledger"]
@@ -48,10 +48,10 @@ for _flag, _value in (
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_flag}={_value}".strip()
 
-# Shapes and types in flaxbert's signatures are executed from here on; the hook must come before its first import. It takes a sixth of the
-# time of tests that compile much, so that long runs whose functions other tests call too may leave it out.
+# Shapes and types in flaxbert's signatures are executed from here on; the hook must come before its first import. Long runs whose functions
+# other tests call too may leave it out.
 if os.environ.get("FLAXBERT_CHECK_TYPES") != "0":
-    jaxtyping.install_import_hook("flaxbert", "tests.helpers.check_types")
+    lazy_checks.install("flaxbert", "tests.helpers.check_types")
 
 from flaxbert.core import runtime  # noqa: E402
 
