@@ -233,27 +233,9 @@ def servers_of(arguments: argparse.Namespace, folder: str) -> list[tuple[str, li
     peer = [sys.executable, "-m", "benchmarks.serving_peers", library, folder, "{port}", "--dtype", arguments.precision]
     found.append((library, peer, arguments.task == "embed"))
     if arguments.infinity and arguments.task == "embed":
-        words = [
-            arguments.infinity,
-            "v2",
-            "--model-id",
-            folder,
-            "--port",
-            "{port}",
-            "--device",
-            "cpu",
-            "--engine",
-            "torch",
-        ]
-        words += [
-            "--no-bettertransformer",
-            "--url-prefix",
-            "",
-            "--served-model-name",
-            "model",
-            "--dtype",
-            arguments.precision,
-        ]
+        words = [arguments.infinity, "v2", "--model-id", folder, "--port", "{port}", "--device", "cpu"]
+        words += ["--engine", "torch", "--dtype", arguments.precision, "--no-bettertransformer"]
+        words += ["--url-prefix", "", "--served-model-name", "model"]
         found.append(("infinity", words, False))
     return found
 
