@@ -55,6 +55,7 @@ def test_an_expected_failure_counts_as_a_skip(tmp_path: pathlib.Path) -> None:
     assert "xfail: later" in output
 
 
+@pytest.mark.slow
 def test_a_module_that_is_left_out_counts(tmp_path: pathlib.Path) -> None:
     code, output = run_suite(tmp_path, MODULE_LEFT_OUT)
     assert code != 0

@@ -24,7 +24,7 @@ def exact(tokens, codes, axis):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("lead", slow_unless(lambda lead: lead != (1,), [(), (1,), (5,), (2, 3), (16, 128)]))
+@pytest.mark.parametrize("lead", slow_unless(lambda lead: lead in ((), (2, 3)), [(), (1,), (5,), (2, 3), (16, 128)]))
 @pytest.mark.parametrize("size", [(64, 24), (7, 3), pytest.param((768, 40), marks=pytest.mark.slow)])
 def test_equals_the_exact_integer_product(axis, lead, size):
     tokens, codes = draw((*lead, size[0]), 0), draw(size if axis == 0 else size[::-1], 1)

@@ -34,6 +34,7 @@ def test_no_source_file_and_no_text_is_in_both_splits(corpus):
     assert min(map(len, texts)) >= MIN_CHARACTERS
 
 
+@pytest.mark.slow
 def test_every_area_is_in_both_splits_and_none_is_too_large(corpus):
     counts = Counter(example.label for example in corpus.train + corpus.validation)
     held_out = Counter(example.label for example in corpus.validation)
@@ -45,6 +46,7 @@ def test_every_area_is_in_both_splits_and_none_is_too_large(corpus):
         assert 0.05 <= held_out[area] / counts[area] <= 0.3
 
 
+@pytest.mark.slow
 def test_examples_come_from_the_files_they_name(corpus):
     for example in corpus.train[::400]:
         source = Path(sysconfig.get_path("stdlib"), example.file).read_text(encoding="utf-8")

@@ -95,11 +95,11 @@ def test_static_models_answer_almost_like_the_float_model(family):
 
 
 @pytest.mark.parametrize("spec", [
-    QuantizationSpec(rounding="gptq"),
+    pytest.param(QuantizationSpec(rounding="gptq"), marks=pytest.mark.slow),
     QuantizationSpec(4, 4, rounding="gptq"),
     QuantizationSpec(4, 4, rounding="awq"),
     QuantizationSpec(activations="static", activation_range="entropy", smoothing=0.5, rounding="gptq"),
-    QuantizationSpec(activations="static", activation_range="percentile"),
+    pytest.param(QuantizationSpec(activations="static", activation_range="percentile"), marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_calibrated_ways_answer_no_worse_than_twice_the_plain_way(spec):
     model = small_model()

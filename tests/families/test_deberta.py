@@ -225,7 +225,7 @@ def rename_tensors(folder, change, config=None):
 
 
 @pytest.mark.parametrize("family", BOTH)
-@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("legacy", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_names_of_a_head_count_more_than_the_config(family, legacy, tmp_path):
     case = Case("words", "fill-mask", {"legacy": legacy}, family=family)
     model = make_torch_model(case)
@@ -373,7 +373,7 @@ def decoded_by_stock(model, batch):
     return found
 
 
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("biased", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("scanned", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", BOTH)
 def test_the_enhanced_mask_decoder_is_that_of_the_original(family, biased, scanned, tmp_path):

@@ -13,7 +13,7 @@ EVERY_TASK = [(family, task) for family in FAMILIES.values() for task in family.
 
 
 @pytest.mark.parametrize(("family", "task"), EVERY_TASK, ids=lambda value: getattr(value, "model_type", value))
-@pytest.mark.parametrize(("stacked", "embedding_size"), [(False, 6), (True, 0)])
+@pytest.mark.parametrize(("stacked", "embedding_size"), [pytest.param(False, 6, marks=pytest.mark.slow), (True, 0)])
 def test_every_parameter_has_axes_of_its_sizes(family, task, stacked, embedding_size):
     config = odd_config(family, task, embedding_size=embedding_size)
     params = abstract_params(config, task)

@@ -60,7 +60,9 @@ class LiveBytes(dispatch.TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("length", [128, 384, 512])
+@pytest.mark.parametrize(
+    "length", [pytest.param(128, marks=pytest.mark.slow), pytest.param(384, marks=pytest.mark.slow), 512]
+)
 @pytest.mark.parametrize(("family", "settings"), [("deberta", {}), ("deberta-v2", V3)], ids=["v1", "v3"])
 def test_deberta_holds_no_more_than_the_reference(family, settings, length):
     case = Case(

@@ -63,7 +63,7 @@ def test_saved_folder_gives_the_same_in_sentence_transformers(minilm_path, tmp_p
     load_torch(folder, Case("MiniLM", task="feature-extraction"))
 
 
-@pytest.mark.parametrize("include_prompt", [True, False])
+@pytest.mark.parametrize("include_prompt", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_prompts_equal_those_of_sentence_transformers(minilm_path, tmp_path, include_prompt):
     model = flaxbert.load(minilm_path)
     pooling = model.pooling.replace(prompts={"query": "Represent this question: "}, include_prompt=include_prompt)

@@ -68,6 +68,7 @@ def test_an_entity_that_is_cut_off_is_named(tokenizer):
         RELATION.find_labels(RELATION.read([(TEXTS[1], "Other")], setting), Setting())
 
 
+@pytest.mark.slow
 def test_relations_from_training_to_prediction(tmp_path):
     rows = [{"text": TEXTS[0], "label": NAMES[0]}, {"text": TEXTS[1], "label": NAMES[1]}]
     result = finetune(run_of(tmp_path, "relation-classification", rows, labels=NAMES), say=lambda line: None)

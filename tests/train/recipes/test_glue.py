@@ -73,6 +73,7 @@ def test_one_seed_has_no_spread():
     assert "±" not in table
 
 
+@pytest.mark.slow
 def test_a_whole_run_from_files(tmp_path):
     folder = tmp_path / "glue" / "CoLA"
     folder.mkdir(parents=True)

@@ -21,6 +21,7 @@ from flaxbert.model import load
 from flaxbert.train.recipes.finetune import finetune
 from flaxbert.train.recipes.quantized import settle_steps, with_learned_steps
 from flaxbert.transforms import sparsify
+from tests.helpers import slow_unless
 from tests.train.recipes.stopped_runs import TEXTS, StopAt, write_examples
 from tests.weights.tiny import CONFIG, write_tiny
 
@@ -70,7 +71,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", slow_unless({"int8", "3 bits"}.__contains__, WAYS))
 def test_codes_answer_as_the_model_in_training_does(name, model):
     quantize, kernel, table = WAYS[name]
     loaded = load(model)
