@@ -44,6 +44,7 @@ def batch_of(served: Any, text: str) -> tuple[str, dict[str, np.ndarray]]:
       text: The text.
     """
     from flaxbert.data.tokenization import tokenize
+    from flaxbert.serve.functions import POOL_MASK
     from flaxbert.serve.rows import collate_rows, rows_of
 
     engine = served.engine
@@ -52,8 +53,8 @@ def batch_of(served: Any, text: str) -> tuple[str, dict[str, np.ndarray]]:
     rows = rows_of(tokenize(served.subject.model.tokenizer, [text], max_length=longest))
     length = engine.plan.bucket(rows[0].length) if engine.exact_shapes else rows[0].length
     batch = collate_rows(rows, 1, length, function.inputs, engine.pad_token_id)
-    if "pool_mask" in batch:
-        batch["pool_mask"] = batch["attention_mask"].copy()
+    if POOL_MASK in batch:
+        batch[POOL_MASK] = batch["attention_mask"].copy()
     return function.name, batch
 
 
