@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--json", default="")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="flaxbert-bench-") as scratch:
-        folder = model_folder(arguments.model, pathlib.Path(scratch))
+        folder = model_folder(arguments.model, pathlib.Path(scratch), arguments.task)
         chosen = texts(arguments.requests)
         rows = [
             measure(engine, folder, f"/{arguments.task}", FIRST_PORT + 50 + place, chosen)

@@ -349,7 +349,7 @@ def main() -> None:
     Server.tolerance = arguments.tolerance or TOLERANCES[arguments.precision]
     chosen = texts(arguments.texts)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = model_folder(arguments.model, pathlib.Path(scratch))
+        folder = model_folder(arguments.model, pathlib.Path(scratch), arguments.task)
         expected = expected_answers(folder, arguments.task, chosen)
         results: dict[tuple[str, int], list[Result]] = {}
         with started(arguments, folder) as servers:

@@ -69,8 +69,16 @@ class PooledVectors:
           output: What the network returned.
           params: Parameter tree.
           batch: The batch.
+
+        Raises:
+          ConfigError: The model's task reads the first token alone.
         """
         del params
+        if output.last_hidden_state is None:
+            raise ConfigError(
+                "A model of this task keeps the vector of the first token alone; for sentence vectors load its folder with "
+                "task='sentence-similarity'."
+            )
         mask = batch["attention_mask"]
         if self.num_skipped:
             mask = mask * (jax.numpy.arange(mask.shape[1]) >= self.num_skipped).astype(mask.dtype)

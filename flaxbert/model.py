@@ -275,7 +275,7 @@ class Model:
           float32 vectors, one row per text.
 
         Raises:
-          ConfigError: The folder has no prompt of this name.
+          ConfigError: The folder has no prompt of this name, or the model's task reads the first token alone.
           DataError: The input is not text.
         """
         pooling = self.pooling if self.pooling is not None else SentencePooling()

@@ -96,6 +96,11 @@ def test_encode_pools_and_normalises(tmp_path):
         model.predict_logits(TEXTS)
 
 
+def test_encode_by_a_classifier_says_how_the_folder_is_loaded_for_it(model):
+    with pytest.raises(ConfigError, match=r"first token alone.*task='sentence-similarity'"):
+        model.encode(TEXTS)
+
+
 @pytest.mark.parametrize("include_prompt", [True, False])
 def test_prompts_are_put_before_texts(tmp_path, include_prompt):
     pooling = SentencePooling(prompts={"query": "the film "}, include_prompt=include_prompt, normalize=True)

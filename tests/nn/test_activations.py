@@ -87,6 +87,14 @@ def test_low_precision_keeps_its_type_and_stays_near(name):
     assert_near(gradients, slope, BFLOAT16_TOLERANCE)
 
 
+def test_gelu_of_bfloat16_is_the_exact_one_but_for_rounding_and_a_ten_thousandth():
+    points = jnp.asarray(np.concatenate([np.linspace(-12, 12, 4801), [-1e30, -1e4, 1e4]]), jnp.bfloat16)
+    exact = np.asarray(points, np.float64) * normal(np.asarray(points, np.float64))
+    values = np.asarray(jax.jit(get_activation("gelu"))(points), np.float64)
+    np.testing.assert_array_less(np.abs(values - exact), np.abs(exact) * 2.0**-8 + 1e-4)
+    assert values[-3:].tolist() == [0.0, 0.0, float(points[-1])]
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_no_value_or_gradient_is_nan_far_out(name):
     function = get_activation(name)
