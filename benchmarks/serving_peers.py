@@ -25,7 +25,13 @@ def sentence_transformers(folder: str, dtype: str) -> Callable[[Sequence[str]], 
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": dtype})
-    return lambda texts: list(model.encode(list(texts), batch_size=MOST_TEXTS, show_progress_bar=False))
+
+    def encode(texts: Sequence[str]) -> list[Any]:
+        return list(
+            model.encode(list(texts), batch_size=MOST_TEXTS, show_progress_bar=False, normalize_embeddings=True)
+        )
+
+    return encode
 
 
 def transformers_pipeline(folder: str, dtype: str) -> Callable[[Sequence[str]], list[Any]]:
