@@ -30,7 +30,7 @@ def test_signal_is_a_flag_inside_and_what_it_was_outside(number):
     with PreemptionGuard() as guard:
         assert not guard.requested
         assert not guard.should_stop(0)
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert guard.requested
         assert guard.should_stop(1)
         assert guard.signal_name == signal.Signals(number).name
