@@ -83,7 +83,7 @@ def installed_minilm() -> pathlib.Path:
     return pathlib.Path(found)
 
 
-def model_folder(name: str, scratch: pathlib.Path, task: str = "embed") -> str:
+def model_folder(name: str, scratch: pathlib.Path, task: str) -> str:
     """Returns the folder of the model that an option names.
 
     Args:
@@ -91,13 +91,13 @@ def model_folder(name: str, scratch: pathlib.Path, task: str = "embed") -> str:
       scratch: Where a new one is written.
       task: ``embed`` for an encoder, ``predict`` for a classifier with a new head.
     """
-    from transformers import AutoTokenizer
-
     classifies = task == "predict"
     if name == "MiniLM":
         return str(sentence_model(scratch, "") if classifies else installed_minilm())
     if name != "base":
         return name
+    from transformers import AutoTokenizer
+
     kind = "sequence-classification" if classifies else "feature-extraction"
     return str(base_model(scratch, 12, kind, AutoTokenizer.from_pretrained(installed_minilm())))
 

@@ -27,7 +27,7 @@ def _exact_phi(values: jax.Array) -> jax.Array:
 
 
 def _near_phi(values: jax.Array) -> jax.Array:
-    """Returns the normal distribution by a polynomial, half the work of erf on CPU; its error is below the rounding of bfloat16."""
+    """Returns the normal distribution by a polynomial; ``x`` times its error, 9e-5 at most, is below the rounding of bfloat16 results from 0.05 on."""
     inner = jnp.clip(values, -_END, _END)
     squares = inner * inner
     slope = jnp.full((), _COEFFICIENTS[-1], values.dtype)

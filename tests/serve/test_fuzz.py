@@ -73,7 +73,7 @@ OTHERS_DRAW = pytest.mark.filterwarnings("ignore:Do not use the `random` module 
 """The server and its clients are threads of the same process and may draw random numbers of their own meanwhile."""
 
 _FUZZED = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

@@ -16,7 +16,7 @@ from flaxbert.train.versions import list_versions
 from tests.helpers import ROOT
 from tests.train.checkpoint_writer import state_of
 
-NUM_KILLS = 15
+NUM_KILLS = 25
 MOST_SAVES = 2
 
 

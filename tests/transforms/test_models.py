@@ -197,7 +197,7 @@ def random_params(config, task, seed):
     )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     case=st.sampled_from(CASES),
     name=st.sampled_from(sorted(TRANSFORMS)),
