@@ -10,6 +10,8 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
+from flaxbert.core.processor import processor_features
+
 
 @dataclasses.dataclass(frozen=True)
 class BackendFlag:
@@ -21,6 +23,7 @@ class BackendFlag:
       reason: What it does for training.
       source: Where that is said.
       versions: Starts of the versions of the backend's package that it was tried with.
+      feature: What the processor must have, as Linux names it, for the flag to be of use; empty: nothing.
     """
 
     name: str
@@ -28,6 +31,7 @@ class BackendFlag:
     reason: str
     source: str
     versions: tuple[str, ...]
+    feature: str = ""
 
     @property
     def text(self) -> str:
@@ -54,6 +58,7 @@ class Backend:
     flags: tuple[BackendFlag, ...]
 
 
+WRONG_SUM_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _MAXTEXT = "AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py"
 _TPU = ("0.0.42",)
 _JAX_ISSUE = "jax issue 39103"
@@ -67,11 +72,19 @@ CPU = Backend(
     plugins=(),
     flags=(
         BackendFlag(
-            "--xla_cpu_experimental_ynn_fusion_type",
+            WRONG_SUM_FLAG,
             "individual_dot",
             "without it this version returns wrong sums; core.runtime sets it and checks a sum",
             _JAX_ISSUE,
             _JAXLIB,
+        ),
+        BackendFlag(
+            "--xla_cpu_prefer_vector_width",
+            "512",
+            "a tenth off an int8 model's time; nothing on training",
+            "measured, docs/status.md",
+            _JAXLIB,
+            "amx_int8",
         ),
     ),
 )
@@ -195,7 +208,7 @@ class FlagState:
     Attributes:
       backend: Its backend.
       flag: The flag.
-      state: ``set``, ``not set``, ``set by user`` or ``not known to`` and a version.
+      state: ``set``, ``not set``, ``set by user``, ``not needed without`` and a feature, or ``not known to`` and a version.
     """
 
     backend: Backend
@@ -235,7 +248,7 @@ def flag_states(backends: Sequence[Backend] | None = None) -> list[FlagState]:
     Args:
       backends: Backends to look at; None: those that may start.
     """
-    states = []
+    states, features = [], processor_features().split()
     for backend in BACKENDS if backends is None else backends:
         if backends is None and not may_start(backend):
             continue
@@ -243,6 +256,8 @@ def flag_states(backends: Sequence[Backend] | None = None) -> list[FlagState]:
         for flag in backend.flags:
             if flag.name in chosen:
                 state = "set" if chosen[flag.name] == flag.value else f"set by user to {chosen[flag.name]}"
+            elif flag.feature and flag.feature not in features:
+                state = f"not needed without {flag.feature}"
             elif any(version == known or version.startswith(f"{known}.") for known in flag.versions):
                 state = "not set"
             else:
@@ -254,16 +269,16 @@ def flag_states(backends: Sequence[Backend] | None = None) -> list[FlagState]:
 def set_backend_flags(backends: Sequence[Backend] | None = None) -> list[FlagState]:
     """Adds to the environment what the backends that may start should know; call it before one starts.
 
-    The flag of the CPU is left to ``core.runtime.cure_wrong_sums``.
+    The cure of wrong sums is left to ``core.runtime.cure_wrong_sums``, which checks a sum.
 
     Args:
-      backends: Backends to set up; None: accelerators that may start.
+      backends: Backends to set up; None: those that may start.
 
     Returns:
       The state of every flag afterwards.
     """
     for entry in flag_states(backends):
-        if entry.state == "not set" and entry.backend is not CPU:
+        if entry.state == "not set" and entry.flag.name != WRONG_SUM_FLAG:
             variable = entry.backend.variable
             os.environ[variable] = f"{os.environ.get(variable, '')} {entry.flag.text}".strip()
     return flag_states(backends)

@@ -13,14 +13,13 @@ from typing import Any
 import psutil
 
 from flaxbert.config import MeshConfig
-from flaxbert.core.backend_flags import CPU, flag_states, set_backend_flags
+from flaxbert.core.backend_flags import CPU, WRONG_SUM_FLAG, flag_states, set_backend_flags
 from flaxbert.core.roll_call import roll_call
 from flaxbert.errors import ConfigError, MeshError
 
 WRONG_SUM_VERSIONS = ("0.10.2",)
 """jaxlib versions whose CPU backend returns wrong sums unless told otherwise (jax issue 39103)."""
 
-WRONG_SUM_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 WRONG_SUM_CURE = f"{WRONG_SUM_FLAG}=individual_dot"
 CACHE_FOLDER_VARIABLE = "FLAXBERT_COMPILATION_CACHE"
 KEEP_PAGES_VARIABLE = "FLAXBERT_KEEP_PAGES"
@@ -66,20 +65,17 @@ def cure_wrong_sums() -> str:
     return "set"
 
 
-def prepare_accelerators() -> str:
-    """Adds the flags of ``core.backend_flags`` for the accelerators that may start.
+def prepare_backends() -> str:
+    """Adds the flags of ``core.backend_flags`` for the backends that may start.
 
     Returns:
-      ``"set"``, ``"not needed"`` without an accelerator, or ``"too late"`` (a backend already runs and flags are missing).
+      ``"set"``, ``"not needed"`` where none has any, or ``"too late"`` (a backend already runs and an accelerator lacks flags).
     """
     if backend_started():
         missing = [entry for entry in flag_states() if entry.state == "not set" and entry.backend is not CPU]
         return "too late" if missing else "not needed"
-    return (
-        "set"
-        if any(entry.backend is not CPU and entry.state == "set" for entry in set_backend_flags())
-        else "not needed"
-    )
+    entries = [entry for entry in set_backend_flags() if entry.flag.name != WRONG_SUM_FLAG]
+    return "set" if any(entry.state == "set" for entry in entries) else "not needed"
 
 
 def check_reduction_sum() -> bool:
@@ -162,14 +158,14 @@ def configure(use_compilation_cache: bool = True) -> dict[str, str]:
       use_compilation_cache: Whether compiled programs are kept between processes.
 
     Returns:
-      What was done, for ``flaxbert doctor``: the state of the CPU cure, the flags of accelerators and the cache folder.
+      What was done, for ``flaxbert doctor``: the state of the CPU cure, the flags of backends and the cache folder.
 
     Raises:
       ConfigError: The cache folder is not safe to use.
     """
     done = {
         "wrong_sum_cure": cure_wrong_sums(),
-        "backend_flags": prepare_accelerators(),
+        "backend_flags": prepare_backends(),
         "kept_pages": keep_memory_pages(),
         "compilation_cache": "off",
     }

@@ -18,6 +18,7 @@ def versions(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     known = {backend.package: f"{backend.flags[0].versions[0]}" for backend in BACKENDS}
     monkeypatch.setattr(backend_flags, "_version", known.get)
+    monkeypatch.setattr(backend_flags, "processor_features", lambda: "flags : fpu")
     return known
 
 
@@ -60,6 +61,26 @@ def test_a_patch_of_a_known_version_is_known(versions):
     assert {entry.state for entry in set_backend_flags([TPU])} == {"set"}
 
 
+def test_wide_vectors_are_asked_of_processors_that_have_them_alone(versions, monkeypatch):
+    width = CPU.flags[1]
+    assert {entry.state for entry in set_backend_flags([CPU])} == {"not set", "not needed without amx_int8"}
+    assert os.environ[CPU.variable] == ""
+    monkeypatch.setattr(backend_flags, "processor_features", lambda: "flags : fpu amx_int8 amx_tile")
+    assert [entry.state for entry in set_backend_flags([CPU])] == ["not set", "set"]
+    assert os.environ[CPU.variable] == width.text
+    monkeypatch.setenv(CPU.variable, f"{width.name}=256")
+    assert set_backend_flags([CPU])[1].state == "set by user to 256"
+    assert os.environ[CPU.variable] == f"{width.name}=256"
+
+
+@pytest.mark.slow
+def test_the_installed_compiler_knows_the_flags_of_processors():
+    flags = " ".join(flag.text for flag in CPU.flags)
+    result = run_python(["-c", "import jax; print(jax.numpy.ones(2).sum())"], environment={"XLA_FLAGS": flags})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "2.0"
+
+
 @pytest.mark.parametrize(
     ("installed", "platforms", "expected"),
     [
@@ -83,12 +104,12 @@ def test_only_backends_that_may_start_are_looked_at(versions, monkeypatch, insta
 def test_configure_says_what_became_of_the_flags(versions, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "libtpu" else None)
     assert runtime.backend_started()
-    assert runtime.prepare_accelerators() == "too late"
+    assert runtime.prepare_backends() == "too late"
     assert os.environ[TPU.variable] == ""
     monkeypatch.setattr(runtime, "backend_started", lambda: False)
-    assert runtime.prepare_accelerators() == "set"
+    assert runtime.prepare_backends() == "set"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert runtime.prepare_accelerators() == "not needed"
+    assert runtime.prepare_backends() == "not needed"
 
 
 @pytest.mark.slow

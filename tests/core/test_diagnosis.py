@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import pytest
 
 from flaxbert.core import backend_flags, diagnosis, runtime
-from flaxbert.core.backend_flags import TPU
+from flaxbert.core.backend_flags import CPU, TPU
 from flaxbert.core.diagnosis import LEAST_DISK_BYTES, LEAST_MEMORY_BYTES, REQUIRED, Finding, diagnose
 from flaxbert.core.units import format_bytes
 from tests.helpers import ROOT
 
-QUICK = ["python", "packages", "devices", "memory", "cpu flag", "compile cache", "disk here", "hub cache"]
+QUICK = ["python", "packages", "devices", "memory", "cpu flag", "cpu flag", "compile cache", "disk here", "hub cache"]
 COMPUTED = ["compiled sums", "bfloat16 products", "int8 products"]
 
 
@@ -35,7 +35,7 @@ def find(name, *, configured=None, quick=True) -> Finding:
 
 def test_findings_stand_in_the_order_in_which_they_are_read():
     findings = diagnose({"wrong_sum_cure": "set", "compilation_cache": "somewhere"})
-    assert [finding.name for finding in findings] == [*QUICK[:5], *COMPUTED, *QUICK[5:]]
+    assert [finding.name for finding in findings] == [*QUICK[:6], *COMPUTED, *QUICK[6:]]
     assert [finding for finding in findings if not finding.good] == []
 
 
@@ -118,12 +118,12 @@ def test_every_flag_is_shown_with_its_value_its_state_and_its_reason(monkeypatch
     findings = [finding for finding in diagnose({}, quick=True) if finding.name.endswith(" flag")]
     shown = [(finding.name, finding.text) for finding in findings]
     assert all(finding.good for finding in findings)
-    assert len(shown) == 1 + len(TPU.flags)
+    assert len(shown) == len(CPU.flags) + len(TPU.flags)
     assert shown[0][0] == "cpu flag"
     assert shown[0][1].startswith(
         f"{runtime.WRONG_SUM_CURE} (XLA_FLAGS): set by user to -reduce; without it this version"
     )
-    name, text = shown[1]
+    name, text = shown[len(CPU.flags)]
     assert (name, text.split("; ")[0]) == (
         "tpu flag",
         f"{TPU.flags[0].text} (LIBTPU_INIT_ARGS): not known to libtpu 99.0",
