@@ -3,7 +3,7 @@
     python -m benchmarks.inference --rounds 7 --json results/inference.json
 
 Each step is a forward pass of a two-class classifier on a batch of token ids, all of one length. ``benchmarks.sentences``
-measures text in to labels out.
+measures text in to labels out. Rows with another engine's name are the model that ``export.in_engine`` returns, as ``flaxbert predict --engine`` runs it.
 """
 
 import argparse
@@ -29,6 +29,8 @@ def build_peers(folder: str, arguments: argparse.Namespace) -> list[Peer]:
         Peer("onnxruntime int8", "onnx_peer", settings("int8")),
         Peer("flaxbert int8", "flaxbert_peer", settings("int8")),
         Peer("flaxbert static int8", "flaxbert_peer", settings("int8-static")),
+        Peer("flaxbert static int8, OpenVINO", "flaxbert_peer", settings("int8-static-openvino")),
+        Peer("flaxbert static int8, ONNX Runtime", "flaxbert_peer", settings("int8-static-onnxruntime")),
         Peer("torch f32", "torch_peer", settings("f32")),
         Peer("flaxbert f32", "flaxbert_peer", settings("f32")),
         Peer("torch bf16", "torch_peer", settings("bf16")),

@@ -19,12 +19,16 @@ from flaxbert.data.tokenization import TokenizedExamples
 from flaxbert.errors import ConfigError, DataError
 from flaxbert.families.graph import INPUT_NAMES, forward, graph_definition
 from flaxbert.nn.heads import pool
+from flaxbert.nn.host_pooling import pool_tokens
 from flaxbert.nn.network import ModelOutput
 
 MOST_PENDING = 8
 """Batches that may wait for their results to be fetched."""
 
 Postprocess = Callable[[Any, Mapping[str, Any], Mapping[str, Any]], Any]
+
+Engine = Callable[[Mapping[str, Any]], ModelOutput]
+"""Computes the forward pass of one model for integer arrays by name, of any size."""
 
 
 def logits_of(output: Any, params: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
@@ -46,6 +50,8 @@ def pool_side_by_side(hidden: Any, mask: Any, modes: Sequence[str]) -> Any:
       mask: 1 for the tokens that are pooled, ``[batch, length]``.
       modes: Pooling modes as ``nn.heads.pool`` names them.
     """
+    if isinstance(hidden, np.ndarray):  # from an engine, of any shape: JAX would compile for each
+        return pool_tokens(hidden, mask, modes)
     vectors = [pool(hidden, mask, mode) for mode in modes]
     return vectors[0] if len(vectors) == 1 else jax.numpy.concatenate(vectors, axis=-1)
 
@@ -81,7 +87,7 @@ class PooledVectors:
             )
         mask = batch["attention_mask"]
         if self.num_skipped:
-            mask = mask * (jax.numpy.arange(mask.shape[1]) >= self.num_skipped).astype(mask.dtype)
+            mask = mask * (np.arange(mask.shape[1]) >= self.num_skipped).astype(mask.dtype)
         return pool_side_by_side(output.last_hidden_state, mask, self.modes)
 
 
@@ -137,6 +143,46 @@ def compiled_forward(
         return map_row_parts(part, batch, _num_parts(execution, params, batch))
 
     return jax.jit(run)
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineForward:
+    """The program of a model that another engine computes, with the arguments of a compiled one; it takes batches of any shape.
+
+    Attributes:
+      engine: What computes.
+      postprocess: What of the output is returned; its second argument is an empty tree.
+    """
+
+    engine: Engine
+    postprocess: Postprocess
+
+    def __call__(self, params: Any, batch: Mapping[str, Any]) -> np.ndarray:
+        """Returns what is made of a batch.
+
+        Args:
+          params: Are not looked at; the engine has its own.
+          batch: Integer arrays by name.
+        """
+        del params
+        return np.asarray(self.postprocess(self.engine(batch), {}, batch), np.float32)
+
+
+def program_of(
+    config: ModelConfig, task: str, execution: Execution, postprocess: Postprocess, engine: Engine | None
+) -> Callable[[Any, Any], Any]:
+    """Returns the program of a model, compiled or of its engine.
+
+    Args:
+      config: As for ``compiled_forward``.
+      task: As for ``compiled_forward``.
+      execution: As for ``compiled_forward``.
+      postprocess: What of the output is returned.
+      engine: What computes instead of JAX, or None.
+    """
+    if engine is None:
+        return compiled_forward(config, task, execution, postprocess)
+    return EngineForward(engine, postprocess)
 
 
 def _num_parts(execution: Execution, params: Any, batch: Mapping[str, Any]) -> int:
@@ -196,7 +242,7 @@ def run_examples(
     that any input compiles only a small, fixed set of shapes. While one batch is computed, the next is put together.
 
     Args:
-      program: From ``compiled_forward``.
+      program: From ``compiled_forward``, or an ``EngineForward``.
       params: Parameter tree.
       examples: Tokenized examples.
       batch_size: Most examples per batch.
@@ -212,7 +258,9 @@ def run_examples(
     lengths = examples.lengths
     results: list[Any] = [None] * len(lengths)
     pending: list[tuple[Any, Any]] = []
-    for members, batch in input_batches(examples, batch_size=batch_size, max_length=max_length):
+    any_shape = isinstance(program, EngineForward)
+    batches = input_batches(examples, batch_size=batch_size, max_length=max_length, any_shape=any_shape)
+    for members, batch in batches:
         pending.append((members, program(params, batch)))
         if len(pending) > MOST_PENDING:
             put_back(results, *pending.pop(0), lengths, keep_length)
@@ -222,7 +270,7 @@ def run_examples(
 
 
 def input_batches(
-    examples: TokenizedExamples, *, batch_size: int, max_length: int
+    examples: TokenizedExamples, *, batch_size: int, max_length: int, any_shape: bool = False
 ) -> Iterator[tuple[Int[np.ndarray, "members"], dict[str, np.ndarray]]]:
     """Yields the batches that a network is run on, each with the numbers of its examples.
 
@@ -230,6 +278,7 @@ def input_batches(
       examples: Tokenized examples.
       batch_size: Most examples per batch.
       max_length: Longest row in tokens.
+      any_shape: Whether batches are padded to their longest row alone, for programs that take any shape.
 
     Raises:
       ConfigError: The batch size is less than 1.
@@ -237,9 +286,12 @@ def input_batches(
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, but a batch holds at least one text.")
     for bucket, members in _groups(examples.lengths, default_length_buckets(max_length), batch_size):
-        rows = np.full(_row_bucket(len(members), batch_size), -1, np.int64)
+        num_rows, length = _row_bucket(len(members), batch_size), bucket
+        if any_shape:
+            num_rows, length = len(members), int(examples.lengths[members].max())
+        rows = np.full(num_rows, -1, np.int64)
         rows[: len(members)] = members
-        batch = {name: array for name, array in collate(examples, rows, bucket).items() if name in INPUT_NAMES}
+        batch = {name: array for name, array in collate(examples, rows, length).items() if name in INPUT_NAMES}
         yield members, batch
 
 

@@ -43,6 +43,7 @@ class Model:
       pooling: How token vectors become sentence vectors.
       execution: How the network is run: precision, attention, scan, rematerialisation.
       account: What the checkpoint's tensors were used for, where the model was loaded.
+      engine: What computes instead of JAX where texts and files are run (``export.in_engine``), or None.
     """
 
     config: ModelConfig
@@ -52,6 +53,7 @@ class Model:
     pooling: SentencePooling | None = None
     execution: Execution = Execution()
     account: TensorAccount | None = None
+    engine: inference.Engine | None = None
 
     def apply(
         self,
@@ -80,12 +82,13 @@ class Model:
         return program(params, batch, dropout_key)
 
     def replace(self, **changes: Any) -> "Model":
-        """Returns a copy with some attributes changed, for example ``model.replace(params=quantized)``.
+        """Returns a copy with some attributes changed, for example ``model.replace(params=quantized)``; without an engine made of others.
 
         Args:
           **changes: New values by attribute name.
         """
-        return dataclasses.replace(self, **changes)
+        stale = {"engine": None} if {"config", "params", "task", "execution"} & changes.keys() else {}
+        return dataclasses.replace(self, **{**stale, **changes})
 
     @property
     def max_length(self) -> int:
@@ -142,7 +145,7 @@ class Model:
         max_length: int,
         keep_length: bool,
     ) -> list[np.ndarray]:
-        program = inference.compiled_forward(self.config, self.task, self.execution, postprocess)
+        program = inference.program_of(self.config, self.task, self.execution, postprocess, self.engine)
         return inference.run_examples(
             program, self.params, features, batch_size=batch_size, max_length=max_length, keep_length=keep_length
         )
@@ -289,8 +292,7 @@ class Model:
         postprocess = inference.PooledVectors(tuple(pooling.modes), skipped)
         rows = self.run_texts([lead + text for text in first], None, postprocess, batch_size, max_length)
         width = self.config.hidden_size * len(pooling.modes)
-        vectors = np.stack(rows) if rows else np.zeros((0, width), np.float32)
-        vectors = pooling.apply_dense(vectors)
+        vectors = pooling.apply_dense(np.stack(rows) if rows else np.zeros((0, width), np.float32))
         if pooling.normalize if normalize is None else normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return np.asarray(vectors, np.float32)

@@ -5,7 +5,14 @@ from typing import Any
 
 from benchmarks.settings import Settings, serve
 
-PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "int8": "float32", "int8-static": "float32"}
+PRECISIONS = {
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "int8": "float32",
+    "int8-static": "float32",
+    "int8-static-openvino": "float32",
+    "int8-static-onnxruntime": "float32",
+}
 
 
 def _train(settings: Settings, model: Any) -> Callable[[], float]:
@@ -66,6 +73,12 @@ def _infer(settings: Settings, model: Any) -> Callable[[], float]:
     if settings.variant.startswith("int8"):
         params = _in_int8(settings, model)
         model = model.replace(params=params).with_execution(precision="bfloat16")
+    engine = settings.variant.rpartition("-")[2]
+    if engine in ("openvino", "onnxruntime"):
+        from flaxbert.export import in_engine
+
+        run = in_engine(model, engine).engine
+        return lambda: float(run(batch).logits[0, 0])
     params = jax.device_put(model.params)
 
     def one() -> float:

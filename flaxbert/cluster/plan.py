@@ -92,6 +92,9 @@ class LaunchPlan:
             raise ConfigError(
                 f"cluster.max_failures is for training; what a lost worker of {command} did is done again by the others anyway."
             )
+        engine = self.options.get("engine", "jax")
+        if command == "predict" and engine != "jax":
+            raise ConfigError(f"--engine {engine} computes on one machine; leave it out on a cluster.")
         if command == "prepare" and self.options["prepare"].num_workers:
             raise ConfigError(
                 "prepare.num_workers counts processes of one machine; on a cluster set cluster.num_workers, and leave it out."

@@ -1,5 +1,6 @@
 """Models for other engines: ONNX, StableHLO, OpenVINO's IR and folders of stock transformers."""
 
 from flaxbert.export.export import FORMATS, ExportOptions, ExportResult, export_model
+from flaxbert.export.running import in_engine
 
-__all__ = ["FORMATS", "ExportOptions", "ExportResult", "export_model"]
+__all__ = ["FORMATS", "ExportOptions", "ExportResult", "export_model", "in_engine"]

@@ -101,6 +101,7 @@ def open_openvino(file: pathlib.Path, *, precision: str = "f32", num_threads: in
 
     def run(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         results = compiled({name: np.asarray(batch[name], np.int64) for name in inputs})
-        return {name: np.array(results[place]) for place, known in enumerate(names) for name in known}
+        arrays = [np.array(results[place]) for place in range(len(names))]  # the engine writes over its own next time
+        return {name: array for known, array in zip(names, arrays, strict=True) for name in known}
 
     return run

@@ -151,3 +151,9 @@ def test_the_folder_stays_where_the_launch_was(tmp_path, monkeypatch):
     plan = pickle.dumps(training(ClusterConfig()))
     monkeypatch.chdir("/")
     assert pickle.loads(plan).folder == tmp_path
+
+
+def test_other_engines_compute_on_one_machine():
+    with pytest.raises(ConfigError, match=r"--engine openvino computes on one machine"):
+        LaunchPlan(ClusterConfig(), ("predict",), {"engine": "openvino", "batch_size": 8})
+    assert LaunchPlan(ClusterConfig(), ("predict",), {"engine": "jax", "batch_size": 8}).command == "predict"

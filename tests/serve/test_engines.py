@@ -1,21 +1,19 @@
 """Every engine gives what JAX gives, for every function; programs are kept and read again; the fastest is chosen."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import flaxbert
 from flaxbert.config import BatchingConfig
 from flaxbert.errors import ConfigError, ShapeError
-from flaxbert.nn.heads import pool
-from flaxbert.serve.engines import choose, exported_engine
+from flaxbert.export import running
+from flaxbert.serve.engines import choose
 from flaxbert.serve.engines.exported_engine import ExportedEngine
 from flaxbert.serve.engines.jax_engine import JaxEngine
 from flaxbert.serve.engines.program_cache import ProgramCache
 from flaxbert.serve.functions import functions_of
 from flaxbert.serve.loading import plan_of
-from flaxbert.serve.pooling import pool_tokens
 from flaxbert.serve.shapes import plan_shapes
 from flaxbert.transforms import quantize
 from flaxbert.weights.sentence_transformers import SentencePooling
@@ -105,14 +103,15 @@ def test_openvino_computes_in_bfloat16_where_that_costs_nothing(tmp_path, monkey
     elif kind == "bfloat16":
         model = model.with_execution(precision="bfloat16")
     asked = []
-    monkeypatch.setattr(exported_engine, "multiplies_bfloat16", lambda: has_units)
+    monkeypatch.setattr(running, "multiplies_bfloat16", lambda: has_units)
 
     def open_openvino(file, *, precision):
         asked.append(precision)
         return lambda batch: {}
 
-    monkeypatch.setattr(exported_engine.engines, "open_openvino", open_openvino)
-    ExportedEngine("openvino", model, functions_of(model), PLAN)._open(tmp_path)
+    monkeypatch.setattr(running.engines, "open_openvino", open_openvino)
+    monkeypatch.setattr(running, "export_model", lambda model, folder, options: None)
+    running.open_exported("openvino", model)
     assert asked == ["bf16" if has_units and kind != "float32" else "f32"]
 
 
@@ -135,16 +134,6 @@ def test_exports_are_kept_and_damaged_ones_made_anew(tmp_path, monkeypatch):
     (kept / "model.onnx").write_bytes(b"nothing")
     np.testing.assert_array_equal(open_one(), first)
     assert (kept / "model.onnx").stat().st_size > 1000
-
-
-@pytest.mark.parametrize("mode", ["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
-def test_pooling_in_numpy_is_that_of_the_network(mode):
-    random = np.random.default_rng(0)
-    hidden = random.standard_normal((3, 5, 4)).astype(np.float32)
-    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0]], np.int32)
-    np.testing.assert_allclose(
-        pool_tokens(hidden, mask, [mode]), pool(jnp.asarray(hidden), jnp.asarray(mask), mode), rtol=1e-5, atol=1e-6
-    )
 
 
 def test_jax_runs_no_shape_that_was_not_compiled(tmp_path):

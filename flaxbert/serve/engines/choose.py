@@ -15,9 +15,10 @@ from flaxbert.core.files import whole_file
 from flaxbert.core.processor import processor_features
 from flaxbert.core.runtime import compilation_cache_folder, num_threads
 from flaxbert.errors import ConfigError, FlaxbertError, nearest
+from flaxbert.export.running import ENGINE_FORMATS
 from flaxbert.model import Model
 from flaxbert.serve.engines.base import Engine
-from flaxbert.serve.engines.exported_engine import FORMATS, ExportedEngine
+from flaxbert.serve.engines.exported_engine import ExportedEngine
 from flaxbert.serve.engines.jax_engine import JaxEngine
 from flaxbert.serve.functions import Function
 from flaxbert.serve.shapes import Shape, ShapePlan
@@ -25,7 +26,7 @@ from flaxbert.serve.shapes import Shape, ShapePlan
 _LOG = logging.getLogger("flaxbert.serve")
 
 JAX, AUTO = "jax", "auto"
-ENGINES = (JAX, *FORMATS, AUTO)
+ENGINES = (JAX, *ENGINE_FORMATS, AUTO)
 """Names of engines."""
 
 _ROUNDS = 5
@@ -56,7 +57,7 @@ def open_engine(
         raise ConfigError(f"Unknown engine '{name}'; choose {', '.join(ENGINES)}.{nearest(name, ENGINES)}")
     if name == JAX:
         return JaxEngine(model, functions, plan)
-    if name in FORMATS:
+    if name in ENGINE_FORMATS:
         return ExportedEngine(name, model, functions, plan, digest)
     return _fastest(model, functions, plan, digest)
 
@@ -65,7 +66,10 @@ def candidates() -> list[str]:
     """Returns the engines that could run a model here; on accelerators only JAX."""
     if jax.default_backend() != "cpu":
         return [JAX]
-    return [JAX, *(name for name in FORMATS if importlib.util.find_spec(name) and importlib.util.find_spec("onnx"))]
+    return [
+        JAX,
+        *(name for name in ENGINE_FORMATS if importlib.util.find_spec(name) and importlib.util.find_spec("onnx")),
+    ]
 
 
 def _shapes(plan: ShapePlan) -> list[Shape]:

@@ -1,0 +1,122 @@
+"""A model in ONNX Runtime or OpenVINO predicts what it predicts on JAX; its files are kept; nothing stale is computed with."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+import flaxbert
+from flaxbert.cli.main import main
+from flaxbert.errors import ConfigError
+from flaxbert.evaluation.predict import predict_lines
+from flaxbert.export import in_engine, running
+from flaxbert.transforms import quantize
+from flaxbert.weights.sentence_transformers import SentencePooling
+from tests.helpers import slow_unless
+from tests.serve.conftest import BASE
+from tests.weights.tiny import write_tiny
+
+TEXTS = ["a film", "the film was good the film was good", "good", "a a a the was", "film"] * 3
+TASKS = ("sequence-classification", "token-classification", "question-answering", "fill-mask", "sentence-similarity")
+CASES = [(engine, task) for engine in running.ENGINE_FORMATS for task in TASKS]
+BOUND = 1e-4
+
+
+def write(folder, task="sequence-classification"):
+    labels = BASE.labels if "classification" in task else ()
+    return write_tiny(folder, task, BASE.replace(labels=labels, num_labels=3 if labels else 2))
+
+
+def outputs(model):
+    """Everything that goes through the network for texts, as arrays."""
+    if model.task == "sentence-similarity":
+        return [model.encode(TEXTS), model.encode(TEXTS, prompt="a film ")]
+    pairs = TEXTS[::-1] if model.task == "question-answering" else None
+    return list(model.predict_logits(TEXTS, pairs, batch_size=4))
+
+
+@pytest.mark.parametrize(("name", "task"), slow_unless(lambda case: case in (CASES[0], CASES[9]), CASES, several=True))
+def test_an_engine_predicts_what_jax_predicts(name, task, tmp_path):
+    model = flaxbert.load(write(tmp_path / "model", task), task=task)
+    if task == "sentence-similarity":
+        model = model.replace(pooling=SentencePooling(("mean", "max"), include_prompt=False))
+    other = in_engine(model, name)
+    for expected, found in zip(outputs(model), outputs(other), strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=BOUND * max(1.0, float(np.abs(expected).max())))
+    if task in TASKS[:2]:
+        assert [str(one) for one in other.predict(TEXTS)] != [str(one) for one in other.predict(TEXTS[::-1])]
+        assert len(other.predict(TEXTS)) == len(TEXTS)
+        assert other.predict([]) == []
+
+
+def test_the_engine_is_what_computes_and_batches_are_not_padded_to_shapes(tmp_path):
+    model = flaxbert.load(write(tmp_path / "model"))
+    shapes, other = [], in_engine(model, "onnxruntime")
+    run = other.engine
+
+    def watched(batch):
+        shapes.append(batch["input_ids"].shape)
+        return run(batch)
+
+    watching = other.replace(engine=watched)
+    watching.predict(TEXTS[:3], batch_size=8)
+    assert sum(rows for rows, _ in shapes) == 3
+    assert max(length for _, length in shapes) == len(model.tokenizer(TEXTS[1])["input_ids"])
+
+
+def test_other_parameters_are_not_computed_by_the_engine_of_the_old_ones(tmp_path):
+    model = in_engine(flaxbert.load(write(tmp_path / "model")), "onnxruntime")
+    assert model.replace(params=quantize(model.params)[0]).engine is None
+    assert model.with_execution(precision="bfloat16").engine is None
+    assert model.replace(tokenizer=model.tokenizer).engine is model.engine
+
+
+def test_an_unknown_engine_is_refused(tmp_path):
+    model = flaxbert.load(write(tmp_path / "model"))
+    with pytest.raises(ConfigError, match=r"Unknown engine 'openvin'; choose onnxruntime, openvino\..*openvino"):
+        in_engine(model, "openvin")
+
+
+def predict(*words):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return main(["predict", *words])
+
+
+def test_the_command_keeps_the_files_and_says_what_jax_says(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FLAXBERT_COMPILATION_CACHE", str(tmp_path / "cache"))
+    folder = str(write(tmp_path / "model"))
+    words = (folder, "--text", json.dumps(TEXTS[:3]), "--format", "jsonl")
+    assert predict(*words) == 0
+    expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for _ in range(2):
+        assert predict(*words, "--engine", "onnxruntime") == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["label"] for line in found] == [line["label"] for line in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=BOUND)
+    (kept,) = (tmp_path / "cache" / running.CACHE_FOLDER).iterdir()
+    assert (kept / "model.onnx").stat().st_size > 1000
+
+
+def test_an_interrupted_file_is_not_gone_on_with_by_another_engine(tmp_path, capsys, monkeypatch):
+    folder, source, output = write(tmp_path / "model"), tmp_path / "texts.csv", tmp_path / "out.jsonl"
+    source.write_text("text\n" + "\n".join(TEXTS) + "\n", encoding="utf-8")
+    words = (str(folder), "--input", str(source), "--output", str(output), "--chunk_rows", "4", "--format", "jsonl")
+
+    def fails_in_the_second_part(*arguments, **options):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return predict_lines(*arguments, **options)
+
+    calls = []
+    with monkeypatch.context() as patched:
+        patched.setattr("flaxbert.evaluation.bulk.predict_lines", fails_in_the_second_part)
+        assert predict(*words) != 0
+    assert predict(*words, "--engine", "onnxruntime") != 0
+    assert "other identity" in capsys.readouterr().err
+    assert predict(*words) == 0
+    assert len(output.read_text(encoding="utf-8").splitlines()) == len(TEXTS)
