@@ -77,7 +77,7 @@ def _infer(settings: Settings, model: Any) -> Callable[[], float]:
     if engine in ("openvino", "onnxruntime"):
         from flaxbert.export import in_engine
 
-        run = in_engine(model, engine).engine
+        run: Any = in_engine(model, engine).engine
         return lambda: float(run(batch).logits[0, 0])
     params = jax.device_put(model.params)
 

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from flaxbert.cli.engine import EngineName, computed_by
 from flaxbert.config import AttentionName, DataConfig, PrecisionName, TaskConfig
 
 
@@ -14,6 +15,7 @@ def run(
     batch_size: int = 32,
     precision: PrecisionName = "float32",
     attention: AttentionName = "auto",
+    engine: EngineName = "jax",
     offline: bool = False,
 ) -> int:
     """Scores a model on labelled examples: its task's metrics with an interval, and the scores per label.
@@ -27,6 +29,7 @@ def run(
       batch_size: Most texts computed together.
       precision: Type that the matrix products are computed in.
       attention: Attention implementation.
+      engine: What computes: jax, or on CPU the exported model in onnxruntime or openvino (extras onnx, openvino); its files are kept in the compile cache.
       offline: Never contact the hub.
 
     Returns:
@@ -42,6 +45,7 @@ def run(
     if output:
         require_folder(pathlib.Path(output))
     loaded = flaxbert.load(model, precision=precision, attention=attention, offline=offline)
+    loaded = computed_by(engine, loaded, model, precision)
     result = score_model(loaded, data, examples or data.validation, batch_size=batch_size, options=task)
     print(result.to_text())
     if output:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from flaxbert.cli.engine import EngineName, computed_by
 from flaxbert.config import AttentionName, PrecisionName, TaskConfig
 
 
@@ -23,7 +24,7 @@ def run(
     max_length: int = 0,
     precision: PrecisionName = "float32",
     attention: AttentionName = "auto",
-    engine: Literal["jax", "onnxruntime", "openvino"] = "jax",
+    engine: EngineName = "jax",
     offline: bool = False,
 ) -> int:
     """Makes the predictions of a model's task for texts, or embeds them by a sentence model.
@@ -78,8 +79,7 @@ def predict(load: Callable[..., Any], options: Mapping[str, Any]) -> int:
     if bool(text) == bool(source):
         read_texts(text, source, **columns)
     loaded = load(options["model"], **{name: options[name] for name in ("precision", "attention", "offline")})
-    if options["engine"] != "jax":
-        loaded = _in_engine(loaded, options)
+    loaded = computed_by(options["engine"], loaded, options["model"], options["precision"])
     config = DataConfig(**columns, label_column="", format=options["data_format"])
     if source and options["output"] and not options["text_pair"] and can_be_cut(loaded, source, config):
         return _predict_in_parts(loaded, config, options)
@@ -94,15 +94,6 @@ def predict(load: Callable[..., Any], options: Mapping[str, Any]) -> int:
     )
     write_lines(lines, options["output"])
     return 0
-
-
-def _in_engine(loaded: Any, options: Mapping[str, Any]) -> Any:
-    from flaxbert.evaluation.bulk import identity_of
-    from flaxbert.export import in_engine
-    from flaxbert.weights.hub import resolve
-
-    words = identity_of(resolve(options["model"], offline=True))
-    return in_engine(loaded, options["engine"], digest=" ".join([*words, str(options["precision"])]))
 
 
 def _predict_in_parts(loaded: Any, config: Any, options: Mapping[str, Any]) -> int:

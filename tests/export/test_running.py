@@ -120,3 +120,18 @@ def test_an_interrupted_file_is_not_gone_on_with_by_another_engine(tmp_path, cap
     assert "other identity" in capsys.readouterr().err
     assert predict(*words) == 0
     assert len(output.read_text(encoding="utf-8").splitlines()) == len(TEXTS)
+
+
+def test_examples_are_scored_in_another_engine(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FLAXBERT_COMPILATION_CACHE", str(tmp_path / "cache"))
+    folder, source = str(write(tmp_path / "model")), tmp_path / "dev.csv"
+    labels = flaxbert.load(folder).config.labels
+    rows = [f"{text},{labels[number % len(labels)]}" for number, text in enumerate(TEXTS)]
+    source.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    shown = []
+    for engine in ("jax", "onnxruntime"):
+        assert main(["evaluate", folder, "--examples", str(source), "--engine", engine]) == 0
+        shown.append(capsys.readouterr().out)
+    assert "accuracy" in shown[0]
+    assert shown[0] == shown[1]
+    assert (tmp_path / "cache" / running.CACHE_FOLDER).is_dir()
