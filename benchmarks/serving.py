@@ -361,6 +361,8 @@ def main() -> None:
                         turn = asyncio.run(_turn(server, bodies[server.name], expected, count, seconds))
                         if number:
                             results.setdefault((server.name, count), []).append(turn)
+                            told = f"round {number} of {arguments.rounds}, {count} clients"
+                            print(f"{told}: {server.name} {turn.rate:.1f} requests/s", flush=True)
             names = [server.name for server in servers]
     lines = [*table(results, names, arguments.clients), "", *at_equal_p99(results, names, arguments.clients)]
     print("\n".join(lines))
