@@ -25,7 +25,7 @@ def options_of(folder, output, **changes):
     defaults = {
         "model": str(folder), "text": (), "text_pair": (), "input": "", "output": str(output), "text_column": "text",
         "text_pair_column": "", "data_format": "", "task": TaskConfig(), "format": "jsonl", "batch_size": 4,
-        "max_length": 0, "precision": "float32", "attention": "auto", "offline": True, "chunk_rows": 8192,
+        "max_length": 0, "precision": "float32", "attention": "auto", "engine": "jax", "offline": True, "chunk_rows": 8192,
     }  # fmt: skip
     return {**defaults, **changes}
 
