@@ -26,6 +26,9 @@ TASK_HEADS: dict[str, tuple[str, ...]] = {
 FIRST_TOKEN_TASKS = frozenset({"sequence-classification", "next-sentence-prediction", "multiple-choice"})
 """Tasks whose heads read the vector of the first token only; the last block need not finish the others."""
 
+TOKEN_SCORES = frozenset({"fill-mask", "pretraining", "replaced-token-detection", "late-interaction"})
+"""Tasks that make no predictions of texts, whose heads say something of every token."""
+
 PIPELINE_TAGS: dict[str, str] = {
     "sequence-classification": "text-classification",
     "token-classification": "token-classification",

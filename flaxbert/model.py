@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flaxbert import inference
-from flaxbert.architecture import TASK_HEADS, Execution, ModelConfig, resolve_task
+from flaxbert.architecture import TASK_HEADS, TOKEN_SCORES, Execution, ModelConfig, resolve_task
 from flaxbert.config import TaskConfig
 from flaxbert.core.arrays import Params
 from flaxbert.core.host_memory import place_on_device
@@ -178,7 +178,7 @@ class Model:
         if not TASK_HEADS[self.task]:
             raise ConfigError(f"A model for '{self.task}' has no head; load it with task='sequence-classification'.")
         task = find_task(self.task)
-        per_token = self.task in ("fill-mask", "pretraining") if task is None else task.scores_tokens
+        per_token = self.task in TOKEN_SCORES if task is None else task.scores_tokens
         rows = self.run_texts(texts, pairs, inference.logits_of, batch_size, max_length, per_token, truncation)
         if per_token:
             return rows

@@ -45,7 +45,7 @@ def run(
     if output:
         require_folder(pathlib.Path(output))
     loaded = flaxbert.load(model, precision=precision, attention=attention, offline=offline)
-    loaded = computed_by(engine, loaded, model, precision)
+    loaded = computed_by(engine, loaded, model)
     result = score_model(loaded, data, examples or data.validation, batch_size=batch_size, options=task)
     print(result.to_text())
     if output:

@@ -45,7 +45,7 @@ def run(
       max_length: Most tokens of a text; 0 takes the model's maximum.
       precision: Type that the matrix products are computed in.
       attention: Attention implementation.
-      engine: What computes: jax, or on CPU the exported model in onnxruntime or openvino (extras onnx, openvino), which run int8 faster; its files are kept in the compile cache.
+      engine: What computes: jax, or on CPU the exported model in onnxruntime or openvino (extras onnx, openvino); OpenVINO runs static int8 fastest. The files are kept in the compile cache.
       offline: Never contact the hub.
 
     Returns:
@@ -79,13 +79,12 @@ def predict(load: Callable[..., Any], options: Mapping[str, Any]) -> int:
     if bool(text) == bool(source):
         read_texts(text, source, **columns)
     loaded = load(options["model"], **{name: options[name] for name in ("precision", "attention", "offline")})
-    loaded = computed_by(options["engine"], loaded, options["model"], options["precision"])
     config = DataConfig(**columns, label_column="", format=options["data_format"])
     if source and options["output"] and not options["text_pair"] and can_be_cut(loaded, source, config):
         return _predict_in_parts(loaded, config, options)
     examples = read_inputs(loaded, text, source, config, pairs=options["text_pair"], options=task)
     lines = predict_lines(
-        loaded,
+        computed_by(options["engine"], loaded, options["model"]),
         examples,
         format=options["format"],
         batch_size=options["batch_size"],
@@ -112,6 +111,7 @@ def _predict_in_parts(loaded: Any, config: Any, options: Mapping[str, Any]) -> i
         str(options["precision"]),
         str(options["engine"]),
     ]
+    loaded = computed_by(options["engine"], loaded, options["model"])
     bulk = Bulk(loaded, options["input"], options["output"], config, words, options["chunk_rows"], identity)
     bulk.run(lambda line: print(line, file=sys.stderr, flush=True))
     return 0

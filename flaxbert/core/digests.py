@@ -50,6 +50,18 @@ def digest_file(path: pathlib.Path, *, flush_to_disk: bool = False) -> FileDiges
         return FileDigest(size_bytes=file.tell(), sha256=digest)
 
 
+def digest_contents(folder: pathlib.Path, suffixes: tuple[str, ...]) -> str:
+    """Returns one SHA-256 of names and contents of the files below a folder that end in one of some suffixes.
+
+    Args:
+      folder: The folder.
+      suffixes: Ends of names, for example ``.safetensors``.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.suffix in suffixes and file.is_file())
+    lines = [f"{file.relative_to(folder).as_posix()} {digest_file(file).sha256}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def flush_folder(folder: pathlib.Path) -> None:
     """Brings the names in a folder to the disk, so that they survive a loss of power.
 

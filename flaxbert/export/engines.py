@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import pathlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -99,9 +100,13 @@ def open_openvino(file: pathlib.Path, *, precision: str = "f32", num_threads: in
         entry.get_names() for entry in compiled.outputs
     ]  # an output has its own name and that of the node that it ends
 
+    one_at_a_time = threading.Lock()  # a compiled model has one request, whose outputs it writes over
+
     def run(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        results = compiled({name: np.asarray(batch[name], np.int64) for name in inputs})
-        arrays = [np.array(results[place]) for place in range(len(names))]  # the engine writes over its own next time
-        return {name: array for known, array in zip(names, arrays, strict=True) for name in known}
+        arrays = {name: np.asarray(batch[name], np.int64) for name in inputs}
+        with one_at_a_time:
+            results = compiled(arrays)
+            outputs = [np.array(results[place]) for place in range(len(names))]
+        return {name: array for known, array in zip(names, outputs, strict=True) for name in known}
 
     return run

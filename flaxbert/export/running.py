@@ -2,9 +2,12 @@
 
 import hashlib
 import importlib.metadata
+import logging
+import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +16,7 @@ import numpy as np
 from flaxbert.core.processor import multiplies_bfloat16, sums_bytes_exactly
 from flaxbert.core.runtime import compilation_cache_folder
 from flaxbert.core.trees import computes_in_int8
-from flaxbert.errors import ConfigError, nearest
+from flaxbert.errors import ConfigError, ShapeError, nearest
 from flaxbert.export import engines
 from flaxbert.export.export import ExportOptions, export_model
 from flaxbert.model import Model
@@ -24,6 +27,12 @@ ENGINE_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 CACHE_FOLDER = "served-exports"
 """Folder of the compile cache in which exported files are kept."""
+
+MOST_KEPT = 32
+"""Exported models that are kept."""
+
+_LEFT_SECONDS = 86_400.0
+_LOG = logging.getLogger("flaxbert.export")
 
 
 def require_engine(name: str) -> None:
@@ -66,6 +75,7 @@ def open_exported(name: str, model: Model, digest: str = "") -> engines.Engine:
     kept = _kept_folder(name, model, digest)
     if kept is not None and kept.is_dir():
         try:
+            os.utime(kept)
             return _open(name, model, kept)
         except Exception:  # noqa: BLE001  a file that was kept and can not be opened is made anew
             shutil.rmtree(kept, ignore_errors=True)
@@ -89,6 +99,7 @@ def in_engine(model: Model, name: str, digest: str = "") -> Model:
       ConfigError: There is no such engine.
       DependencyError: A package of the extra ``onnx`` or ``openvino`` is missing.
       WeightsError: The exported graph does not compute what the model does.
+      ShapeError: (When called) an input is longer than the model's positions.
 
     Example:
       >>> in_engine(load("MODEL-int8"), "openvino").predict(["A fine film."])  # doctest: +SKIP
@@ -96,6 +107,11 @@ def in_engine(model: Model, name: str, digest: str = "") -> Model:
     run = open_exported(name, model, digest)
 
     def engine(batch: Mapping[str, Any]) -> ModelOutput:
+        length, limit = batch["input_ids"].shape[-1], model.config.max_length
+        if length > limit:
+            raise ShapeError(
+                f"An input of {length} tokens is longer than the {limit} positions of the model; truncate it."
+            )
         return to_output(run({"token_type_ids": np.zeros_like(batch["input_ids"]), **batch}))
 
     return model.replace(engine=engine)
@@ -117,8 +133,8 @@ def _kept_folder(name: str, model: Model, digest: str) -> pathlib.Path | None:
     cache = compilation_cache_folder()
     if cache is None or not digest:
         return None
-    versions = [importlib.metadata.version(package) for package in ("flaxbert", name)]
-    words = [name, digest, model.task, str(_options(name, model)), *versions]
+    versions = [importlib.metadata.version(package) for package in ("flaxbert", "onnx", name)]
+    words = [name, digest, model.task, str(model.config), str(_options(name, model)), *versions]
     parent = cache / CACHE_FOLDER
     parent.mkdir(mode=0o700, exist_ok=True)
     return parent / hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
@@ -133,7 +149,8 @@ def _export(name: str, model: Model, kept: pathlib.Path | None) -> engines.Engin
     work = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=None if kept is None else kept.parent))
     try:
         made = work / "model"
-        export_model(model, made, _options(name, model))
+        for notice in export_model(model, made, _options(name, model)).notices:
+            _LOG.warning("%s", notice)
         if kept is None:
             return _open(name, model, made)
         try:
@@ -141,9 +158,20 @@ def _export(name: str, model: Model, kept: pathlib.Path | None) -> engines.Engin
         except OSError:  # another process was faster
             if not kept.is_dir():
                 raise
+        _prune(kept.parent)
         return _open(name, model, kept)
     finally:
         shutil.rmtree(work, ignore_errors=True)  # an open engine has read what it needs
+
+
+def _prune(parent: pathlib.Path) -> None:
+    """Deletes what was not used for longest, and what interrupted processes left; an open engine has read its files."""
+    for left in parent.glob(".export-*"):
+        if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    folders = sorted((folder.stat().st_mtime, folder) for folder in parent.iterdir() if not folder.name.startswith("."))
+    for _, folder in folders[:-MOST_KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(name: str, model: Model, folder: pathlib.Path) -> engines.Engine:

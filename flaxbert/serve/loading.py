@@ -12,7 +12,7 @@ import numpy as np
 
 from flaxbert.architecture import ModelConfig
 from flaxbert.config import BatchingConfig
-from flaxbert.core.digests import digest_file
+from flaxbert.core.digests import digest_contents, digest_file
 from flaxbert.core.runtime import num_threads
 from flaxbert.core.trees import computes_in_int8
 from flaxbert.errors import ConfigError
@@ -231,6 +231,8 @@ def load_served(spec: ModelSpec, located: Located, options: EngineOptions) -> Se
 
 def _digest_of(folder: pathlib.Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
+    if len(files) > 1:  # a model in shards
+        return digest_contents(folder, (".safetensors",))
     return digest_file(files[0]).sha256 if files else ""
 
 
