@@ -82,7 +82,7 @@ class PooledVectors:
         del params
         if output.last_hidden_state is None:
             raise ConfigError(
-                "A model of this task, or its engine, keeps no vectors of all tokens; for sentence vectors load its folder with "
+                "A model of this task (or its engine) keeps no vectors of all tokens; for sentence vectors load its folder with "
                 "task='sentence-similarity'."
             )
         mask = batch["attention_mask"]

@@ -97,7 +97,7 @@ def test_encode_pools_and_normalises(tmp_path):
 
 
 def test_encode_by_a_classifier_says_how_the_folder_is_loaded_for_it(model):
-    with pytest.raises(ConfigError, match=r"first token alone.*task='sentence-similarity'"):
+    with pytest.raises(ConfigError, match=r"keeps no vectors of all tokens.*task='sentence-similarity'"):
         model.encode(TEXTS)
 
 

@@ -7,7 +7,7 @@ import pytest
 import flaxbert
 from flaxbert.config import BatchingConfig
 from flaxbert.errors import ConfigError, ShapeError
-from flaxbert.export import running
+from flaxbert.export import ExportResult, running
 from flaxbert.serve.engines import choose
 from flaxbert.serve.engines.exported_engine import ExportedEngine
 from flaxbert.serve.engines.jax_engine import JaxEngine
@@ -96,7 +96,7 @@ def test_an_int8_model_is_exported_in_int8(tmp_path):
 
 @pytest.mark.parametrize("has_units", [False, True])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
-def test_openvino_computes_in_bfloat16_where_that_costs_nothing(tmp_path, monkeypatch, kind, has_units):
+def test_openvino_computes_in_bfloat16_where_that_costs_nothing(tmp_path, monkeypatch, caplog, kind, has_units):
     model = load(tmp_path, "sequence-classification")
     if kind == "int8":
         model = model.replace(params=quantize(model.params)[0])
@@ -110,8 +110,9 @@ def test_openvino_computes_in_bfloat16_where_that_costs_nothing(tmp_path, monkey
         return lambda batch: {}
 
     monkeypatch.setattr(running.engines, "open_openvino", open_openvino)
-    monkeypatch.setattr(running, "export_model", lambda model, folder, options: None)
+    monkeypatch.setattr(running, "export_model", lambda model, folder, options: ExportResult((), (), ("a notice",)))
     running.open_exported("openvino", model)
+    assert [record.message for record in caplog.records if record.name == "flaxbert.export"] == ["a notice"]
     assert asked == ["bf16" if has_units and kind != "float32" else "f32"]
 
 
