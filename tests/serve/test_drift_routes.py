@@ -156,6 +156,7 @@ def test_a_folder_is_compared_with_its_first_examples(watched):
 
 def test_raw_scores_are_no_confidences(watched):
     url, texts, _ = watched
+    feed(url, texts, "plain")
     before = measures(url, "plain")["confidence"]["observed"]
     answer = httpx2.post(
         f"{url}/models/plain/predict", json={"inputs": [[text] for text in texts[:32]], "raw_scores": True}
