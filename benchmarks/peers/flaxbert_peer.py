@@ -1,18 +1,13 @@
 """flaxbert itself: training steps as ``flaxbert finetune`` runs them, inference as ``Model.apply`` does."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.settings import Settings, serve
 
-PRECISIONS = {
-    "f32": "float32",
-    "bf16": "bfloat16",
-    "int8": "float32",
-    "int8-static": "float32",
-    "int8-static-openvino": "float32",
-    "int8-static-onnxruntime": "float32",
-}
+PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "int8": "float32"}
+"""Precision that a model is loaded in, by the first word of the variant."""
 
 
 def _train(settings: Settings, model: Any) -> Callable[[], float]:
@@ -133,7 +128,7 @@ def prepare(settings: Settings) -> tuple[Callable[[], float], dict[str, Any]]:
 
     import flaxbert
 
-    precision = PRECISIONS[settings.variant.partition("+")[0]]
+    precision = PRECISIONS[re.split(r"[+-]", settings.variant)[0]]
     task = "fill-mask" if settings.job == "pretrain" else "sequence-classification"
     model = flaxbert.load(settings.folder, task=task, precision=precision)
     step = {"train": _train, "pretrain": _pretrain, "infer": _infer, "label": _label}[settings.job](settings, model)

@@ -20,7 +20,7 @@ class BackendFlag:
     Attributes:
       name: Its name, with dashes.
       value: What it is set to.
-      reason: What it does for training.
+      reason: What it does.
       source: Where that is said.
       versions: Starts of the versions of the backend's package that it was tried with.
       feature: What the processor must have, as Linux names it, for the flag to be of use; empty: nothing.

@@ -1,5 +1,6 @@
 """Models that compute in ONNX Runtime or OpenVINO: exported once, kept, opened, and used as any model is."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import logging
@@ -31,6 +32,7 @@ CACHE_FOLDER = "served-exports"
 MOST_KEPT = 32
 """Exported models that are kept."""
 
+_UNFINISHED = ".export-"
 _LEFT_SECONDS = 86_400.0
 _LOG = logging.getLogger("flaxbert.export")
 
@@ -74,8 +76,9 @@ def open_exported(name: str, model: Model, digest: str = "") -> engines.Engine:
     require_engine(name)
     kept = _kept_folder(name, model, digest)
     if kept is not None and kept.is_dir():
-        try:
+        with contextlib.suppress(OSError):  # the time of use of files that can not be written stays as it is
             os.utime(kept)
+        try:
             return _open(name, model, kept)
         except Exception:  # noqa: BLE001  a file that was kept and can not be opened is made anew
             shutil.rmtree(kept, ignore_errors=True)
@@ -112,7 +115,7 @@ def in_engine(model: Model, name: str, digest: str = "") -> Model:
             raise ShapeError(
                 f"An input of {length} tokens is longer than the {limit} positions of the model; truncate it."
             )
-        return to_output(run({"token_type_ids": np.zeros_like(batch["input_ids"]), **batch}))
+        return to_output(run(batch))
 
     return model.replace(engine=engine)
 
@@ -146,7 +149,7 @@ def _options(name: str, model: Model) -> ExportOptions:
 
 
 def _export(name: str, model: Model, kept: pathlib.Path | None) -> engines.Engine:
-    work = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=None if kept is None else kept.parent))
+    work = pathlib.Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=None if kept is None else kept.parent))
     try:
         made = work / "model"
         for notice in export_model(model, made, _options(name, model)).notices:
@@ -166,11 +169,15 @@ def _export(name: str, model: Model, kept: pathlib.Path | None) -> engines.Engin
 
 def _prune(parent: pathlib.Path) -> None:
     """Deletes what was not used for longest, and what interrupted processes left; an open engine has read its files."""
-    for left in parent.glob(".export-*"):
-        if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
-    folders = sorted((folder.stat().st_mtime, folder) for folder in parent.iterdir() if not folder.name.startswith("."))
-    for _, folder in folders[:-MOST_KEPT]:
+    used = []
+    for folder in parent.iterdir():
+        with contextlib.suppress(OSError):  # another process deletes too
+            used.append((folder.stat().st_mtime, folder))
+    whole = sorted((last, folder) for last, folder in used if not folder.name.startswith(_UNFINISHED))
+    left = [
+        folder for last, folder in used if folder.name.startswith(_UNFINISHED) and time.time() - last > _LEFT_SECONDS
+    ]
+    for folder in (*left, *(folder for _, folder in whole[:-MOST_KEPT])):
         shutil.rmtree(folder, ignore_errors=True)
 
 
