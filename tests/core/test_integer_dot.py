@@ -8,10 +8,13 @@ from flaxbert.core.integer_dot import has_mixed_products, integer_dot
 from tests.helpers import slow_unless
 
 
-@pytest.fixture(params=["mixed", "signed"], autouse=True)
-def processor(request, monkeypatch):
+@pytest.fixture(params=["mixed", "signed"], autouse=True, scope="module")
+def processor(request):
     """Runs every test as on a processor with and without fast products of mixed bytes."""
-    monkeypatch.setattr(module, "has_mixed_products", lambda: request.param == "mixed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "has_mixed_products", lambda: request.param == "mixed")
+        jax.clear_caches()
+        yield
     jax.clear_caches()
 
 
