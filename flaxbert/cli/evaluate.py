@@ -29,7 +29,7 @@ def run(
       batch_size: Most texts computed together.
       precision: Type that the matrix products are computed in.
       attention: Attention implementation.
-      engine: What computes: jax, or on CPU the exported model in onnxruntime or openvino (extras onnx, openvino); its files are kept in the compile cache.
+      engine: What computes: jax, or on CPU the exported model in onnxruntime or openvino (extras onnx, openvino), auto the fastest of them; its files are kept in the compile cache.
       offline: Never contact the hub.
 
     Returns:
@@ -40,13 +40,16 @@ def run(
     configure()
     import flaxbert
     from flaxbert.evaluation.predict import require_folder
-    from flaxbert.evaluation.score import score_model
+    from flaxbert.evaluation.score import read_labelled, score_model
 
     if output:
         require_folder(pathlib.Path(output))
     loaded = flaxbert.load(model, precision=precision, attention=attention, offline=offline)
+    source = examples or data.validation
+    if engine != "jax":
+        read_labelled(loaded, data, source, task)  # their mistakes are told before a model is exported
     loaded = computed_by(engine, loaded, model)
-    result = score_model(loaded, data, examples or data.validation, batch_size=batch_size, options=task)
+    result = score_model(loaded, data, source, batch_size=batch_size, options=task)
     print(result.to_text())
     if output:
         result.write(output)

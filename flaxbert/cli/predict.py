@@ -45,7 +45,7 @@ def run(
       max_length: Most tokens of a text; 0 takes the model's maximum.
       precision: Type that the matrix products are computed in.
       attention: Attention implementation.
-      engine: What computes: jax, or on CPU the exported model in onnxruntime or openvino (extras onnx, openvino); OpenVINO runs static int8 fastest. The files are kept in the compile cache.
+      engine: What computes: jax, or on CPU the exported model in onnxruntime or openvino (extras onnx, openvino); auto measures those that are installed and remembers the fastest. The files are kept in the compile cache.
       offline: Never contact the hub.
 
     Returns:
@@ -111,7 +111,7 @@ def _predict_in_parts(loaded: Any, config: Any, options: Mapping[str, Any]) -> i
         str(options["precision"]),
         str(options["engine"]),
     ]
-    loaded = computed_by(options["engine"], loaded, options["model"])
     bulk = Bulk(loaded, options["input"], options["output"], config, words, options["chunk_rows"], identity)
+    bulk.model = computed_by(options["engine"], loaded, options["model"])
     bulk.run(lambda line: print(line, file=sys.stderr, flush=True))
     return 0

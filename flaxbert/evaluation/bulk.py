@@ -65,6 +65,9 @@ class Bulk:
       chunk_rows: Rows of a part.
       identity: What else says that an interrupted run was the same, such as the model's digest.
 
+    Attributes:
+      model: The model; another one that computes the same may take its place before ``run``.
+
     Raises:
       ConfigError: The output can not be written, or belongs to another run.
     """
@@ -81,7 +84,7 @@ class Bulk:
     ) -> None:
         if chunk_rows < 1:
             raise ConfigError(f"chunk_rows is {chunk_rows}, but a part has at least one row.")
-        self._model = model
+        self.model = model
         self._source = pathlib.Path(source)
         self._output = pathlib.Path(output)
         require_folder(self._output)
@@ -137,7 +140,7 @@ class Bulk:
 
     def _examples(self, table: Table) -> Any:
         if self._lines:
-            task = find_task(self._model.task) or TASKS["sequence-classification"]
+            task = find_task(self.model.task) or TASKS["sequence-classification"]
             return task.inputs(list(table.columns["text"]))
         return read_examples(table, self._config)
 
@@ -185,7 +188,7 @@ class Bulk:
         return rows
 
     def _write(self, number: int, table: Table) -> None:
-        lines = predict_lines(self._model, self._examples(table), **self._options)
+        lines = predict_lines(self.model, self._examples(table), **self._options)
         with whole_file(self._part(number)) as place, place.open("w", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
 

@@ -63,22 +63,34 @@ def random_batches(signature: Signature, seed: int = 0) -> list[dict[str, Int[np
     config, generator = signature.model.config, np.random.default_rng(seed)
     longest = min(config.max_length, LONGEST)
     shapes = dict.fromkeys([*((rows, min(length, longest)) for rows, length in SHAPES), (1, longest)])
-    batches = []
-    for rows, length in shapes:
-        shape = (rows, 2, length) if signature.model.task == "multiple-choice" else (rows, length)
-        ids = generator.integers(0, config.vocab_size, shape)
-        real = np.ones(shape, np.int64)
-        if rows > 1:
-            real[-1, ..., max(1, length // 2) :] = 0
-        ids = np.where(
-            real == 1, np.where(ids == config.pad_token_id, (ids + 1) % config.vocab_size, ids), config.pad_token_id
-        )
-        types = (np.arange(length) >= length // 2).astype(np.int64) * real
-        entities = np.zeros(shape, np.int64)
-        entities[..., 0], entities[..., min(1, length - 1)] = 1, 2
-        made = {"input_ids": ids, "attention_mask": real, "token_type_ids": types, "entity_mask": entities}
-        batches.append({name: made[name] for name in signature.inputs})
-    return batches
+    return [random_batch(signature, rows, length, generator) for rows, length in shapes]
+
+
+def random_batch(
+    signature: Signature, rows: int, length: int, generator: np.random.Generator
+) -> dict[str, Int[np.ndarray, "..."]]:
+    """Returns inputs with random words, the last of several rows half padded.
+
+    Args:
+      signature: The model as a function.
+      rows: Number of rows.
+      length: Tokens of each.
+      generator: Where the words come from.
+    """
+    config = signature.model.config
+    shape = (rows, 2, length) if signature.model.task == "multiple-choice" else (rows, length)
+    ids = generator.integers(0, config.vocab_size, shape)
+    real = np.ones(shape, np.int64)
+    if rows > 1:
+        real[-1, ..., max(1, length // 2) :] = 0
+    ids = np.where(
+        real == 1, np.where(ids == config.pad_token_id, (ids + 1) % config.vocab_size, ids), config.pad_token_id
+    )
+    types = (np.arange(length) >= length // 2).astype(np.int64) * real
+    entities = np.zeros(shape, np.int64)
+    entities[..., 0], entities[..., min(1, length - 1)] = 1, 2
+    made = {"input_ids": ids, "attention_mask": real, "token_type_ids": types, "entity_mask": entities}
+    return {name: made[name] for name in signature.inputs}
 
 
 def sample_batches(examples: TokenizedExamples, signature: Signature) -> list[dict[str, Int[np.ndarray, "..."]]]:
