@@ -1,10 +1,11 @@
 """Routes that read JSON strictly: no NaN, no lone surrogates, no endless nesting."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
+import pydantic
 from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
@@ -36,6 +37,52 @@ class StrictRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            return await handler(_StrictRequest(request.scope, request.receive))
+            own = _StrictRequest(request.scope, request.receive)
+            return await self.answer_directly(own) or await handler(own)
 
         return strict
+
+    async def answer_directly(self, request: Request) -> Response | None:
+        """Returns an answer without FastAPI's reading of arguments, or None to let it read them and say what is wrong.
+
+        Args:
+          request: The request.
+        """
+        del request
+
+
+def direct_route(
+    schema: type[pydantic.BaseModel],
+    answer: Callable[[Any, Request], Awaitable[Response]],
+    ready: Callable[[Request], Awaitable[None]],
+) -> type[StrictRoute]:
+    """Returns a class of routes for one body of JSON.
+
+    A body that fits goes straight to what answers it. Reading arguments as FastAPI does takes a tenth of what the event loop does for a
+    request; it is left for bodies that do not fit, so that mistakes are told as everywhere.
+
+    Args:
+      schema: The body.
+      answer: Answers it.
+      ready: Is awaited before; what the route's dependencies are awaited for.
+    """
+
+    class DirectRoute(StrictRoute):
+        """A route for this body."""
+
+        async def answer_directly(self, request: Request) -> Response | None:
+            """See ``StrictRoute.answer_directly``.
+
+            Args:
+              request: The request.
+            """
+            if request.headers.get("content-type") != "application/json":
+                return None
+            try:
+                body = schema.model_validate(await request.json())
+            except (json.JSONDecodeError, pydantic.ValidationError):
+                return None
+            await ready(request)
+            return await answer(body, request)
+
+    return DirectRoute

@@ -10,7 +10,7 @@ from flaxbert.serve.api import Api
 from flaxbert.serve.endpoints import ENDPOINTS, Endpoint, as_list
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.operations import text
-from flaxbert.serve.strict_json import StrictRoute
+from flaxbert.serve.strict_json import StrictRoute, direct_route
 from flaxbert.weights.sentence_transformers import SentencePooling
 
 
@@ -27,8 +27,14 @@ def add_endpoint(router: APIRouter, api: Api, endpoint: Endpoint) -> None:
         job = endpoint.read(body, api.truncation)
         return api.send(request, await api.perform_for(request, job, endpoint.suits))
 
-    name = endpoint.name.replace("-", "_")
-    router.add_api_route(f"/{endpoint.name}", answer, methods=["POST"], summary=endpoint.summary, name=name)
+    router.add_api_route(
+        f"/{endpoint.name}",
+        answer,
+        methods=["POST"],
+        summary=endpoint.summary,
+        name=endpoint.name.replace("-", "_"),
+        route_class_override=direct_route(endpoint.schema, answer, api.when_loaded),
+    )
 
 
 def add_tokens(router: APIRouter, api: Api) -> None:
