@@ -34,8 +34,8 @@ class Outcome:
     """What is kept of the answer of a request.
 
     Attributes:
-      labels: The labels that its texts got.
-      confidences: Score of the best label of each text.
+      labels: The labels that its texts got, or words of them.
+      confidences: Score of the best label of each text, of each entity, of the best answer or the best word.
     """
 
     labels: Sequence[str]

@@ -4,6 +4,7 @@ import logging
 import re
 
 import httpx2
+import jax
 import numpy as np
 import pytest
 
@@ -13,9 +14,15 @@ from flaxbert.data.fingerprint import fingerprint
 from flaxbert.data.tokenization import tokenize
 from flaxbert.registry import Registry
 from flaxbert.serve.app import make_app
+from flaxbert.serve.functions import functions_of
 from flaxbert.serve.loading import parse_specs
+from flaxbert.serve.operations.spans import tag
+from flaxbert.serve.operations.work import Subject
+from flaxbert.serve.tokenizers import TokenizerPool
+from tests.serve.conftest import BASE
 from tests.serve.running import SMALL, running
 from tests.serve.test_fleet import wait_for, write_version
+from tests.weights.tiny import random_params, write_tiny
 
 NUM_TEXTS, AT_ONCE = 192, 32
 CONFIG = DriftConfig(
@@ -182,3 +189,70 @@ def test_a_mistake_in_watching_breaks_no_request(watched, monkeypatch, caplog):
 def test_a_model_that_is_not_there_is_said(watched):
     url, _, _ = watched
     assert httpx2.get(f"{url}/models/flim/drift").status_code == 404
+
+
+@pytest.fixture(scope="module")
+def spans(tmp_path_factory):
+    """A server with a tagger whose fingerprint tells the tags of its training words, a model of answers and one of masks; texts and their tags."""
+    folder = tmp_path_factory.mktemp("spans")
+    for task in ("token-classification", "question-answering", "fill-mask"):
+        labels = ("O", "B-PER", "I-PER", "B-LOC") if task == "token-classification" else ()
+        config = BASE.replace(labels=labels, num_labels=len(labels) or 2)
+        model = flaxbert.load(write_tiny(folder / task, task, config), task=task)
+        params = jax.tree.map(lambda leaf: 20 * leaf if leaf.ndim > 1 else leaf, random_params(config, task, 5))
+        model.replace(params=params).save(folder / task, overwrite=True)
+    texts = texts_of(np.random.default_rng(0), 300)
+    tagger = flaxbert.load(folder / "token-classification")
+    tags = [tag for text in tagger.predict(texts) for tag in text.tags]
+    counts = {name: tags.count(name) for name in tagger.config.label_names}
+    assert sum(count > len(tags) / 10 for count in counts.values()) >= 2, counts
+    features = tokenize(tagger.tokenizer, texts, max_length=32)
+    data = fingerprint(features, tagger.tokenizer.unk_token_id, counts, "texts", [texts])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLAXBERT_REGISTRY", str(folder / "registry"))
+        Registry().add("tagger", folder / "token-classification", metrics={"f1": 0.5}, data=data)
+        Registry().promote("tagger:1")
+        words = ("registry:tagger", f"answers={folder / 'question-answering'}", f"masks={folder / 'fill-mask'}")
+        with running(make_app(parse_specs(words), engine=SMALL, drift=CONFIG)) as url:
+            yield url, texts, tagger
+
+
+def ask(url, path, bodies):
+    with httpx2.Client(timeout=60) as client:
+        for body in bodies:
+            answer = client.post(f"{url}/models/{path}", json=body)
+            assert answer.status_code == 200, answer.text
+
+
+def test_tags_of_words_are_compared_with_those_of_training(spans):
+    url, texts, tagger = spans
+    ask(url, "tagger/ner", [{"inputs": texts[start : start + AT_ONCE]} for start in range(0, 192, AT_ONCE)])
+    found = measures(url, "tagger")
+    assert found["labels"]["origin"] == "training"
+    assert found["labels"]["observed"] == pytest.approx(found["labels"]["reference"], abs=0.15)
+    assert found["confidence"]["observed"] > 0.0
+    assert alerts(url, "tagger") == set()
+    ask(url, "tagger/ner", [{"inputs": ["film"] * AT_ONCE}] * 6)
+    assert "labels" in alerts(url, "tagger")
+    assert max(measures(url, "tagger")["labels"]["observed"].values()) == 1.0
+
+
+@pytest.mark.parametrize(("words", "watched"), [(1, 1), (8, 8), (9, 5), (16, 8), (23, 8)])
+def test_of_a_long_text_some_words_are_watched(spans, words, watched):
+    _, _, tagger = spans
+    subject = Subject(tagger, functions_of(tagger), TokenizerPool(tagger.tokenizer, 1), 32)
+    work = tag(subject, [" ".join(["film"] * words)])
+    answer = work.finish([np.zeros((row.length, 4), np.float32) for row in work.rows])
+    assert work.outcome(answer).labels == ["O"] * watched
+
+
+def test_scores_of_answers_and_words_are_watched(spans):
+    url, texts, _ = spans
+    pairs = [{"inputs": {"question": "film", "context": text}} for text in texts[:8]]
+    ask(url, "answers/qa", pairs)
+    assert 0.0 < measures(url, "answers")["confidence"]["observed"] <= 1.0
+    assert measures(url, "answers")["confidence"]["num_examples"] == 8
+    ask(url, "masks/fill-mask", [{"inputs": f"{text} [MASK]"} for text in texts[:5]])
+    ask(url, "masks/fill-mask", [{"inputs": "a [MASK]", "parameters": {"targets": ["film"]}}])
+    assert measures(url, "masks")["confidence"]["num_examples"] == 5
+    assert "labels" not in measures(url, "masks")

@@ -93,6 +93,8 @@ def watched_labels(subject: Subject) -> Sequence[str]:
       subject: The model.
     """
     config = subject.model.config
+    if subject.model.task == "token-classification":
+        return config.label_names
     if subject.model.task not in SEQUENCE_TASKS or config.problem_type == "regression":
         return ()
     names = label_names(subject)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from flaxbert.serve.drift_windows import MOST_OF_A_REQUEST, Outcome
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.functions import MASKED, NUM_SLOTS
 from flaxbert.serve.operations.work import Subject, Truncation, Work, columns_of, encode
@@ -114,4 +115,8 @@ def fill_mask(
         with subject.tokenizers.borrow() as tokenizer:
             return [[words_of(results, tokenizer, *place) for place in several] for several in places]
 
-    return Work(MASKED, rows, finish, columns_of(texts))
+    def outcome(answer: list[list[list[dict[str, Any]]]]) -> Outcome:
+        return Outcome((), [words[0]["score"] for text in answer[:MOST_OF_A_REQUEST] for words in text])
+
+    # Of targets that the client chose, a low score says nothing of the text.
+    return Work(MASKED, rows, finish, columns_of(texts), None if targets else outcome)

@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 
 from flaxbert.config import TaskConfig
+from flaxbert.serve.drift_windows import MOST_OF_A_REQUEST, Outcome
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.functions import LOGITS
 from flaxbert.serve.operations.work import Subject, Work, columns_of, encode_task
 from flaxbert.tasks.registry import get_task
+
+WATCHED_WORDS = 8
+"""Words of a text whose tags are watched, spread over it: neighbours say the same, so that all would look like more than they tell."""
 
 
 def tag(subject: Subject, texts: Sequence[str]) -> Work:
@@ -32,8 +36,12 @@ def tag(subject: Subject, texts: Sequence[str]) -> Work:
     task = get_task("token-classification")
     encoded, rows = encode_task(subject, task.inputs(list(texts)))
 
+    watched: list[str] = []
+
     def finish(results: Sequence[np.ndarray]) -> list[list[dict[str, Any]]]:
         tagged = task.decode(encoded, results, subject.setting())
+        for text in tagged[:MOST_OF_A_REQUEST]:
+            watched.extend(text.tags[:: -(-len(text.tags) // WATCHED_WORDS) or 1])
         return [
             [
                 {"entity_group": e.label, "score": e.score, "word": e.text, "start": e.start, "end": e.end}
@@ -42,7 +50,10 @@ def tag(subject: Subject, texts: Sequence[str]) -> Work:
             for text in tagged
         ]
 
-    return Work(LOGITS, rows, finish, columns_of(texts))
+    def outcome(answer: list[list[dict[str, Any]]]) -> Outcome:
+        return Outcome(watched, [entity["score"] for text in answer[:MOST_OF_A_REQUEST] for entity in text])
+
+    return Work(LOGITS, rows, finish, columns_of(texts), outcome)
 
 
 def answer(
@@ -86,7 +97,10 @@ def answer(
         found = task.decode(encoded, results, subject.setting(options))
         return [_best(prediction, top_k, allow_none) for prediction in found]
 
-    return Work(LOGITS, rows, finish, columns_of(questions, contexts))
+    def outcome(answers: list[list[dict[str, Any]]]) -> Outcome:
+        return Outcome((), [several[0]["score"] for several in answers[:MOST_OF_A_REQUEST]])
+
+    return Work(LOGITS, rows, finish, columns_of(questions, contexts), outcome)
 
 
 def _best(prediction: Any, top_k: int, allow_none: bool) -> list[dict[str, Any]]:
