@@ -225,7 +225,7 @@ def ask(url, path, bodies):
 
 
 def test_tags_of_words_are_compared_with_those_of_training(spans):
-    url, texts, tagger = spans
+    url, texts, _ = spans
     ask(url, "tagger/ner", [{"inputs": texts[start : start + AT_ONCE]} for start in range(0, 192, AT_ONCE)])
     found = measures(url, "tagger")
     assert found["labels"]["origin"] == "training"
