@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,16 +19,35 @@ from flaxbert.train.step import Batch
 Leaves = dict[str, jax.Array]
 
 
+def _largest(fits: Callable[[jax.Array], jax.Array], num_bits: int) -> jax.Array:
+    """Returns the largest number of some bits that fits, where all smaller ones fit too; 0 always does."""
+
+    def narrow(place: jax.Array, found: jax.Array) -> jax.Array:
+        tried = found | (jnp.uint32(1) << (jnp.uint32(num_bits - 1) - place.astype(jnp.uint32)))
+        return jnp.where(fits(tried), tried, found)
+
+    return jax.lax.fori_loop(0, num_bits, narrow, jnp.uint32(0))
+
+
 def keep_largest(judged: Float[Array, "entries"], num_pruned: Int[Array, ""]) -> Bool[Array, "entries"]:
     """Returns which entries stay when exactly ``num_pruned`` of the smallest go; of equal ones the first go.
 
+    The limit is found bit by bit, each by counting what lies below: some fifty passes over the entries, where sorting them takes fifteen times as
+    long on CPU (11.7 million entries, 0.6 and 8.8 s), and which entries of a mesh can make where they lie.
+
     Args:
-      judged: What entries are ranked by.
+      judged: What entries are ranked by; float32.
       num_pruned: Entries to prune; a traced number.
     """
-    order = jnp.argsort(judged, stable=True)
-    stays = jnp.arange(judged.size, dtype=jnp.int32) >= num_pruned
-    return jnp.zeros(judged.shape, bool).at[order].set(stays, unique_indices=True)
+    plain = jnp.where(judged == 0, jnp.float32(0.0), judged.astype(jnp.float32))  # -0.0 is 0.0
+    bits, sign = jax.lax.bitcast_convert_type(plain, jnp.uint32), jnp.uint32(1 << 31)
+    keys = jnp.where(bits & sign != 0, ~bits, bits | sign)  # whole numbers in the order of the floats
+    count = lambda chosen: jnp.sum(chosen, dtype=jnp.int32)
+    limit = _largest(lambda tried: count(keys < tried) <= num_pruned, 32)
+    below, same = keys < limit, keys == limit
+    num_left, places = num_pruned - count(below), jax.lax.iota(jnp.uint32, keys.size)
+    end = _largest(lambda tried: count(same & (places < tried)) <= num_left, keys.size.bit_length())
+    return ~(below | (same & (places < end)))
 
 
 def keep_of_groups(
@@ -42,8 +61,14 @@ def keep_of_groups(
       num_kept: How many stay; a traced number.
     """
     groups = judged.reshape(*judged.shape[:-2], -1, size, judged.shape[-1])
-    order = jnp.argsort(-groups, axis=-2, stable=True)
-    ranks = jnp.argsort(order, axis=-2, stable=True)
+    places = jnp.arange(size, dtype=jnp.int32)[:, None]
+
+    def compare(place: jax.Array, ranks: jax.Array) -> jax.Array:
+        other = jax.lax.dynamic_slice_in_dim(groups, place, 1, axis=-2)
+        before = (other > groups) | ((other == groups) & (place < places))
+        return ranks + before.astype(jnp.int32)
+
+    ranks = jax.lax.fori_loop(0, size, compare, jnp.zeros(groups.shape, jnp.int32))
     return (ranks < num_kept).reshape(judged.shape)
 
 

@@ -40,6 +40,20 @@ def test_the_smallest_go_as_numpy_says(num_pruned):
     np.testing.assert_array_equal(kept, smallest_mask(judged, num_pruned))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_of_any_numbers_the_smallest_go_and_of_equal_ones_the_first(seed):
+    generator = np.random.default_rng(seed)
+    judged = generator.standard_normal(257).astype(np.float32) * np.float32(10.0 ** generator.integers(-30, 30))
+    if seed % 2:  # many equal ones, zeros of both signs among them
+        judged = np.round(judged / np.abs(judged).max() * 3)
+    judged[generator.integers(0, 257, 4)] = [np.inf, -np.inf, 0.0, -0.0]
+    order = np.argsort(judged, kind="stable")
+    for num_pruned in (0, 1, 100, 256, 257):
+        expected = np.ones(257, bool)
+        expected[order[:num_pruned]] = False
+        np.testing.assert_array_equal(jax.jit(keep_largest)(judged, jnp.int32(num_pruned)), expected)
+
+
 def test_groups_keep_as_many_as_told_and_end_with_the_pattern():
     judged = np.abs(np.random.default_rng(0).integers(0, 4, (2, 8, 3))).astype(np.float32)
     for num_kept in (4, 3, 2, 1):
