@@ -21,7 +21,7 @@ from flaxbert.errors import ConfigError, ShapeError, nearest
 from flaxbert.export import engines
 from flaxbert.export.export import ExportOptions, export_model
 from flaxbert.model import Model
-from flaxbert.nn.network import ModelOutput
+from flaxbert.nn.network import ModelOutput, check_inputs
 
 ENGINE_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 """Format of the files that each engine runs."""
@@ -102,7 +102,7 @@ def in_engine(model: Model, name: str, digest: str = "") -> Model:
       ConfigError: There is no such engine.
       DependencyError: A package of the extra ``onnx`` or ``openvino`` is missing.
       WeightsError: The exported graph does not compute what the model does.
-      ShapeError: (When called) an input is longer than the model's positions.
+      ShapeError: (When called) an input is longer than the model's positions, or not what the task takes.
 
     Example:
       >>> in_engine(load("MODEL-int8"), "openvino").predict(["A fine film."])  # doctest: +SKIP
@@ -110,6 +110,7 @@ def in_engine(model: Model, name: str, digest: str = "") -> Model:
     run = open_exported(name, model, digest)
 
     def engine(batch: Mapping[str, Any]) -> ModelOutput:
+        check_inputs(model.task, batch["input_ids"].shape, has_entities="entity_mask" in batch)
         length, limit = batch["input_ids"].shape[-1], model.config.max_length
         if length > limit:
             raise ShapeError(

@@ -1,7 +1,7 @@
 """The whole network of an encoder with the heads of one task."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -59,6 +59,24 @@ class ModelOutput:
     next_sentence_logits: Any = None
     hidden_states: Any = None
     attention: Any = None
+
+
+def check_inputs(task: str, shape: Sequence[Size], *, has_entities: bool) -> None:
+    """Refuses inputs that a task does not take.
+
+    Args:
+      task: Canonical task name.
+      shape: Shape of ``input_ids``.
+      has_entities: Whether the batch says where two entities are.
+
+    Raises:
+      ShapeError: Multiple choice without an axis of choices or another task with one, or a relation without entities.
+    """
+    if len(shape) != (3 if task == "multiple-choice" else 2):
+        expected = "[batch, choices, length]" if task == "multiple-choice" else "[batch, length]"
+        raise ShapeError(f"input_ids has shape {list(shape)}, but {task} takes {expected}.")
+    if task == "relation-classification" and not has_entities:
+        raise ShapeError("The batch has no 'entity_mask', which says what tokens the two entities have.")
 
 
 class Network(nnx.Module):
@@ -174,7 +192,8 @@ class Network(nnx.Module):
         Raises:
           ShapeError: Multiple choice without an axis of choices or another task with one, or a relation without entities.
         """
-        self._check(shape := input_ids.shape, entity_mask)
+        shape = input_ids.shape
+        check_inputs(self.task, shape, has_entities=entity_mask is not None)
         rows = lambda array: None if array is None else array.reshape(-1, shape[-1])
         dropout_key = None if dropout_key is None else key_words(dropout_key)
         visible = segment_ids if segment_ids is not None else attention_mask
@@ -195,14 +214,6 @@ class Network(nnx.Module):
         logits = output.logits.reshape(shape[:2]) if self.task == "multiple-choice" else output.logits
         states = {"hidden_states": kept, "last_hidden_state": None if first_only else hidden, "logits": logits}
         return dataclasses.replace(output, **states, attention=self.attention_of_layers(layers, keep_attention))
-
-    def _check(self, shape: tuple[Size, ...], entity_mask: Any) -> None:
-        """Refuses inputs that the task does not take."""
-        if len(shape) != (3 if self.task == "multiple-choice" else 2):
-            expected = "[batch, choices, length]" if self.task == "multiple-choice" else "[batch, length]"
-            raise ShapeError(f"input_ids has shape {list(shape)}, but {self.task} takes {expected}.")
-        if self.task == "relation-classification" and entity_mask is None:
-            raise ShapeError("The batch has no 'entity_mask', which says what tokens the two entities have.")
 
     def attention_of_layers(self, kept: list[AttentionInputs], wanted: bool) -> tuple[AttentionInputs, ...] | None:
         """Returns one entry for each layer of what was kept while the encoder ran, or None where that is not wanted.

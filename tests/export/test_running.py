@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import re
 import warnings
 
 import numpy as np
@@ -68,6 +69,18 @@ def test_the_engine_is_what_computes_and_batches_are_not_padded_to_shapes(tmp_pa
     watching.predict(TEXTS[:3], batch_size=8)
     assert sum(rows for rows, _ in shapes) == 3
     assert max(length for _, length in shapes) == len(model.tokenizer(TEXTS[1])["input_ids"])
+
+
+@pytest.mark.parametrize(("task", "labels"), [("relation-classification", 3), ("multiple-choice", 1)])
+def test_what_a_task_does_not_take_is_refused_as_on_jax(task, labels, tmp_path):
+    config = BASE.replace(labels=("a", "b", "c")[:labels] if labels > 1 else (), num_labels=labels)
+    model = flaxbert.load(write_tiny(tmp_path / "model", task, config), task=task)
+    messages = set()
+    for each in (model, in_engine(model, "onnxruntime")):
+        with pytest.raises(ShapeError) as refusal:
+            each.predict_logits(TEXTS[:2])
+        messages.add(re.sub(r"\d+", "N", str(refusal.value)))  # JAX pads to buckets
+    assert len(messages) == 1
 
 
 def test_other_parameters_are_not_computed_by_the_engine_of_the_old_ones(tmp_path):
