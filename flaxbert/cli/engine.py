@@ -26,3 +26,12 @@ def computed_by(engine: str, loaded: Any, model: str) -> Any:
     if engine == "auto":
         return fastest_model(loaded, digest, lambda line: print(line, file=sys.stderr, flush=True))
     return in_engine(loaded, engine, digest)
+
+
+def engine_name(model: Any) -> str:
+    """Returns the name of the engine that computes a model.
+
+    Args:
+      model: From ``computed_by``.
+    """
+    return "jax" if model.engine is None else str(model.engine.name)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from flaxbert.cli.engine import EngineName, computed_by
+from flaxbert.cli.engine import EngineName, computed_by, engine_name
 from flaxbert.config import AttentionName, PrecisionName, TaskConfig
 
 
@@ -112,6 +112,10 @@ def _predict_in_parts(loaded: Any, config: Any, options: Mapping[str, Any]) -> i
         str(options["engine"]),
     ]
     bulk = Bulk(loaded, options["input"], options["output"], config, words, options["chunk_rows"], identity)
-    bulk.model = computed_by(options["engine"], loaded, options["model"])
-    bulk.run(lambda line: print(line, file=sys.stderr, flush=True))
+
+    def compute(model: Any, before: str) -> tuple[Any, str]:
+        made = computed_by(before or options["engine"], model, options["model"])
+        return made, engine_name(made)
+
+    bulk.run(lambda line: print(line, file=sys.stderr, flush=True), compute)
     return 0

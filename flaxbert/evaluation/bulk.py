@@ -23,8 +23,11 @@ from flaxbert.tasks.registry import TASKS, find_task
 
 DEFAULT_CHUNK_ROWS = 8192
 _TELL_SECONDS = 5.0
-_IDENTITY = "identity.json"
+_IDENTITY, _ENGINE = "identity.json", "engine"
 _SEQUENCES = ("sequence-classification", "next-sentence-prediction")
+
+Compute = Callable[[Model, str], tuple[Model, str]]
+"""Takes a model, and the name of the engine that an interrupted run began with or nothing; returns the model that computes, and its engine's name."""
 
 
 def can_be_cut(model: Model, path: str, config: DataConfig) -> bool:
@@ -66,7 +69,7 @@ class Bulk:
       identity: What else says that an interrupted run was the same, such as the model's digest.
 
     Attributes:
-      model: The model; another one that computes the same may take its place before ``run``.
+      model: The model that computes; ``run`` may put another in its place.
 
     Raises:
       ConfigError: The output can not be written, or belongs to another run.
@@ -144,11 +147,12 @@ class Bulk:
             return task.inputs(list(table.columns["text"]))
         return read_examples(table, self._config)
 
-    def run(self, say: Callable[[str], None]) -> int:
+    def run(self, say: Callable[[str], None], compute: Compute | None = None) -> int:
         """Computes what is not there yet and writes the output.
 
         Args:
           say: Is told now and then how far it is.
+          compute: Makes the model that computes; None takes the one that is there.
 
         Returns:
           The rows that were computed by this run.
@@ -156,7 +160,12 @@ class Bulk:
         Raises:
           DataError: A row is malformed; what was computed before it stays, and the same command goes on after it is mended.
         """
+        note = self._parts / _ENGINE
         try:
+            if compute is not None:
+                self.model, name = compute(self.model, note.read_text(encoding="utf-8") if note.is_file() else "")
+                with whole_file(note) as place:
+                    place.write_text(name, encoding="utf-8")
             return self._run(say)
         except BaseException:
             if not self.num_done:  # there is nothing to go on after

@@ -1,5 +1,6 @@
 """Which engine computes a model fastest here: measured once, told as a table, remembered."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -16,7 +17,6 @@ import numpy as np
 from flaxbert.core.files import whole_file
 from flaxbert.core.processor import processor_features
 from flaxbert.core.runtime import compilation_cache_folder, num_threads
-from flaxbert.errors import FlaxbertError
 from flaxbert.export.running import ENGINE_FORMATS, in_engine
 from flaxbert.export.signature import signature_of
 from flaxbert.export.verify import random_batch
@@ -68,13 +68,16 @@ def fastest_model(model: Model, digest: str = "", tell: Callable[[str], None] = 
       >>> fastest_model(load("MODEL-int8")).predict(["A fine film."])  # doctest: +SKIP
     """
     shapes = [(BULK_ROWS, length) for length in dict.fromkeys(min(n, model.max_length) for n in _LENGTHS)]
-    signature, generator = signature_of(model), np.random.default_rng(0)
-    batches = [random_batch(signature, *shape, generator) for shape in shapes]
+    model = model.replace(engine=None)
     made: dict[str, Model] = {JAX: model}
+    batches: list[Any] = []
 
     def open_runs(name: str) -> Runs:
         if name not in made:
             made[name] = in_engine(model, name, digest)
+        if not batches:
+            signature, generator = signature_of(model), np.random.default_rng(0)
+            batches.extend(random_batch(signature, *shape, generator) for shape in shapes)
         program = program_of(model.config, model.task, model.execution, _first_output, made[name].engine)
         return [functools.partial(_computed, program, model.params, batch) for batch in batches]
 
@@ -118,8 +121,13 @@ def fastest_engine(
     opened: dict[str, Runs] = {}
     for name in names:
         try:
-            opened[name] = open_runs(name)
-        except FlaxbertError as error:
+            runs = open_runs(name)
+            for run in runs:
+                run()  # what is compiled or allocated at first does not count
+            opened[name] = runs
+        except Exception as error:
+            if name == JAX:
+                raise
             _LOG.warning("%s can not run this model: %s", name, error)
     seconds = measure(opened)
     scores = {name: sum(times) for name, times in seconds.items()}
@@ -137,7 +145,7 @@ def _memory_of(names: Sequence[str], model: Model, digest: str, shapes: Sequence
     folder = compilation_cache_folder()
     if folder is None or not digest:
         return None
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("flaxbert", *names)]
+    versions = [f"{name} {_version(name)}" for name in ("flaxbert", *names)]
     words = [digest, model.task, str(model.execution), str(list(shapes))]
     words += [*versions, processor_features(), str(num_threads())]
     parent = folder / MEMORY_FOLDER
@@ -145,15 +153,20 @@ def _memory_of(names: Sequence[str], model: Model, digest: str, shapes: Sequence
     return parent / hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
+def _version(name: str) -> str:
+    """Returns the version of an engine, whichever of its distributions is installed."""
+    for distribution in (name, *importlib.metadata.packages_distributions().get(name, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution)
+    return ""
+
+
 def measure(opened: Mapping[str, Runs]) -> dict[str, list[float]]:
-    """Returns the median seconds of every engine for every batch, measured in turn after one run each.
+    """Returns the median seconds of every engine for every batch, measured in turn.
 
     Args:
       opened: What computes the batches, by engine.
     """
-    for runs in opened.values():
-        for run in runs:
-            run()
     times: dict[str, list[list[float]]] = {name: [[] for _ in runs] for name, runs in opened.items()}
     for _ in range(_ROUNDS):
         for name, runs in opened.items():

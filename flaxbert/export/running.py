@@ -1,6 +1,7 @@
 """Models that compute in ONNX Runtime or OpenVINO: exported once, kept, opened, and used as any model is."""
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import logging
@@ -107,18 +108,43 @@ def in_engine(model: Model, name: str, digest: str = "") -> Model:
     Example:
       >>> in_engine(load("MODEL-int8"), "openvino").predict(["A fine film."])  # doctest: +SKIP
     """
-    run = open_exported(name, model, digest)
+    return model.replace(
+        engine=ExportedForward(name, open_exported(name, model, digest), model.task, model.config.max_length)
+    )
 
-    def engine(batch: Mapping[str, Any]) -> ModelOutput:
-        check_inputs(model.task, batch["input_ids"].shape, has_entities="entity_mask" in batch)
-        length, limit = batch["input_ids"].shape[-1], model.config.max_length
-        if length > limit:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExportedForward:
+    """The forward pass of a model in another engine.
+
+    Attributes:
+      name: ``onnxruntime`` or ``openvino``.
+      run: The engine with the exported files.
+      task: The model's task.
+      max_length: Its positions.
+    """
+
+    name: str
+    run: engines.Engine
+    task: str
+    max_length: int
+
+    def __call__(self, batch: Mapping[str, Any]) -> ModelOutput:
+        """Returns what the network returns.
+
+        Args:
+          batch: Integer arrays by name.
+
+        Raises:
+          ShapeError: An input is longer than the model's positions, or not what the task takes.
+        """
+        shape = batch["input_ids"].shape
+        check_inputs(self.task, shape, has_entities="entity_mask" in batch)
+        if shape[-1] > self.max_length:
             raise ShapeError(
-                f"An input of {length} tokens is longer than the {limit} positions of the model; truncate it."
+                f"An input of {shape[-1]} tokens is longer than the {self.max_length} positions of the model; truncate it."
             )
-        return to_output(run(batch))
-
-    return model.replace(engine=engine)
+        return to_output(self.run(batch))
 
 
 def to_output(outputs: Mapping[str, np.ndarray]) -> ModelOutput:

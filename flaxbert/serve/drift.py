@@ -81,7 +81,7 @@ class Monitor:
         Args:
           now: Its time.
           sketch: Its inputs.
-          outcome: Its answer; None where it labels no texts.
+          outcome: Its answer; None where nothing of it tells how sure the model is.
         """
         if len(sketch.lengths):
             self._rings["inputs"].add(now, lengths=sketch.lengths, unknown=sketch.unknown)

@@ -35,7 +35,7 @@ class Outcome:
 
     Attributes:
       labels: The labels that its texts got, or words of them.
-      confidences: Score of the best label of each text, of each entity, of the best answer or the best word.
+      confidences: Score of the best label of each text, of some entities, of the best answer or the best word.
     """
 
     labels: Sequence[str]

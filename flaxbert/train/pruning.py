@@ -36,10 +36,11 @@ def keep_largest(judged: Float[Array, "entries"], num_pruned: Int[Array, ""]) ->
     long on CPU (11.7 million entries, 0.6 and 8.8 s), and which entries of a mesh can make where they lie.
 
     Args:
-      judged: What entries are ranked by; float32.
+      judged: What entries are ranked by; what is not a number stays longest.
       num_pruned: Entries to prune; a traced number.
     """
     plain = jnp.where(judged == 0, jnp.float32(0.0), judged.astype(jnp.float32))  # -0.0 is 0.0
+    plain = jnp.where(jnp.isnan(plain), jnp.float32(jnp.inf), plain)
     bits, sign = jax.lax.bitcast_convert_type(plain, jnp.uint32), jnp.uint32(1 << 31)
     keys = jnp.where(bits & sign != 0, ~bits, bits | sign)  # whole numbers in the order of the floats
     count = lambda chosen: jnp.sum(chosen, dtype=jnp.int32)
@@ -56,10 +57,11 @@ def keep_of_groups(
     """Returns which entries stay when each group of neighbours along the inputs keeps its largest; of equal ones the first stay.
 
     Args:
-      judged: What entries are ranked by.
+      judged: What entries are ranked by; what is not a number goes first.
       size: Entries of a group.
       num_kept: How many stay; a traced number.
     """
+    judged = jnp.where(jnp.isnan(judged), jnp.float32(-jnp.inf), judged)
     groups = judged.reshape(*judged.shape[:-2], -1, size, judged.shape[-1])
     places = jnp.arange(size, dtype=jnp.int32)[:, None]
 

@@ -1,6 +1,7 @@
 """The fastest engine is measured, told, remembered for the same bytes, and computes what the model computes."""
 
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import flaxbert
 from flaxbert.cli.main import main
 from flaxbert.errors import WeightsError
-from flaxbert.export import choosing, fastest_model, in_engine
+from flaxbert.evaluation import bulk
+from flaxbert.export import choosing, fastest_model, in_engine, running
 from tests.serve.conftest import BASE
 from tests.weights.tiny import write_tiny
 
@@ -36,11 +38,11 @@ def test_a_table_has_the_fastest_first():
     assert len({len(line.removesuffix("  chosen")) for line in lines}) == 1
 
 
-def test_every_engine_is_timed_in_turn_after_a_run_that_does_not_count():
+def test_every_engine_is_timed_in_turn():
     calls = []
     seconds = choosing.measure({name: [lambda name=name: calls.append(name)] for name in ("one", "two")})
     assert list(seconds) == ["one", "two"]
-    assert calls == ["one", "two"] * (1 + choosing._ROUNDS)
+    assert calls == ["one", "two"] * choosing._ROUNDS
     assert all(0.0 <= times[0] < 1.0 for times in seconds.values())
 
 
@@ -62,10 +64,11 @@ def test_the_fastest_computes_what_the_model_computes_and_is_remembered(best, fo
     assert fastest_model(model, "other bytes").engine is not None
 
 
-def test_an_engine_that_can_not_run_the_model_is_left_out(folder, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [WeightsError("It differs."), RuntimeError("It differs.")])
+def test_an_engine_that_can_not_run_the_model_is_left_out(error, folder, monkeypatch, caplog):
     def refusing(model, name, digest):
         if name == "openvino":
-            raise WeightsError("It differs.")
+            raise error
         return in_engine(model, name, digest)
 
     monkeypatch.setattr(choosing, "in_engine", refusing)
@@ -78,9 +81,57 @@ def test_an_engine_that_can_not_run_the_model_is_left_out(folder, monkeypatch, c
 
 def test_alone_jax_is_not_measured(folder, monkeypatch):
     monkeypatch.setattr(choosing, "candidates", lambda: ["jax"])
+    monkeypatch.setattr(choosing, "signature_of", lambda model: pytest.fail("traced"))
     monkeypatch.setattr(choosing, "measure", lambda opened: pytest.fail("measured"))
     model = flaxbert.load(folder)
-    assert fastest_model(model, "abc") is model
+    assert fastest_model(model, "abc").engine is None
+    assert fastest_model(in_engine(model, "onnxruntime"), "abc").engine is None
+
+
+def command(*words):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return main(["predict", *words])
+
+
+def test_an_interrupted_run_goes_on_with_its_engine(folder, tmp_path, monkeypatch, capsys):
+    source, output = tmp_path / "texts.txt", tmp_path / "out.txt"
+    source.write_text("\n".join(TEXTS * 4) + "\n", "utf-8")
+    words = (str(folder), "--input", str(source), "--output", str(output), "--chunk_rows", "5", "--engine", "auto")
+    prefer(monkeypatch, "onnxruntime")
+    real, calls = bulk.predict_lines, []
+
+    def interrupted(model, *arguments, **options):
+        calls.append(model.engine.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(model, *arguments, **options)
+
+    monkeypatch.setattr(bulk, "predict_lines", interrupted)
+    assert command(*words) == 130
+    assert (tmp_path / ".out.txt.parts" / "00000000").is_file()
+    shutil.rmtree(tmp_path / "cache")  # the choice is no longer remembered there
+    prefer(monkeypatch, "openvino")
+    assert command(*words) == 0
+    assert calls == ["onnxruntime"] * 4
+    assert len(output.read_text("utf-8").splitlines()) == 12
+
+
+def test_an_engine_that_fails_leaves_nothing_behind(folder, tmp_path, monkeypatch, capsys):
+    source, output = tmp_path / "texts.txt", tmp_path / "out.txt"
+    source.write_text("a film\n", "utf-8")
+    words = (str(folder), "--input", str(source), "--output", str(output))
+
+    def fail(*arguments):
+        raise WeightsError("It differs.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "open_exported", fail)
+        assert command(*words, "--engine", "openvino") == 1
+    assert "It differs." in capsys.readouterr().err
+    assert not list(tmp_path.glob(".out*"))
+    assert command(*words) == 0  # without the option, as the message says
+    assert output.is_file()
 
 
 def test_the_command_says_what_was_measured_and_predicts(folder, capsys, monkeypatch):

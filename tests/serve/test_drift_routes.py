@@ -244,6 +244,8 @@ def test_of_a_long_text_some_words_are_watched(spans, words, watched):
     work = tag(subject, [" ".join(["film"] * words)])
     answer = work.finish([np.zeros((row.length, 4), np.float32) for row in work.rows])
     assert work.outcome(answer).labels == ["O"] * watched
+    entities = [{"score": 0.5}] * words  # of taggers whose words are labelled singly, each is one
+    assert len(work.outcome([entities]).confidences) == watched
 
 
 def test_scores_of_answers_and_words_are_watched(spans):

@@ -54,6 +54,14 @@ def test_of_any_numbers_the_smallest_go_and_of_equal_ones_the_first(seed):
         np.testing.assert_array_equal(jax.jit(keep_largest)(judged, jnp.int32(num_pruned)), expected)
 
 
+def test_what_is_no_number_breaks_no_pattern():
+    judged = np.array([1, np.nan, 2, np.nan, -np.nan, 0, 3, 1], np.float32)
+    assert np.asarray(keep_largest(jnp.asarray(judged), jnp.int32(2))).sum() == 6
+    assert np.asarray(keep_largest(jnp.asarray(judged), jnp.int32(5)))[[1, 3, 4]].all()
+    kept = np.asarray(keep_of_groups(jnp.asarray(judged)[:, None], 4, jnp.int32(2)))[:, 0]
+    np.testing.assert_array_equal(kept, [True, False, True, False, False, False, True, True])
+
+
 def test_groups_keep_as_many_as_told_and_end_with_the_pattern():
     judged = np.abs(np.random.default_rng(0).integers(0, 4, (2, 8, 3))).astype(np.float32)
     for num_kept in (4, 3, 2, 1):

@@ -116,7 +116,7 @@ def fill_mask(
             return [[words_of(results, tokenizer, *place) for place in several] for several in places]
 
     def outcome(answer: list[list[list[dict[str, Any]]]]) -> Outcome:
-        return Outcome((), [words[0]["score"] for text in answer[:MOST_OF_A_REQUEST] for words in text])
+        return Outcome((), [text[0][0]["score"] for text in answer[:MOST_OF_A_REQUEST]])  # of a text's first mask
 
     # Of targets that the client chose, a low score says nothing of the text.
     return Work(MASKED, rows, finish, columns_of(texts), None if targets else outcome)

@@ -14,7 +14,11 @@ from flaxbert.serve.operations.work import Subject, Work, columns_of, encode_tas
 from flaxbert.tasks.registry import get_task
 
 WATCHED_WORDS = 8
-"""Words of a text whose tags are watched, spread over it: neighbours say the same, so that all would look like more than they tell."""
+"""Words (and entities) of a text that are watched, spread over it: neighbours say the same, so that all would look like more than they tell."""
+
+
+_NOTHING = {"answer": "", "score": 1.0, "start": 0, "end": 0}
+"""What is answered where the network named no part of the context at all."""
 
 
 def tag(subject: Subject, texts: Sequence[str]) -> Work:
@@ -41,7 +45,7 @@ def tag(subject: Subject, texts: Sequence[str]) -> Work:
     def finish(results: Sequence[np.ndarray]) -> list[list[dict[str, Any]]]:
         tagged = task.decode(encoded, results, subject.setting())
         for text in tagged[:MOST_OF_A_REQUEST]:
-            watched.extend(text.tags[:: -(-len(text.tags) // WATCHED_WORDS) or 1])
+            watched.extend(_some_of(text.tags))
         return [
             [
                 {"entity_group": e.label, "score": e.score, "word": e.text, "start": e.start, "end": e.end}
@@ -51,7 +55,7 @@ def tag(subject: Subject, texts: Sequence[str]) -> Work:
         ]
 
     def outcome(answer: list[list[dict[str, Any]]]) -> Outcome:
-        return Outcome(watched, [entity["score"] for text in answer[:MOST_OF_A_REQUEST] for entity in text])
+        return Outcome(watched, [found["score"] for text in answer[:MOST_OF_A_REQUEST] for found in _some_of(text)])
 
     return Work(LOGITS, rows, finish, columns_of(texts), outcome)
 
@@ -98,7 +102,8 @@ def answer(
         return [_best(prediction, top_k, allow_none) for prediction in found]
 
     def outcome(answers: list[list[dict[str, Any]]]) -> Outcome:
-        return Outcome((), [several[0]["score"] for several in answers[:MOST_OF_A_REQUEST]])
+        best = [several[0] for several in answers[:MOST_OF_A_REQUEST] if several[0] != _NOTHING]
+        return Outcome((), [entry["score"] for entry in best])
 
     return Work(LOGITS, rows, finish, columns_of(questions, contexts), outcome)
 
@@ -107,7 +112,12 @@ def _best(prediction: Any, top_k: int, allow_none: bool) -> list[dict[str, Any]]
     answers = [{"answer": c.text, "score": c.score, "start": c.start, "end": c.end} for c in prediction.candidates]
     if allow_none and not prediction.text:
         answers.insert(0, {"answer": "", "score": prediction.score, "start": 0, "end": 0})
-    return answers[:top_k] or [{"answer": "", "score": 1.0, "start": 0, "end": 0}]
+    return answers[:top_k] or [dict(_NOTHING)]
+
+
+def _some_of(entries: Sequence[Any]) -> Sequence[Any]:
+    step = -(-len(entries) // WATCHED_WORDS) or 1
+    return entries[(step - 1) // 2 :: step]
 
 
 def _refuse_empty(texts: Sequence[str]) -> None:

@@ -82,7 +82,7 @@ class Work:
       rows: The rows.
       finish: Makes the answer of their results.
       texts: The texts of its inputs; empty where they are token ids.
-      outcome: What an answer says of the texts, for those who watch the model; None where it gives no labels of its own.
+      outcome: What an answer says of the texts, for those who watch the model; None where nothing of it tells how sure the model is.
     """
 
     function: str
