@@ -159,14 +159,15 @@ def _trained_modes(steps: int) -> dict[str, Mode]:
     from flaxbert.transforms import GroupSparsity
 
     gradual: dict[str, Any] = {"begin_rate": 0.0, "end_rate": 0.6}
+    moving = {**gradual, "begin_rate": 0.1}  # scores have to learn first
     return {
         "2:4, tuned": _trained(steps, _sparse(GroupSparsity(2, 4))),
         "2:4, second moment, tuned": _trained(steps, _sparse(GroupSparsity(2, 4, "second_moment"))),
         "2:4, in steps": _trained(steps, prune=PruneConfig("magnitude", pattern="2:4", **gradual)),
         "magnitude, half, in steps": _trained(steps, prune=PruneConfig("magnitude", 0.5, **gradual)),
-        "movement, half": _trained(steps, prune=PruneConfig("movement", 0.5, **gradual)),
+        "movement, half": _trained(steps, prune=PruneConfig("movement", 0.5, **moving)),
         "heads and neurons, half": _trained(
-            steps, prune=PruneConfig("movement", 0.5, block="units", shrink=True, **gradual)
+            steps, prune=PruneConfig("movement", 0.5, block="units", shrink=True, **moving)
         ),
         "int8 trained": _trained(steps, quantize=TrainQuantizeConfig(8)),
         "int4 trained": _trained(steps, quantize=TrainQuantizeConfig(4)),
