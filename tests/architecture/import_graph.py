@@ -36,11 +36,14 @@ def imported_names(source: Source, *, only_at_import: bool = False) -> Iterator[
             yield from (f"{target}.{alias.name}" for alias in node.names)
 
 
-def _walk(node: ast.AST, enter_functions: bool) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        yield child
-        if enter_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from _walk(child, enter_functions)
+def _walk(tree: ast.AST, enter_functions: bool) -> Iterator[ast.AST]:
+    """Yields every node below a tree, but what lies inside of functions where these are not entered."""
+    waiting = [tree]
+    while waiting:
+        for child in ast.iter_child_nodes(waiting.pop()):
+            yield child
+            if enter_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                waiting.append(child)
 
 
 def build_graph(sources: Sequence[Source]) -> Graph:

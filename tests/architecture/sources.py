@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable, Iterator
 
@@ -45,10 +46,17 @@ def parse(text: str, path: str = "flaxbert/snippet.py") -> Source:
     return Source(path, text, ast.parse(text))
 
 
+@functools.cache
+def read_source(path: pathlib.Path, root: pathlib.Path, modified_ns: int) -> Source:
+    """Returns one file; it is parsed once for all rules, as long as it does not change."""
+    del modified_ns
+    return parse(path.read_text(encoding="utf-8"), path.relative_to(root).as_posix())
+
+
 def read_sources(*folders: str, root: pathlib.Path = ROOT) -> list[Source]:
     """Returns every Python file below the given folders, or below all that hold no tests, in order of their paths."""
     paths = sorted(path for folder in folders or FOLDERS for path in (root / folder).rglob("*.py"))
-    return [parse(path.read_text(encoding="utf-8"), path.relative_to(root).as_posix()) for path in paths]
+    return [read_source(path, root, path.stat().st_mtime_ns) for path in paths]
 
 
 def functions(tree: ast.AST) -> Iterator[FunctionNode]:

@@ -32,7 +32,7 @@ def run_suite(folder: pathlib.Path, text: str) -> tuple[int, str]:
         f"--rootdir={folder}",
         str(folder),
     ]
-    result = run_python(arguments, folder=folder)
+    result = run_python(arguments, folder=folder, environment={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
     return result.returncode, result.stdout
 
 
