@@ -19,7 +19,7 @@ from flaxbert.core.trees import flatten_names, flatten_parts, map_leaves
 from flaxbert.errors import ConfigError, RuleError, ShapeError
 from flaxbert.model import load
 from flaxbert.train.recipes.finetune import finetune
-from flaxbert.train.recipes.quantized import settle_steps, with_learned_steps
+from flaxbert.train.recipes.quantized import _first_step, settle_steps, with_learned_steps
 from flaxbert.transforms import sparsify
 from tests.helpers import slow_unless
 from tests.train.recipes.stopped_runs import TEXTS, StopAt, write_examples
@@ -40,6 +40,28 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_examples(tmp_path_factory.mktemp("data"))
+
+
+def rounding_error(weights, step, low, high):
+    return np.square(np.clip(np.rint(weights / step), low, high) * step - weights).sum(axis=-2)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-127, 127), (-8, 7), (-4, 3), (-2, 1)])
+def test_first_steps_are_nearer_to_trained_weights_than_those_of_the_paper_and_of_the_range(low, high):
+    weights = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32) * np.logspace(
+        -3, 1, 6, dtype=np.float32
+    )
+    weights[:, 2] = 0.0
+    step = _first_step(weights, -2, 64, low, high)
+    assert step.shape == (1, 6)
+    assert step.dtype == np.float32
+    assert (step > 0).all()
+    found = rounding_error(weights, step, low, high)
+    for other in (2 * np.abs(weights).mean(axis=0) / np.sqrt(high), np.abs(weights).max(axis=0) / high):
+        assert (found <= rounding_error(weights, np.maximum(other, 1e-8), low, high) * 1.001).all()
+    grouped = _first_step(weights, -2, 16, low, high)
+    assert grouped.shape == (4, 6)
+    np.testing.assert_array_equal(grouped[1], _first_step(weights[16:32], -2, 16, low, high)[0])
 
 
 def build(model, data, folder, quantize, prune=PruneConfig(), scan_layers=False, **train):
