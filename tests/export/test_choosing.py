@@ -2,16 +2,15 @@
 
 import json
 import shutil
-import warnings
 
 import numpy as np
 import pytest
 
 import flaxbert
-from flaxbert.cli.main import main
 from flaxbert.errors import WeightsError
 from flaxbert.evaluation import bulk
 from flaxbert.export import choosing, fastest_model, in_engine, running
+from tests.export.test_running import predict
 from tests.serve.conftest import BASE
 from tests.weights.tiny import write_tiny
 
@@ -88,12 +87,6 @@ def test_alone_jax_is_not_measured(folder, monkeypatch):
     assert fastest_model(in_engine(model, "onnxruntime"), "abc").engine is None
 
 
-def command(*words):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return main(["predict", *words])
-
-
 def test_an_interrupted_run_goes_on_with_its_engine(folder, tmp_path, monkeypatch, capsys):
     source, output = tmp_path / "texts.txt", tmp_path / "out.txt"
     source.write_text("\n".join(TEXTS * 4) + "\n", "utf-8")
@@ -108,11 +101,11 @@ def test_an_interrupted_run_goes_on_with_its_engine(folder, tmp_path, monkeypatc
         return real(model, *arguments, **options)
 
     monkeypatch.setattr(bulk, "predict_lines", interrupted)
-    assert command(*words) == 130
+    assert predict(*words) == 130
     assert (tmp_path / ".out.txt.parts" / "00000000").is_file()
     shutil.rmtree(tmp_path / "cache")  # the choice is no longer remembered there
     prefer(monkeypatch, "openvino")
-    assert command(*words) == 0
+    assert predict(*words) == 0
     assert calls == ["onnxruntime"] * 4
     assert len(output.read_text("utf-8").splitlines()) == 12
 
@@ -127,21 +120,19 @@ def test_an_engine_that_fails_leaves_nothing_behind(folder, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(running, "open_exported", fail)
-        assert command(*words, "--engine", "openvino") == 1
+        assert predict(*words, "--engine", "openvino") == 1
     assert "It differs." in capsys.readouterr().err
     assert not list(tmp_path.glob(".out*"))
-    assert command(*words) == 0  # without the option, as the message says
+    assert predict(*words) == 0  # without the option, as the message says
     assert output.is_file()
 
 
 def test_the_command_says_what_was_measured_and_predicts(folder, capsys, monkeypatch):
     prefer(monkeypatch, "onnxruntime")
     words = [str(folder), "--text", json.dumps(TEXTS), "--format", "jsonl"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert main(["predict", *words]) == 0
-        expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert main(["predict", *words, "--engine", "auto"]) == 0
+    assert predict(*words) == 0
+    expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert predict(*words, "--engine", "auto") == 0
     shown = capsys.readouterr()
     assert "chosen" in shown.err
     found = [json.loads(line) for line in shown.out.splitlines()]

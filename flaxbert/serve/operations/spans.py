@@ -16,7 +16,6 @@ from flaxbert.tasks.registry import get_task
 WATCHED_WORDS = 8
 """Words (and entities) of a text that are watched, spread over it: neighbours say the same, so that all would look like more than they tell."""
 
-
 _NOTHING = {"answer": "", "score": 1.0, "start": 0, "end": 0}
 """What is answered where the network named no part of the context at all."""
 

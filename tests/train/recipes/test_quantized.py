@@ -28,7 +28,7 @@ from tests.weights.tiny import CONFIG, write_tiny
 UP = "encoder.layers.0.feed_forward.up.kernel"
 
 SAME = 2e-2
-"""Relative to the size of logits: inputs of int8 that lie on the edge of two codes fall to either side."""
+"""Relative to the largest logit: inputs of int8 that lie on the edge of two codes fall to either side."""
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,8 @@ def rounding_error(weights, step, low, high):
 
 @pytest.mark.parametrize(("low", "high"), [(-127, 127), (-8, 7), (-4, 3), (-2, 1)])
 def test_first_steps_are_nearer_to_trained_weights_than_those_of_the_paper_and_of_the_range(low, high):
-    weights = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32) * np.logspace(
-        -3, 1, 6, dtype=np.float32
-    )
+    scales = np.logspace(-3, 1, 6, dtype=np.float32)
+    weights = scales * np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
     weights[:, 2] = 0.0
     step = _first_step(weights, -2, 64, low, high)
     assert step.shape == (1, 6)
@@ -111,11 +110,12 @@ def test_codes_answer_as_the_model_in_training_does(name, model):
     batch = {"input_ids": np.random.default_rng(0).integers(5, 13, (32, 8))}
     before = np.asarray(loaded.apply(map_leaves(lambda _, leaf: leaf, learned), batch).logits)
     after = np.asarray(loaded.apply(settled, batch).logits)
-    bound = SAME if name != "int8 dynamic" else 0.1  # whose inputs are rounded only now
-    size = lambda array: np.sqrt(
-        np.square(array).mean()
-    )  # single inputs of random weights lie on edges of many roundings
-    assert size(after - before) < bound * size(before)
+    if name != "int8 dynamic":
+        assert np.abs(after - before).max() < SAME * np.abs(before).max()
+        return
+    # Its inputs are rounded only now: single ones of random weights lie on the edges of many codes, so that all count together.
+    size = lambda array: np.sqrt(np.square(array).mean())
+    assert size(after - before) < 0.1 * size(before)
 
 
 @pytest.mark.slow
