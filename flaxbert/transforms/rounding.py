@@ -19,6 +19,9 @@ SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 CLIPPED = tuple(np.float32(share) for share in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7))
 """Shares of a group's range that are tried as the range of the codes."""
 
+WIDELY_CLIPPED = tuple(np.linspace(1.0, 0.1, 19, dtype=np.float32))
+"""The same where few levels, or weights far from the rest, may want a much smaller range."""
+
 TERNARY_THRESHOLD = 0.7
 """Weights below this share of the mean magnitude become 0 (Li and Liu, 2016, equation 6)."""
 
@@ -92,6 +95,20 @@ def _best(weights: np.ndarray, axis: int, candidates: list[Grid]) -> Grid:
         scale, offset = np.where(better, grid.scale, scale), np.where(better, grid.offset, offset)
         least = np.where(better, error, least)
     return dataclasses.replace(candidates[0], scale=scale, offset=offset)
+
+
+def symmetric_grid(weights: np.ndarray, axis: int, low: int, high: int) -> Grid:
+    """Returns levels around 0 of the least squared error: the largest magnitude is tried as the highest level, as it is and down to a tenth.
+
+    Args:
+      weights: Finite float32 weights.
+      axis: Axis of the groups.
+      low: Lowest code.
+      high: Highest code.
+    """
+    reach = np.max(np.abs(weights), axis=axis, keepdims=True) / np.float32(high)
+    scales = [np.maximum(reach * share, np.float32(SMALLEST_SCALE)) for share in WIDELY_CLIPPED]
+    return _best(weights, axis, [Grid(scale, np.zeros_like(scale), low, high) for scale in scales])
 
 
 def signed_grid(weights: np.ndarray, axis: int) -> Grid:

@@ -30,11 +30,8 @@ from flaxbert.transforms.quantize import (
     QuantizationSpec,
     default_quantization_rules,
 )
-from flaxbert.transforms.rounding import pack_pairs, pack_planes, to_bfloat16
+from flaxbert.transforms.rounding import pack_pairs, pack_planes, symmetric_grid, to_bfloat16
 from flaxbert.transforms.statistics import Statistics, largest_magnitude
-
-_TRIED = np.linspace(0.1, 1.0, 19, dtype=np.float32)
-"""Shares of a group's range that its first step is chosen among."""
 
 
 def _first_step(weights: np.ndarray, axis: int, size: int, low: int, high: int) -> np.ndarray:
@@ -45,15 +42,8 @@ def _first_step(weights: np.ndarray, axis: int, size: int, low: int, high: int) 
     """
     place = weights.ndim + axis
     groups = weights.reshape(*weights.shape[:place], -1, size, *weights.shape[place + 1 :])
-    reach = np.abs(groups).max(axis=place + 1, keepdims=True) / np.float32(high)
-    best, least = np.maximum(reach, SMALLEST_STEP), np.full(reach.shape, np.inf, np.float32)
-    for share in _TRIED[::-1]:
-        step = np.maximum(reach * share, np.float32(SMALLEST_STEP))
-        wrong = np.clip(np.rint(groups / step), low, high) * step - groups
-        error = np.square(wrong, out=wrong).sum(axis=place + 1, keepdims=True)
-        best = np.where(error < least, step, best)
-        least = np.minimum(error, least)
-    return np.squeeze(best, place + 1).astype(np.float32)
+    step = np.squeeze(symmetric_grid(groups, place + 1, low, high).scale, place + 1)
+    return np.maximum(step, np.float32(SMALLEST_STEP))
 
 
 def _learned(name: str, leaf: Any, quantize: TrainQuantizeConfig, statistics: Statistics) -> LearnedStepArray:
