@@ -95,8 +95,11 @@ def fill_disk(folder: str, megabytes: str) -> None:
         shutil.disk_usage = lambda path: real(path)._replace(free=10**12)
 
 
-def share_folder(folder: str, address: str, process: str) -> None:
-    """One of two processes that save, verify, stop and restore together."""
+def share_folder(folder: str, address: str, process: str, told: str) -> None:
+    """One of two processes that save, verify, stop and restore together; what they see goes into the file ``told``.
+
+    Not to the standard output: Gloo's threads write there too, in pieces of lines.
+    """
     import signal
 
     import jax
@@ -135,14 +138,16 @@ def share_folder(folder: str, address: str, process: str) -> None:
             for name in specs
             for a, b in zip(restored[name].addressable_shards, place(2)[name].addressable_shards, strict=True)
         )
-        print("newest", newest.step, "same", same, "told", sum("host.json" in str(item.message) for item in caught))
+        warned = sum("host.json" in str(item.message) for item in caught)
+        lines = [f"newest {newest.step if newest else None} same {same} told {warned}"]
     with PreemptionGuard() as guard:
         for step in itertools.count():
             if process == "1" and step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
             if guard.should_stop(step):
-                print("stopped", step)
+                lines.append(f"stopped {step}")
                 break
+    pathlib.Path(told).write_text("\n".join(lines))
     jax.distributed.shutdown()
 
 
