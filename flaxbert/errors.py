@@ -48,6 +48,10 @@ class MemoryLimitError(FlaxbertError, RuntimeError):
     """A compiled step would need more memory than the device or the container has."""
 
 
+class RegistryError(FlaxbertError, RuntimeError):
+    """The place of a registry can not be reached or refuses to be read or written; what it holds may be right."""
+
+
 class ClusterError(FlaxbertError, RuntimeError):
     """A cluster can not be reached, has no room for a job, or its nodes do not share what they must share."""
 

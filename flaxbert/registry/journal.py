@@ -4,11 +4,13 @@ Whoever wants to change something reads the journal to its end, checks what it w
 another one was faster, it reads on and checks again: so every change was right in the state that it was made in, without any lock.
 """
 
+import dataclasses
 import datetime
 import getpass
 import hashlib
 import json
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,8 +27,16 @@ Change = Callable[[ModelState], tuple[str, Mapping[str, Any]] | None]
 """Given a state: what is to happen and its details, or None for nothing; raises where it may not."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _End:
+    """The state after the last event that was read, and the digest of that event; empty before the first."""
+
+    state: ModelState
+    digest: str
+
+
 class Journal:
-    """The journal of one model.
+    """The journal of one model; threads may share it.
 
     Args:
       storage: Where the registry lies.
@@ -43,28 +53,41 @@ class Journal:
         self._storage = storage
         self._folder = f"{name}/journal"
         self._clock = clock
-        self._state = ModelState(name)
-        self._last = ""
+        self._name = name
+        self._end = _End(ModelState(name), "")
+        self._reading = threading.Lock()
 
     def read(self) -> ModelState:
-        """Returns the state at the end of the journal; only what is new since the last call is read.
+        """Returns the state at the end of the journal; only the last event known and what is new since the last call are read.
 
         Raises:
           DataError: An event is damaged, missing, or was changed.
+          RegistryError: The registry can not be reached or read.
         """
-        while True:
-            number = len(self._state.events) + 1
-            content = self._storage.read(self._file(number))
-            if content is None:
-                return self._state
-            event = self._decode(number, content)
-            try:
-                self._state = self._state.after(event)
-            except (TypeError, KeyError, ValueError) as error:
-                raise DataError(
-                    f"Event {number} of the journal of {self._state.name} makes no sense: {error}."
-                ) from error
-            self._last = hashlib.sha256(content).hexdigest()
+        return self._read().state
+
+    def _read(self) -> "_End":
+        with self._reading:
+            known = len(self._end.state.events)
+            content = self._storage.read(self._file(known)) if known else None
+            if content is None or hashlib.sha256(content).hexdigest() != self._end.digest:
+                self._end = _End(ModelState(self._name), "")  # the first call, or another registry lies here now
+            ahead = {} if self._storage.is_local or self._end.digest else self._storage.read_all(self._folder)
+            while True:
+                file = self._file(len(self._end.state.events) + 1)
+                content = ahead.get(file.rpartition("/")[2]) or self._storage.read(file)
+                if content is None:
+                    return self._end
+                self._end = self._after(self._end, content)
+
+    def _after(self, end: "_End", content: bytes) -> "_End":
+        number = len(end.state.events) + 1
+        event = self._decode(number, end.digest, content)
+        try:
+            state = end.state.after(event)
+        except (TypeError, KeyError, ValueError) as error:
+            raise DataError(f"Event {number} of the journal of {self._name} makes no sense: {error}.") from error
+        return _End(state, hashlib.sha256(content).hexdigest())
 
     def check(self) -> None:
         """Reads the whole journal anew and looks for events after a gap.
@@ -72,7 +95,7 @@ class Journal:
         Raises:
           DataError: An event is damaged, missing, or was changed.
         """
-        fresh = Journal(self._storage, self._state.name, self._clock)
+        fresh = Journal(self._storage, self._name, self._clock)
         state = fresh.read()
         expected = {f"{number:08d}.json" for number in range(1, len(state.events) + 1)}
         beyond = sorted(
@@ -94,23 +117,26 @@ class Journal:
 
         Raises:
           DataError: The journal is damaged, or others write without end.
+          RegistryError: The registry can not be reached or written; it may have happened nevertheless.
           FlaxbertError: Whatever the change raises.
         """
         for _ in range(_MOST_TRIES):
-            state = self.read()
-            wanted = change(state)
+            end = self._read()
+            wanted = change(end.state)
             if wanted is None:
-                return state
-            number = len(state.events) + 1
-            if self._storage.create(self._file(number), self._encode(number, *wanted)):
+                return end.state
+            number = len(end.state.events) + 1
+            file, content = self._file(number), self._encode(number, end.digest, *wanted)
+            # A library that repeats an upload whose answer was lost finds its own file there.
+            if self._storage.create(file, content) or self._storage.read(file) == content:
                 return self.read()
             time.sleep(random.uniform(0.0, _LONGEST_PAUSE_SECONDS / 10))
-        raise DataError(f"Other writers changed {self._state.name} {_MOST_TRIES} times in a row; try again.")
+        raise DataError(f"Other writers changed {self._name} {_MOST_TRIES} times in a row; try again.")
 
     def _file(self, number: int) -> str:
         return f"{self._folder}/{number:08d}.json"
 
-    def _encode(self, number: int, action: str, details: Mapping[str, Any]) -> bytes:
+    def _encode(self, number: int, previous: str, action: str, details: Mapping[str, Any]) -> bytes:
         try:
             by = getpass.getuser()
         except (OSError, KeyError):
@@ -118,7 +144,7 @@ class Journal:
         document = {
             "format_version": FORMAT_VERSION,
             "number": number,
-            "previous": self._last,
+            "previous": previous,
             "time": self._clock().isoformat(timespec="milliseconds"),
             "by": by,
             "action": action,
@@ -126,8 +152,8 @@ class Journal:
         }
         return json.dumps(document, indent=1, ensure_ascii=True, allow_nan=False).encode() + b"\n"
 
-    def _decode(self, number: int, content: bytes) -> Event:
-        where = f"Event {number} of the journal of {self._state.name}"
+    def _decode(self, number: int, last: str, content: bytes) -> Event:
+        where = f"Event {number} of the journal of {self._name}"
         try:
             document = json.loads(content)
             version, previous = document["format_version"], document["previous"]
@@ -138,6 +164,6 @@ class Journal:
             raise DataError(
                 f"{where} has format {version}, but this version of flaxbert reads format {FORMAT_VERSION}."
             )
-        if event.number != number or previous != self._last:
+        if event.number != number or previous != last:
             raise DataError(f"{where} does not follow the one before it: an event was changed, taken out or put in.")
         return event

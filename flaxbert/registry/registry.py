@@ -1,12 +1,13 @@
 """The registry: adding, finding, promoting, comparing, checking and deleting versions of models."""
 
+import contextlib
 import os
 import pathlib
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flaxbert.errors import ConfigError, DataError, nearest
+from flaxbert.errors import ConfigError, FlaxbertError, RegistryError, nearest
 from flaxbert.registry.journal import Change, Journal
 from flaxbert.registry.model_folder import describe_folder
 from flaxbert.registry.names import CHAMPION, Reference, check_alias, check_name, parse_reference
@@ -159,6 +160,7 @@ class Registry:
         Raises:
           ConfigError: A name is none, the folder is no model, or the same files are a version already.
           DataError: Files differ from the folder's manifest, or changed while they were copied.
+          RegistryError: The registry can not be reached or written; what was copied belongs to no version then.
         """
         check_name(name)
         for alias in aliases:
@@ -168,8 +170,7 @@ class Registry:
         self._refuse_again(self._journal(name).read(), digest)
         identity = uuid.uuid4().hex
         place = f"{name}/versions/{identity}"
-        self._storage.upload(pathlib.Path(folder), place)
-
+        self._files.add(pathlib.Path(folder), place, described.files)
         details = {"folder": identity, "digest": digest, "data": dict(data or {}), "note": note, **described.to_json()}
 
         def change(state: ModelState) -> tuple[str, dict[str, Any]]:
@@ -177,12 +178,13 @@ class Registry:
             return ADD, {"version": state.num_added + 1, **details}
 
         try:
-            damage = self._files.damage(place, described.files)
-            if damage:
-                raise DataError(f"{folder} changed while it was copied: {damage[0]}.")
             state = self._journal(name).append(change)
+        except RegistryError:  # the event may have been written: what it names must stay
+            raise
         except BaseException:
-            self._storage.remove(place)
+            with contextlib.suppress(FlaxbertError):
+                if all(record.folder != identity for record in self._journal(name).read().versions.values()):
+                    self._storage.remove(place)
             raise
         record = next(record for record in state.versions.values() if record.folder == identity)
         for alias in aliases:

@@ -1,6 +1,7 @@
 """Where a registry lies: a folder of this machine, or any file system that fsspec knows."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flaxbert.core.digests import flush_folder
-from flaxbert.errors import ConfigError, DataError
+from flaxbert.errors import ConfigError, DataError, FlaxbertError, RegistryError
 
 
 class Storage:
@@ -51,6 +52,28 @@ class Storage:
         """
         return pathlib.Path(self._path(name))
 
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Gives the failures of remote stores one type; each library has its own, and not all are ``OSError``."""
+        try:
+            yield
+        except (FlaxbertError, FileExistsError, FileNotFoundError):
+            raise
+        except Exception as error:
+            if self.is_local:
+                raise
+            what = str(error).strip() or type(error).__name__
+            raise RegistryError(f"The registry {self.location} can not be used now: {what}") from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The same for what is written: a place that there is not (a bucket) is not made."""
+        with self._reached():
+            try:
+                yield
+            except FileNotFoundError as error:
+                raise RegistryError(f"The registry {self.location} can not be written: {error}") from error
+
     def create(self, name: str, content: bytes) -> bool:
         """Writes a file that there must not be.
 
@@ -59,13 +82,21 @@ class Storage:
           content: What it holds.
 
         Returns:
-          Whether it was written; False where there was one.
+          Whether it was written; False where there was one, or another writer is about to create it.
+
+        Raises:
+          RegistryError: The location can not be reached or written; the file may be there nevertheless.
         """
         if not self.is_local:
-            try:
-                self._files.pipe_file(self._path(name), content, mode="create")
-            except FileExistsError:
-                return False
+            with self._writing():
+                try:
+                    self._files.pipe_file(self._path(name), content, mode="create")
+                except FileExistsError:
+                    return False
+                except OSError as error:
+                    if error.errno == errno.EBUSY:  # S3's answer to two uploads of one name at once
+                        return False
+                    raise
             return True
         target = self.local_path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,11 +119,31 @@ class Storage:
 
         Args:
           name: Path below the location.
+
+        Raises:
+          RegistryError: The location can not be reached or read.
         """
         try:
-            return bytes(self._files.cat_file(self._path(name)))
+            with self._reached():
+                return bytes(self._files.cat_file(self._path(name)))
         except FileNotFoundError:
             return None
+
+    def read_all(self, folder: str) -> dict[str, bytes]:
+        """Returns the content of the files of a folder by their names; many at a time where they come over a network.
+
+        Args:
+          folder: Path below the location.
+
+        Raises:
+          RegistryError: The location can not be reached or read.
+        """
+        names = self.names(folder)
+        if not names:
+            return {}
+        with self._reached():
+            found = self._files.cat([self._path(f"{folder}/{name}") for name in names], on_error="omit")
+        return {str(path).rsplit("/", 1)[-1]: bytes(content) for path, content in found.items()}
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Any]:
@@ -106,8 +157,9 @@ class Storage:
 
         Raises:
           FileNotFoundError: There is none.
+          RegistryError: The location can not be reached or read.
         """
-        with self._files.open(self._path(name), "rb") as file:
+        with self._reached(), self._files.open(self._path(name), "rb") as file:
             yield file
 
     def names(self, folder: str) -> list[str]:
@@ -115,10 +167,14 @@ class Storage:
 
         Args:
           folder: Path below the location.
+
+        Raises:
+          RegistryError: The location can not be reached or read.
         """
         self._files.invalidate_cache()
         try:
-            found = self._files.ls(self._path(folder), detail=False)
+            with self._reached():
+                found = self._files.ls(self._path(folder), detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
@@ -128,10 +184,14 @@ class Storage:
 
         Args:
           folder: Path below the location.
+
+        Raises:
+          RegistryError: The location can not be reached or read.
         """
         self._files.invalidate_cache()
         base = self._path(folder)
-        found = self._files.find(base, detail=True)
+        with self._reached():
+            found = self._files.find(base, detail=True)
         start = self._files._strip_protocol(base).rstrip("/") + "/"
         return {str(path).removeprefix(start): int(entry["size"]) for path, entry in found.items()}
 
@@ -141,11 +201,15 @@ class Storage:
         Args:
           source: The folder.
           folder: Path below the location that there must not be.
+
+        Raises:
+          RegistryError: The location can not be reached or written; some of the files may be there.
         """
         if not self.is_local:
-            for path in sorted(source.rglob("*")):
-                if path.is_file():
-                    self._files.put_file(str(path), self._path(f"{folder}/{path.relative_to(source).as_posix()}"))
+            with self._writing():
+                for path in sorted(source.rglob("*")):
+                    if path.is_file():
+                        self._files.put_file(str(path), self._path(f"{folder}/{path.relative_to(source).as_posix()}"))
             return
         target = self.local_path(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -175,10 +239,12 @@ class Storage:
 
         Raises:
           DataError: There is no such file.
+          RegistryError: The location can not be reached or read.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._files.get_file(self._path(name), str(target))
+            with self._reached():
+                self._files.get_file(self._path(name), str(target))
         except FileNotFoundError as error:
             raise DataError(f"{self.location} has no file {name}.") from error
 
@@ -187,6 +253,9 @@ class Storage:
 
         Args:
           folder: Path below the location.
+
+        Raises:
+          RegistryError: The location can not be reached or written.
         """
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._reached():
             self._files.rm(self._path(folder), recursive=True)

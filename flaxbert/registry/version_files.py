@@ -26,6 +26,27 @@ class VersionFiles:
         self._storage = storage
         self._cache = cache
 
+    def add(self, source: pathlib.Path, place: str, files: Mapping[str, FileDigest]) -> None:
+        """Copies a folder of this machine into the registry and compares the copy.
+
+        Args:
+          source: The folder.
+          place: Folder below the location of the registry that there must not be.
+          files: What its files should be.
+
+        Raises:
+          DataError: A file changed meanwhile; the copy is removed.
+          RegistryError: The registry can not be reached or written; parts of the copy may be there.
+        """
+        self._storage.upload(source, place)
+        try:
+            damage = self.damage(place, files)
+            if damage:
+                raise DataError(f"{source} changed while it was copied: {damage[0]}.")
+        except BaseException:
+            self._storage.remove(place)
+            raise
+
     def damage(self, place: str, files: Mapping[str, FileDigest]) -> list[str]:
         """Returns what is wrong with the files of a folder; empty where nothing is.
 

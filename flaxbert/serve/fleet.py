@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from flaxbert.config import RolloutConfig
 from flaxbert.core.runtime import host_memory_limit_bytes, release_memory
-from flaxbert.errors import ConfigError, FlaxbertError, nearest
+from flaxbert.errors import ConfigError, FlaxbertError, RegistryError, nearest
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.loading import EngineOptions, Located, ModelSpec, Served, load_served, locate
 from flaxbert.serve.service import Service
@@ -142,29 +142,38 @@ class Fleet:
 
         Args:
           slot: The model.
+
+        Raises:
+          RegistryError: The registry can not be reached; all versions stay, and the next call tries again.
         """
         async with slot.lock:
             for role, alias in self.aliases().items():
-                await self._refresh_role(slot, role, alias)
+                if not await self._refresh_role(slot, role, alias):
+                    return
 
-    async def _refresh_role(self, slot: Slot, role: str, alias: str) -> None:
+    async def _refresh_role(self, slot: Slot, role: str, alias: str) -> bool:
+        """Returns whether the registry knows the model itself, without which nothing can be said of its other aliases."""
         try:
             wanted = (await self._locate(slot, alias, fetch=False)).version
         except ConfigError as error:
             if role == CHAMPION:
                 _LOG.error("%s: %s", slot.spec.name, error)
-            elif role in slot.versions:  # the alias was taken away
+                return False
+            if role in slot.versions:  # the alias was taken away
                 self._retire(slot.versions.pop(role))
-            return
+            return True
         current = slot.versions.get(role)
         if (current is not None and current.version == wanted) or slot.failed.get(role) == wanted:
-            return
+            return True
         try:
             await self._exchange(slot, role, await self._locate(slot, alias))
+        except RegistryError:  # nothing is wrong with the version: it is tried again
+            raise
         except FlaxbertError as error:
             slot.failed[role] = wanted
             self._service.metrics.swaps.labels(slot.spec.name, "failed").inc()
             _LOG.error("%s: version %s did not become %s: %s", slot.spec.name, wanted, role, error)
+        return True
 
     async def _exchange(self, slot: Slot, role: str, located: Located) -> None:
         """Loads a version, makes it ready, and only then lets it take the place of the old one."""

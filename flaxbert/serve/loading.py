@@ -1,8 +1,10 @@
 """From a word of the command line to a model that answers: where it lies, which version it is, its engine."""
 
 import dataclasses
+import functools
 import itertools
 import logging
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +19,7 @@ from flaxbert.core.runtime import num_threads
 from flaxbert.core.trees import computes_in_int8
 from flaxbert.errors import ConfigError
 from flaxbert.model import Model, load
-from flaxbert.registry import Registry, parse_reference
+from flaxbert.registry import LOCATION_VARIABLE, Registry, parse_reference
 from flaxbert.serve.engines.base import Engine
 from flaxbert.serve.engines.choose import open_engine
 from flaxbert.serve.functions import functions_of
@@ -149,6 +151,20 @@ class Located:
         return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
 
 
+@functools.lru_cache(maxsize=8)
+def _opened(location: str) -> Registry:
+    return Registry(location)
+
+
+def open_registry() -> Registry:
+    """Returns the registry that the environment names; the same one each time, which reads what is new in its journals alone.
+
+    Raises:
+      ConfigError: No location is named, or it can not be opened.
+    """
+    return _opened(os.environ.get(LOCATION_VARIABLE, ""))
+
+
 def locate(spec: ModelSpec, alias: str = "", *, fetch: bool = True) -> Located:
     """Finds the version that a model means now.
 
@@ -163,10 +179,11 @@ def locate(spec: ModelSpec, alias: str = "", *, fetch: bool = True) -> Located:
     Raises:
       ConfigError: There is no such model, version or alias.
       DataError: A file of the version is damaged.
+      RegistryError: The registry can not be reached.
     """
     if not spec.from_registry:
         return Located(resolve(spec.source), "1")
-    registry = Registry()
+    registry = open_registry()
     reference = parse_reference(spec.source.removeprefix(REGISTRY_PREFIX))
     if alias:
         reference = dataclasses.replace(reference, alias=alias, version=0)

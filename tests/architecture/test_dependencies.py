@@ -200,6 +200,7 @@ def test_every_extra_of_the_readme_exists() -> None:
         "openvino",
         "otel",
         "ray",
+        "s3",
         "sign",
         "tpu",
         "cuda",

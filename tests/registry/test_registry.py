@@ -34,9 +34,11 @@ def folders(tmp_path_factory) -> list[pathlib.Path]:
     return made
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "s3"])
 def registry(request, tmp_path, folders) -> Registry:
     location = str(tmp_path / "registry") if request.param == "folder" else f"memory://{tmp_path.name}/registry"
+    if request.param == "s3":
+        location = f"{request.getfixturevalue('store').location}/{tmp_path.name}"
     return Registry(location, cache=str(tmp_path / "cache"))
 
 

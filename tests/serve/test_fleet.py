@@ -14,6 +14,7 @@ from flaxbert.registry import Reference, Registry
 from flaxbert.serve.app import make_app
 from flaxbert.serve.loading import parse_specs
 from flaxbert.weights.save import save_checkpoint
+from tests.object_store import object_store
 from tests.serve.conftest import BASE
 from tests.serve.running import SMALL, running
 from tests.weights.tiny import random_params, write_tiny
@@ -38,6 +39,20 @@ def registry(tmp_path, monkeypatch):
         registry.add("film", write_version(tmp_path / f"model-{seed}", seed), metrics={"accuracy": 0.8 + 0.01 * seed})
     registry.promote("film:1")
     return registry
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """A store of objects with the registry in it."""
+    monkeypatch.setenv("FLAXBERT_CACHE", str(tmp_path / "cache"))
+    with object_store(monkeypatch) as running_store:
+        monkeypatch.setenv("FLAXBERT_REGISTRY", f"{running_store.location}/serve")
+        registry = Registry()
+        for seed in (1, 2):
+            registry.add("film", write_version(tmp_path / f"model-{seed}", seed))
+        registry.promote("film:1")
+        registry.promote("film:1", "canary")
+        yield running_store
 
 
 def serve(tmp_path, **rollout):
@@ -119,6 +134,40 @@ def test_a_damaged_version_leaves_the_old_one_in_place(registry, tmp_path):
         wait_for(lambda: httpx2.get(f"{url}/models").json()["models"][0]["failed"] == {"champion": "2"})
         assert check(httpx2.post(f"{url}/predict", json={"inputs": TEXT}), expected) == "1"
         assert httpx2.get(f"{url}/health").status_code == 200
+
+
+def test_a_store_that_can_not_be_reached_changes_nothing_and_is_asked_again(store, tmp_path):
+    registry = Registry()
+    with running(serve(tmp_path, canary_percent=1.0)) as url:
+        promote = f"{url}/admin/models/film/promote"
+
+        def models():
+            return httpx2.get(f"{url}/models").json()["models"][0]
+
+        def asked_twice():
+            before = len(store.requests)
+            wait_for(lambda: len(store.requests) > before + 2)
+
+        store.fault = lambda method, path: "refuse"
+        asked_twice()
+        refused = httpx2.post(promote, json={"version": 2}, headers=ADMIN)
+        assert refused.status_code == 503
+        assert "can not be used now" in refused.json()["error"]
+        assert int(refused.headers["retry-after"]) >= 1
+        assert httpx2.get(f"{url}/admin/models/film", headers=ADMIN).status_code == 503
+        assert set(models()["versions"]) == {"champion", "canary"}
+
+        store.fault = lambda method, path: "refuse" if "/versions/" in path else ""  # aliases are told, files are not
+        registry.promote("film:2")
+        asked_twice()
+        assert models()["failed"] == {}
+        assert served_version(url) == "1"
+
+        store.fault = lambda method, path: ""
+        wait_for(lambda: served_version(url) == "2")
+        registry.storage.remove("")  # a registry that is gone takes no canary away
+        asked_twice()
+        assert set(models()["versions"]) == {"champion", "canary"}
 
 
 def test_a_canary_answers_its_share_and_a_shadow_none(registry, tmp_path):

@@ -1,6 +1,7 @@
 """What operators need: health, what is served, metrics, and moving aliases."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -8,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 import flaxbert
-from flaxbert.errors import FlaxbertError
+from flaxbert.errors import FlaxbertError, RegistryError
 from flaxbert.registry import Reference, Registry
 from flaxbert.registry.names import CHAMPION
 from flaxbert.serve.api import Api, json_response
@@ -16,9 +17,11 @@ from flaxbert.serve.drift import Judgement
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.fleet import Slot
 from flaxbert.serve.functions import MASKED
-from flaxbert.serve.loading import REGISTRY_PREFIX
+from flaxbert.serve.loading import REGISTRY_PREFIX, open_registry
 from flaxbert.serve.model_type import model_type
 from flaxbert.serve.strict_json import StrictRoute
+
+_REGISTRY_RETRY_SECONDS = 5.0
 
 
 class MoveRequest(BaseModel):
@@ -149,6 +152,17 @@ def _drift_of(slot: Slot, found: Mapping[tuple[str, str], Sequence[Judgement]]) 
     return {"name": slot.spec.name, "alert": alert, "versions": versions}
 
 
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Answers what a registry refuses with 409, and one that can not be reached with 503."""
+    try:
+        yield
+    except RegistryError as error:
+        raise RequestError("unhealthy", str(error), _REGISTRY_RETRY_SECONDS) from error
+    except FlaxbertError as error:
+        raise RequestError("conflict", str(error)) from error
+
+
 def add_admin(router: APIRouter, api: Api) -> None:
     """Adds the routes that change what is served.
 
@@ -165,18 +179,17 @@ def add_admin(router: APIRouter, api: Api) -> None:
 
     async def change(name: str, move: Any) -> Response:
         slot, model = registered(name)
-        try:
-            await api.service.in_thread(move, Registry(), model)
-        except FlaxbertError as error:
-            raise RequestError("conflict", str(error)) from error
-        slot.failed.clear()
-        await api.fleet.refresh(slot)
+        with _refusals():
+            await api.service.in_thread(move, open_registry(), model)
+            slot.failed.clear()
+            await api.fleet.refresh(slot)
         return json_response(_described(slot))
 
     @router.get("/admin/models/{name}", summary="All versions of a model")
     async def versions(name: str) -> Response:
         slot, model = registered(name)
-        state = await api.service.in_thread(lambda: Registry().state(model))
+        with _refusals():
+            state = await api.service.in_thread(lambda: open_registry().state(model))
         known = [
             {"version": record.number, "metrics": dict(record.metrics), "time": record.time, "note": record.note}
             for record in state.versions.values()
