@@ -20,6 +20,7 @@ from flaxbert.config import (
     PretrainConfig,
     RolloutConfig,
     RunConfig,
+    TlsConfig,
 )
 
 PATH = pathlib.Path(__file__).resolve().parent / "configuration.md"
@@ -112,6 +113,7 @@ SERVING_SECTIONS = {
     "limits": LimitsConfig,
     "batching": BatchingConfig,
     "access": AccessConfig,
+    "tls": TlsConfig,
     "rollout": RolloutConfig,
     "drift": DriftConfig,
 }

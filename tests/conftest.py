@@ -108,21 +108,20 @@ def _is_local(address: Any) -> bool:
     return not isinstance(address, tuple) or str(address[0]) in {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
 
 
-class _LoopbackSocket(socket.socket):
-    """A socket that reaches this machine only, so that a test which needs the network fails and says so."""
+def _stay_local(name: str) -> None:
+    """Lets sockets reach this machine only, so that a test which needs the network fails and says so."""
+    connect = getattr(socket.socket, name)
 
-    def connect(self, address: Any) -> None:
+    def connect_locally(self: socket.socket, address: Any) -> Any:
         if not _is_local(address):
             raise OSError(f"Tests run offline, but something connects to {address}.")
-        super().connect(address)
+        return connect(self, address)
 
-    def connect_ex(self, address: Any) -> int:
-        if not _is_local(address):
-            raise OSError(f"Tests run offline, but something connects to {address}.")
-        return super().connect_ex(address)
+    setattr(socket.socket, name, connect_locally)
 
 
-socket.socket = _LoopbackSocket  # type: ignore[misc]
+for _name in ("connect", "connect_ex"):
+    _stay_local(_name)
 
 
 @pytest.fixture(scope="session", name="test_data")

@@ -5,7 +5,15 @@ import importlib.util
 import sys
 from typing import Any, Literal
 
-from flaxbert.config import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, PrecisionName, RolloutConfig
+from flaxbert.config import (
+    AccessConfig,
+    BatchingConfig,
+    DriftConfig,
+    LimitsConfig,
+    PrecisionName,
+    RolloutConfig,
+    TlsConfig,
+)
 from flaxbert.errors import ConfigError, DependencyError
 
 
@@ -20,6 +28,7 @@ def run(
     limits: LimitsConfig = LimitsConfig(),
     batching: BatchingConfig = BatchingConfig(),
     access: AccessConfig = AccessConfig(),
+    tls: TlsConfig = TlsConfig(),
     rollout: RolloutConfig = RolloutConfig(),
     drift: DriftConfig = DriftConfig(),
     otlp_endpoint: str = "",
@@ -39,6 +48,7 @@ def run(
       limits: What is admitted.
       batching: How requests are computed together.
       access: Who may call.
+      tls: How connections are encrypted; they are not unless a certificate is named.
       rollout: How new versions come into use.
       drift: When inputs and answers differ too much from those of training.
       otlp_endpoint: URL of an OpenTelemetry collector that spans of requests are sent to, such as http://localhost:4318; empty sends none.
@@ -49,13 +59,13 @@ def run(
       The exit code: 0 after SIGTERM or SIGINT.
 
     Raises:
-      ConfigError: The collector's URL is none.
+      ConfigError: The collector's URL is none, or a certificate can not be used.
       DependencyError: The packages of the extra are missing.
     """
     return _serve(dict(locals()))
 
 
-_SECTIONS = ("limits", "access", "rollout", "drift")
+_SECTIONS = ("limits", "access", "tls", "rollout", "drift")
 
 
 def _serve(options: dict[str, Any]) -> int:
@@ -64,7 +74,11 @@ def _serve(options: dict[str, Any]) -> int:
         _require_packages(_GRPC_PACKAGES, "grpc")
     _require_tracing(options["otlp_endpoint"])
     from flaxbert.serve.supervisor import Supervisor, open_socket, reserve_port
+    from flaxbert.serve.tls import Certificates
 
+    secure = options["tls"].enabled
+    if secure:
+        Certificates(options["tls"])  # what is wrong with it is said before anything starts
     host = options["host"]
     sock = open_socket(host, options["port"])
     reserved = reserve_port(host, options["grpc_port"]) if options["grpc_port"] else None
@@ -77,7 +91,10 @@ def _serve(options: dict[str, Any]) -> int:
         "grpc_address": grpc_address,
         **{name: options[name] for name in ("otlp_endpoint", "log_format", "log_requests")},
     }
-    for scheme, address in (("http", sock.getsockname()), ("grpc", grpc_address)):
+    for scheme, address in (
+        ("https" if secure else "http", sock.getsockname()),
+        ("grpcs" if secure else "grpc", grpc_address),
+    ):
         if address is not None:
             print(f"flaxbert listens on {scheme}://{address[0]}:{address[1]}", file=sys.stderr, flush=True)
     return Supervisor(document, sock).run()

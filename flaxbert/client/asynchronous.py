@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from types import TracebackType
@@ -31,6 +32,7 @@ class AsyncClient:
       model: As for ``Client``.
       timeout_seconds: As for ``Client``.
       retries: As for ``Client``.
+      ssl_context: As for ``Client``.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class AsyncClient:
         model: str | None = None,
         timeout_seconds: float = 60.0,
         retries: int = 4,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._http = httpx2.AsyncClient(**calls.connection_options(base_url, api_key))
+        self._tls = ssl_context or httpx2.create_ssl_context()
+        self._http = httpx2.AsyncClient(**calls.connection_options(base_url, api_key, self._tls))
         self._prefix = calls.prefix_of(model)
         self._timeout_seconds = timeout_seconds
         self._retries = retries
@@ -307,7 +311,7 @@ class AsyncClient:
         request = self._http.build_request("POST", f"{self._prefix}/stream/{operation}", headers=calls.STREAM_HEADERS)
         try:
             attempts = tenacity.AsyncRetrying(**policy(self._retries, self._timeout_seconds))
-            reader, writer = await attempts(connect_async, request, self._timeout_seconds)
+            reader, writer = await attempts(connect_async, request, self._timeout_seconds, self._tls)
         except OSError as error:
             raise unreachable(error) from error
         talk = AsyncTalk(reader, writer, Conversation(request), self._timeout_seconds)

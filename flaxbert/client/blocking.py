@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import ssl
 import time
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
@@ -35,6 +36,8 @@ class Client:
       model: Name of a served model; without it the server takes the first that can do what is asked.
       timeout_seconds: Time that one request may take, all its tries and pauses together; of a stream, the longest time in which nothing moves.
       retries: How often a request is tried again.
+      ssl_context: What is asked of encrypted connections, for example ``ssl.create_default_context(cafile="ca.pem")``; None: that an authority which
+        the system trusts has signed the server's certificate.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class Client:
         model: str | None = None,
         timeout_seconds: float = 60.0,
         retries: int = 4,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._http = httpx2.Client(**calls.connection_options(base_url, api_key))
+        self._tls = ssl_context or httpx2.create_ssl_context()
+        self._http = httpx2.Client(**calls.connection_options(base_url, api_key, self._tls))
         self._prefix = calls.prefix_of(model)
         self._timeout_seconds = timeout_seconds
         self._retries = retries
@@ -312,7 +317,7 @@ class Client:
         request = self._http.build_request("POST", f"{self._prefix}/stream/{operation}", headers=calls.STREAM_HEADERS)
         try:
             attempts = tenacity.Retrying(**policy(self._retries, self._timeout_seconds))
-            connection = attempts(connect, request, self._timeout_seconds)
+            connection = attempts(connect, request, self._timeout_seconds, self._tls)
         except OSError as error:
             raise unreachable(error) from error
         with connection:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import ssl
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -76,17 +77,18 @@ LEAST_SECONDS = 0.01
 """Time that even the last try gets."""
 
 
-def connection_options(base_url: str, api_key: str | None) -> dict[str, Any]:
+def connection_options(base_url: str, api_key: str | None, tls: ssl.SSLContext) -> dict[str, Any]:
     """Returns arguments of ``httpx2.Client`` and ``AsyncClient``.
 
     Args:
       base_url: Where the server is.
       api_key: Its key, or None.
+      tls: What is asked of encrypted connections.
     """
     headers = {"content-type": "application/json"}
     if api_key is not None:
         headers["authorization"] = f"Bearer {api_key}"
-    return {"base_url": base_url, "headers": headers}
+    return {"base_url": base_url, "headers": headers, "verify": tls}
 
 
 def prefix_of(model: str | None) -> str:

@@ -5,6 +5,7 @@ the bytes are made and read by h11, which httpx2 is built on, too.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import selectors
@@ -20,6 +21,7 @@ from flaxbert.client.attempts import refusal, unreachable
 from flaxbert.errors import ServerError
 
 _READ_BYTES = 65536
+_GOODBYE_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +123,15 @@ def _answer(line: dict[str, Any]) -> StreamAnswer:
     return StreamAnswer(line["index"], None, error)
 
 
-def connect(request: httpx2.Request, timeout_seconds: float) -> socket.socket:
+def connect(request: httpx2.Request, timeout_seconds: float, tls: ssl.SSLContext) -> socket.socket:
     """Returns a connection to the server of a request.
 
     Args:
       request: The request.
       timeout_seconds: Time that it may take.
+      tls: What is asked of an encrypted connection.
     """
-    host, port, context = _place(request)
+    host, port, context = _place(request, tls)
     connection = socket.create_connection((host, port), timeout_seconds)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if context is None:
@@ -140,10 +143,10 @@ def connect(request: httpx2.Request, timeout_seconds: float) -> socket.socket:
         raise
 
 
-def _place(request: httpx2.Request) -> tuple[str, int, ssl.SSLContext | None]:
+def _place(request: httpx2.Request, tls: ssl.SSLContext) -> tuple[str, int, ssl.SSLContext | None]:
     url = request.url
     secure = url.scheme == "https"
-    return url.host, url.port or (443 if secure else 80), httpx2.create_ssl_context() if secure else None
+    return url.host, url.port or (443 if secure else 80), tls if secure else None
 
 
 def converse(
@@ -200,7 +203,7 @@ def _receive(connection: socket.socket) -> bytes | None:
         return connection.recv(_READ_BYTES)
     except _NOT_NOW:
         return None
-    except ConnectionError as error:
+    except (ConnectionError, ssl.SSLError) as error:
         raise unreachable(error) from error
 
 
@@ -210,20 +213,21 @@ def _send(connection: socket.socket, data: bytes) -> int | None:
         return connection.send(data) if data else 0
     except _NOT_NOW:
         return 0
-    except ConnectionError:
+    except (ConnectionError, ssl.SSLError):
         return None
 
 
 async def connect_async(
-    request: httpx2.Request, timeout_seconds: float
+    request: httpx2.Request, timeout_seconds: float, tls: ssl.SSLContext
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Returns a connection to the server of a request.
 
     Args:
       request: The request.
       timeout_seconds: Time that it may take.
+      tls: What is asked of an encrypted connection.
     """
-    host, port, context = _place(request)
+    host, port, context = _place(request, tls)
     async with asyncio.timeout(timeout_seconds):
         return await asyncio.open_connection(host, port, ssl=context)
 
@@ -283,7 +287,16 @@ class AsyncTalk:
                 if task is not None:
                     task.cancel()
             await asyncio.gather(sending, *([] if reading is None else [reading]), return_exceptions=True)
+            await self._close()
+
+    async def _close(self) -> None:
+        """Closes the connection. An encrypted one says goodbye first and waits for the answer, but not where the talk was broken off."""
+        if self._conversation.ended:
             self._writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_GOODBYE_SECONDS):
+                    await self._writer.wait_closed()
+        self._writer.transport.abort()
 
     async def _send(self, bodies: Iterable[Any] | AsyncIterable[Any], accepted: asyncio.Event) -> None:
         self._writer.write(self._conversation.head)

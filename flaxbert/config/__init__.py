@@ -38,7 +38,7 @@ from flaxbert.config.quantization import (
     TrainQuantizeConfig,
 )
 from flaxbert.config.run import RunConfig
-from flaxbert.config.serve import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, RolloutConfig
+from flaxbert.config.serve import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, RolloutConfig, TlsConfig
 from flaxbert.config.task import IGNORED_LABEL, TaskConfig
 from flaxbert.config.train import FreezeRule, OptimizerName, ScheduleName, TrainConfig
 
@@ -89,6 +89,7 @@ __all__ = [
     "StudentConfig",
     "TaskConfig",
     "TeacherConfig",
+    "TlsConfig",
     "TokenizerConfig",
     "TrainConfig",
     "TrainQuantizeConfig",

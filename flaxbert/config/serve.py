@@ -95,6 +95,31 @@ class AccessConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TlsConfig:
+    """How connections are encrypted, those of gRPC too.
+
+    Attributes:
+      certificate_file: The server's certificate with those between it and its authority, as PEM; empty: connections are not encrypted. Changes are seen.
+      key_file: Its private key as PEM, without a password; empty: it is in ``certificate_file``. Changes are seen.
+      client_ca_file: Authorities, as PEM, one of which must have signed the certificate that a client shows; empty: clients need none.
+    """
+
+    certificate_file: str = ""
+    key_file: str = ""
+    client_ca_file: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("key_file", "client_ca_file"):
+            if getattr(self, name) and not self.certificate_file:
+                raise ConfigError(f"tls.{name} needs a certificate of the server: tls.certificate_file.")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether connections are encrypted."""
+        return bool(self.certificate_file)
+
+
+@dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """How new versions of a served alias come into use.
 

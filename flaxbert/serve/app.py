@@ -28,6 +28,7 @@ from flaxbert.serve.openapi import describe
 from flaxbert.serve.routes import inference, invoke, kserve, openai, operations, page, stream
 from flaxbert.serve.service import Service
 from flaxbert.serve.strict_json import StrictRoute
+from flaxbert.serve.tls import Certificates
 from flaxbert.serve.tracing import Tracing
 
 _LOG = logging.getLogger("flaxbert.serve")
@@ -113,6 +114,7 @@ def make_app(
     grpc_address: tuple[str, int] | None = None,
     drift: DriftConfig = DriftConfig(),
     tracing: Tracing | None = None,
+    certificates: Certificates | None = None,
 ) -> FastAPI:
     """Returns the application of some models; they are loaded when it starts.
 
@@ -125,6 +127,7 @@ def make_app(
       grpc_address: Host and port for gRPC, which is served beside; needs the extra ``grpc``. None: not at all.
       drift: How inputs and answers are watched.
       tracing: Where spans go; None sends none.
+      certificates: What gRPC encrypts with; watched for changes. None: not encrypted. (The connections of HTTP are its server's.)
 
     Raises:
       ConfigError: A file of keys can not be read.
@@ -136,13 +139,13 @@ def make_app(
     metrics.memory_limit.set(host_memory_limit_bytes())
     fleet = Fleet(specs, engine, rollout, service)
     api = Api(fleet, service, status, guard.has_admins)
-    rpc = _make_rpc(api, guard, grpc_address)
+    rpc = _make_rpc(api, guard, grpc_address, certificates)
 
     app = FastAPI(
         title="flaxbert",
         version=flaxbert.__version__,
         description="Encoders of the BERT family, for every task.",
-        lifespan=_lifespan(api, rpc, tracing),
+        lifespan=_lifespan(api, rpc, tracing, certificates),
         redoc_url=None,
     )
     app.router.route_class = StrictRoute
@@ -162,16 +165,16 @@ def make_app(
     return app
 
 
-def _make_rpc(api: Api, guard: Access, address: tuple[str, int] | None) -> Any:
+def _make_rpc(api: Api, guard: Access, address: tuple[str, int] | None, certificates: Certificates | None) -> Any:
     """Returns the server for gRPC, or None where there is none."""
     if address is None:
         return None
     from flaxbert.serve.rpc.server import RpcServer
 
-    return RpcServer(api, guard, address)
+    return RpcServer(api, guard, address, certificates)
 
 
-def _lifespan(api: Api, rpc: Any, tracing: Tracing | None) -> Any:
+def _lifespan(api: Api, rpc: Any, tracing: Tracing | None, certificates: Certificates | None) -> Any:
     """Returns what happens between the start and the end of the application."""
     service = api.service
 
@@ -181,13 +184,15 @@ def _lifespan(api: Api, rpc: Any, tracing: Tracing | None) -> Any:
         loading = asyncio.ensure_future(_load(api, rpc))
         app.state.loading = loading
         watching = asyncio.ensure_future(_watch_after(loading, api.fleet))
-        judging = asyncio.ensure_future(_judge(service))
+        others = [asyncio.ensure_future(_judge(service))]
+        if certificates is not None:
+            others.append(asyncio.ensure_future(certificates.watch()))
         try:
             yield
         finally:
             if rpc is not None:
                 await rpc.stop()
-            for task in (judging, watching, loading):
+            for task in (*others, watching, loading):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task

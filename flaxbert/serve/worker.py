@@ -16,13 +16,14 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from flaxbert.config import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, RolloutConfig
+from flaxbert.config import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, RolloutConfig, TlsConfig
 from flaxbert.core.runtime import configure
 from flaxbert.errors import FlaxbertError
 from flaxbert.serve.app import make_app
 from flaxbert.serve.loading import EngineOptions, parse_specs
 from flaxbert.serve.logs import configure_logs
 from flaxbert.serve.supervisor import EXIT_NOT_STARTED
+from flaxbert.serve.tls import Certificates
 from flaxbert.serve.tracing import open_tracing
 
 _LOG = logging.getLogger("flaxbert.serve")
@@ -127,10 +128,21 @@ class DrainingServer(uvicorn.Server):
 def _settings(document: dict[str, Any]) -> dict[str, Any]:
     sections = {"limits": LimitsConfig, "access": AccessConfig, "rollout": RolloutConfig, "drift": DriftConfig}
     made: dict[str, Any] = {name: build(**document[name]) for name, build in sections.items()}
+    tls = TlsConfig(**document["tls"])
+    made["certificates"] = Certificates(tls) if tls.enabled else None
     made["engine"] = EngineOptions(
         **{**document["engine"], "batching": BatchingConfig(**document["engine"]["batching"])}
     )
     return made
+
+
+def encryption(certificates: Certificates | None) -> dict[str, Any]:
+    """Returns the arguments of ``uvicorn.Config`` for encrypted connections.
+
+    Args:
+      certificates: The server's; None for connections that are not encrypted.
+    """
+    return {} if certificates is None else {"ssl_context_factory": lambda config, default: certificates.context}
 
 
 async def _serve(server: DrainingServer, sock: socket.socket) -> int:
@@ -190,6 +202,7 @@ def run(document: dict[str, Any], sock: socket.socket) -> int:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(limits.deadline_seconds) + 1,
         lifespan="on",
+        **encryption(settings["certificates"]),
     )
     server = DrainingServer(config, settings["rollout"].drain_seconds)
     try:

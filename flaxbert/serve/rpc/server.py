@@ -22,6 +22,7 @@ from flaxbert.serve.routes.kserve import Inference, metadata_of, select_outputs,
 from flaxbert.serve.rpc import tensors
 from flaxbert.serve.rpc.messages import MESSAGES, METHODS, PACKAGE, SERVICE
 from flaxbert.serve.service import Call
+from flaxbert.serve.tls import Certificates
 
 _LOG = logging.getLogger("flaxbert.serve")
 
@@ -71,6 +72,25 @@ class _Handlers(grpc.GenericRpcHandler):
         return grpc.stream_unary_rpc_method_handler(functools.partial(self._answer, handler_call_details.method))
 
 
+def _credentials(certificates: Certificates) -> Any:
+    """Returns what gRPC encrypts with; it asks for the pair at every handshake."""
+    used = certificates.pair()
+
+    def configuration(pair: tuple[bytes, bytes]) -> Any:
+        return grpc.ssl_server_certificate_configuration([pair], certificates.client_authorities)
+
+    def changed() -> Any:
+        nonlocal used
+        now = certificates.served_pair
+        if now == used:
+            return None
+        used = now
+        return configuration(now)
+
+    asks = certificates.client_authorities is not None
+    return grpc.dynamic_ssl_server_credentials(configuration(used), changed, require_client_authentication=asks)
+
+
 class RpcServer:
     """Answers the methods of the protocol.
 
@@ -78,12 +98,16 @@ class RpcServer:
       api: What methods have at hand.
       access: Who is admitted.
       address: Host and port; port 0 lets the system choose.
+      certificates: What calls are encrypted with; None: not at all.
     """
 
-    def __init__(self, api: Api, access: Access, address: tuple[str, int]) -> None:
+    def __init__(
+        self, api: Api, access: Access, address: tuple[str, int], certificates: Certificates | None = None
+    ) -> None:
         self._api = api
         self._access = access
         self._address = address
+        self._certificates = certificates
         self._server: Any = None
         self._stopping: asyncio.Task[None] | None = None
         self.port = 0
@@ -106,7 +130,10 @@ class RpcServer:
         host, port = self._address
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            self.port = server.add_insecure_port(place)
+            if self._certificates is None:
+                self.port = server.add_insecure_port(place)
+            else:
+                self.port = server.add_secure_port(place, _credentials(self._certificates))
         except RuntimeError as error:
             raise ConfigError(f"{place} can not be listened on for gRPC. Choose another --grpc_port.") from error
         await server.start()
