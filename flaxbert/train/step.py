@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +238,7 @@ def _next_loss_scale(
 class _Step:
     """One optimizer step as a function of state, batch and key."""
 
+    __name__: ClassVar[str] = "train_step"  # what profiles and logs of JAX call it
     gradients_of: _Gradients
     optimizer: Optimizer
     accumulation_steps: int

@@ -71,6 +71,8 @@ class StepJob:
       example: A batch of one example, of the largest shape of the run.
       fixed: What ``forward`` finds in its parameters beside those that are trained.
       masks: Changes masks in the course of training; None where none change.
+      steps: The step by its number of micro batches, made when it is first asked for, so that what was traced and compiled to learn its memory is
+        what trains. Jobs that differ in the shape of the batch alone may share it.
     """
 
     params: Params
@@ -84,6 +86,7 @@ class StepJob:
     example: Mapping[str, np.ndarray]
     fixed: FixedLeaves | None = None
     masks: MaskUpdate | None = None
+    steps: dict[int, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def batch_size(self) -> int:
@@ -149,21 +152,24 @@ def batch_shapes(job: StepJob) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def _build_step(job: StepJob, plan: BatchPlan, state: TrainState, kinds: Mapping[str, str]) -> Any:
-    scaled = Precision(job.precision).needs_loss_scale
-    return make_train_step(
-        job.forward,
-        job.loss,
-        job.optimizer,
-        kinds,
-        plan.accumulation_steps,
-        shardings=state_shardings(state, job.leaf_axes, job.mesh, kinds),
-        mesh=job.mesh,
-        loss_scale_growth_steps=job.train.loss_scale_growth_steps if scaled else 0,
-        guard=StepGuard.of(job.train),
-        fixed=job.fixed,
-        masks=job.masks,
-    )
+def _step_of(job: StepJob, plan: BatchPlan, state: TrainState) -> Any:
+    number = plan.accumulation_steps
+    if number not in job.steps:
+        scaled, kinds = Precision(job.precision).needs_loss_scale, leaf_kinds(job.params)
+        job.steps[number] = make_train_step(
+            job.forward,
+            job.loss,
+            job.optimizer,
+            kinds,
+            number,
+            shardings=state_shardings(state, job.leaf_axes, job.mesh, kinds),
+            mesh=job.mesh,
+            loss_scale_growth_steps=job.train.loss_scale_growth_steps if scaled else 0,
+            guard=StepGuard.of(job.train),
+            fixed=job.fixed,
+            masks=job.masks,
+        )
+    return job.steps[number]
 
 
 def _create_state(job: StepJob) -> tuple[TrainState, dict[str, str]]:
@@ -222,8 +228,9 @@ def compile_run(job: StepJob, plan: BatchPlan, say: Say) -> CompiledRun:
     def initial_state() -> TrainState:
         return holder.pop() if holder else _create_state(job)[0]
 
-    norms = make_norms(job.optimizer, sharded=job.mesh.size > 1)
-    return CompiledRun(_build_step(job, plan, like, kinds), norms, kinds, like, initial_state)
+    step = _step_of(job, plan, like)
+    job.steps.clear()  # programs of sizes that were only tried
+    return CompiledRun(step, make_norms(job.optimizer, sharded=job.mesh.size > 1), kinds, like, initial_state)
 
 
 def state_shapes(job: StepJob) -> TrainState:
@@ -254,7 +261,7 @@ def lower_step(job: StepJob, micro_batch: int) -> Any:
       The step, lowered.
     """
     like = state_shapes(job)
-    step = _build_step(job, BatchPlan(job.batch_size, micro_batch, batch_ways(job.mesh)), like, leaf_kinds(job.params))
+    step = _step_of(job, BatchPlan(job.batch_size, micro_batch, batch_ways(job.mesh)), like)
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(job.mesh):
         return step.lower(like, batch_shapes(job), key)

@@ -64,6 +64,7 @@ class Pretraining:
     def jobs(self) -> list[StepJob]:
         """What the step is made from in each phase; they differ in the shape of the batch alone."""
         fixed = place_teachers(self.networks.teachers, self.mesh)
+        steps: dict[int, Any] = {}
         return [
             StepJob(
                 params=self.networks.params,
@@ -76,6 +77,7 @@ class Pretraining:
                 loss=self.networks.loss,
                 example=self.batches.complete(phase.mixture.sources[0].rows([0], 0), 0),
                 fixed=fixed,
+                steps=steps,
             )
             for phase in self.batches.phases
         ]

@@ -159,9 +159,17 @@ def test_bad_settings_end_in_one_clear_error(model, data, tmp_path):
         finetune(build(model, data, tmp_path / "b"), say=quiet)
 
 
-def test_a_finished_run_is_not_silently_repeated(model, data, tmp_path):
+def test_a_finished_run_is_not_silently_repeated(model, data, tmp_path, monkeypatch):
+    traced, forward_of = [], plan.model_forward
+
+    def counted(model):
+        forward = forward_of(model)
+        return lambda *arguments, **options: traced.append(1) or forward(*arguments, **options)
+
+    monkeypatch.setattr(plan, "model_forward", counted)
     run = build(model, data, tmp_path / "run", num_steps=2)
     finetune(run, say=quiet)
+    assert len(traced) == 1  # the step whose memory was learned is the one that trains
     with pytest.raises(ConfigError, match="never"):
         finetune(build(model, data, tmp_path / "run", num_steps=2, resume="never"), say=quiet)
     with pytest.raises(ConfigError, match=r"train\.learning_rate"):
