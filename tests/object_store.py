@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 Fault = Callable[[str, str], str]
-"""Given method and path of a request: ``refuse`` it, ``lose`` its answer once it was done, or an empty text."""
+"""Given method and path of a request: ``refuse`` it, ``lose`` its answer once it was done, a status and code of S3, or an empty text."""
 
 
 class ObjectStore:
@@ -44,8 +44,8 @@ class ObjectStore:
             list(self._application(environment, lambda *answer: None))
         else:
             environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
-        code, status = ("InternalError", "500 Internal") if fault == "lose" else ("AccessDenied", "403 Forbidden")
-        start(status, [("content-type", "application/xml")])
+        status, code = {"lose": ("500", "InternalError"), "refuse": ("403", "AccessDenied")}.get(fault) or fault.split()
+        start(f"{status} {code}", [("content-type", "application/xml")])
         return [f"<Error><Code>{code}</Code><Message>a fault of the test</Message></Error>".encode()]
 
 

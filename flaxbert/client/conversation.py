@@ -315,7 +315,7 @@ class AsyncTalk:
         self._writer.write(data)
         try:
             await self._writer.drain()
-        except ConnectionError:
+        except (ConnectionError, ssl.SSLError):
             return False
         return True
 
@@ -323,7 +323,7 @@ class AsyncTalk:
 def _result(reading: "asyncio.Future[bytes]") -> bytes:
     try:
         return reading.result()
-    except ConnectionError as error:
+    except (ConnectionError, ssl.SSLError) as error:
         raise unreachable(error) from error
 
 

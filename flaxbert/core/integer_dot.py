@@ -89,6 +89,10 @@ def _unsigned(tokens: jax.Array, codes: jax.Array, axis: int) -> jax.Array:
     return _mixed_dot.bind(shifted, codes, axis=axis) - sums * jnp.int32(ZERO_POINT)
 
 
+_SIGNED, _UNSIGNED = ([functools.partial(form, axis=axis) for axis in (0, 1)] for form in (_signed, _unsigned))
+"""By contracted axis; made once, so that JAX traces each once for every shape."""
+
+
 @functools.cache
 def has_mixed_products() -> bool:
     """Returns whether this machine's processor multiplies unsigned by signed bytes faster than signed ones, as far as Linux says."""
@@ -112,9 +116,4 @@ def integer_dot(
     is_exported = not all(isinstance(size, int) for size in tokens.shape)  # symbolic sizes: a program for any machine
     if is_exported or not has_mixed_products():
         return _signed(tokens, codes, axis)
-    return lax.platform_dependent(
-        tokens,
-        codes,
-        cpu=lambda left, right: _unsigned(left, right, axis),
-        default=lambda left, right: _signed(left, right, axis),
-    )
+    return lax.platform_dependent(tokens, codes, cpu=_UNSIGNED[axis], default=_SIGNED[axis])

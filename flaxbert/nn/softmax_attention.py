@@ -31,19 +31,19 @@ def _swap(values: jax.Array) -> jax.Array:
     return jnp.swapaxes(values, -1, -2)
 
 
+def _swap_by_dot(key: jax.Array) -> jax.Array:
+    size = key.shape[-1]
+    identity = jnp.broadcast_to(jnp.eye(size, dtype=key.dtype), (*key.shape[:-2], size, size))
+    return _batched_dot(identity, key, 3).astype(key.dtype)
+
+
 def _key_columns(key: jax.Array) -> jax.Array:
     """Swaps the last two axes; on CPU as a dot with the identity, which is exact.
 
     XLA:CPU folds a plain transpose, even one behind elementwise operations, into the next dot, which then contracts the
     left operand's first axis: slow in float32 and, in bfloat16, an error at run time.
     """
-
-    def multiply(key: jax.Array) -> jax.Array:
-        size = key.shape[-1]
-        identity = jnp.broadcast_to(jnp.eye(size, dtype=key.dtype), (*key.shape[:-2], size, size))
-        return _batched_dot(identity, key, 3).astype(key.dtype)
-
-    return lax.platform_dependent(key, cpu=multiply, default=_swap)
+    return lax.platform_dependent(key, cpu=_swap_by_dot, default=_swap)
 
 
 def softmax_attention(

@@ -12,6 +12,7 @@ import json
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -144,6 +145,7 @@ class Journal:
         document = {
             "format_version": FORMAT_VERSION,
             "number": number,
+            "id": uuid.uuid4().hex,  # two writers may want the same in the same moment
             "previous": previous,
             "time": self._clock().isoformat(timespec="milliseconds"),
             "by": by,

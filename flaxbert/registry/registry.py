@@ -160,7 +160,7 @@ class Registry:
         Raises:
           ConfigError: A name is none, the folder is no model, or the same files are a version already.
           DataError: Files differ from the folder's manifest, or changed while they were copied.
-          RegistryError: The registry can not be reached or written; what was copied belongs to no version then.
+          RegistryError: The registry can not be reached or written; what was copied stays, since the version may be there nevertheless.
         """
         check_name(name)
         for alias in aliases:
@@ -181,7 +181,7 @@ class Registry:
             state = self._journal(name).append(change)
         except RegistryError:  # the event may have been written: what it names must stay
             raise
-        except BaseException:
+        except Exception:
             with contextlib.suppress(FlaxbertError):
                 if all(record.folder != identity for record in self._journal(name).read().versions.values()):
                     self._storage.remove(place)

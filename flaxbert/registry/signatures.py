@@ -6,7 +6,7 @@ import tempfile
 import uuid
 from typing import Any
 
-from flaxbert.errors import ConfigError, DataError, DependencyError
+from flaxbert.errors import ConfigError, DataError, DependencyError, RegistryError
 from flaxbert.registry.names import Reference, parse_reference
 from flaxbert.registry.registry import Registry
 from flaxbert.registry.state import SIGN, ModelState
@@ -87,13 +87,16 @@ def sign_version(registry: Registry, reference: str, private_key: str, password:
       ConfigError: There is no such version, or the key can not be used.
       DataError: The version is damaged.
       DependencyError: model-signing is not installed.
+      RegistryError: The registry can not be reached or written.
     """
     name, record = parse_reference(reference).name, registry.find(reference)
     file = f"{uuid.uuid4().hex}.sig"
     with tempfile.TemporaryDirectory(prefix="flaxbert-sign-") as place:
         signature = pathlib.Path(place) / file
         sign_folder(registry.folder(Reference(name, record.number), verify=True), private_key, signature, password)
-        registry.storage.create(f"{name}/signatures/{file}", signature.read_bytes())
+        target, content = f"{name}/signatures/{file}", signature.read_bytes()
+        if not registry.storage.create(target, content) and registry.storage.read(target) != content:
+            raise RegistryError(f"The signature of {reference} could not be written; try again.")
     return registry.change(name, lambda _: (SIGN, {"version": record.number, "file": file}))
 
 

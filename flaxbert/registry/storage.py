@@ -1,16 +1,28 @@
 """Where a registry lies: a folder of this machine, or any file system that fsspec knows."""
 
 import contextlib
-import errno
 import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flaxbert.core.digests import flush_folder
 from flaxbert.errors import ConfigError, DataError, FlaxbertError, RegistryError
+
+_CONFLICT, _PRECONDITION_FAILED = 409, 412
+
+
+def _is_refused_condition(error: BaseException | None) -> bool:
+    """Returns whether a store said that there is such a file, or that another upload of it is under way; libraries have no one type for that."""
+    while error is not None:
+        response = getattr(error, "response", None)  # botocore's
+        found = response.get("ResponseMetadata", {}) if isinstance(response, Mapping) else {}
+        if found.get("HTTPStatusCode") in (_CONFLICT, _PRECONDITION_FAILED):
+            return True
+        error = error.__cause__
+    return False
 
 
 class Storage:
@@ -32,7 +44,8 @@ class Storage:
         if not location:
             raise ConfigError("No registry is named: give a folder or URL, or set FLAXBERT_REGISTRY.")
         try:
-            self._files, root = fsspec.core.url_to_fs(location)
+            # What a store's library remembers of folders hides what others write there.
+            self._files, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"The registry {location} can not be opened: {error}") from error
         self.location = location
@@ -93,8 +106,8 @@ class Storage:
                     self._files.pipe_file(self._path(name), content, mode="create")
                 except FileExistsError:
                     return False
-                except OSError as error:
-                    if error.errno == errno.EBUSY:  # S3's answer to two uploads of one name at once
+                except Exception as error:
+                    if _is_refused_condition(error):
                         return False
                     raise
             return True

@@ -11,7 +11,7 @@ from flaxbert.config import RolloutConfig
 from flaxbert.core.runtime import host_memory_limit_bytes, release_memory
 from flaxbert.errors import ConfigError, FlaxbertError, RegistryError, nearest
 from flaxbert.serve.errors import RequestError
-from flaxbert.serve.loading import EngineOptions, Located, ModelSpec, Served, load_served, locate
+from flaxbert.serve.loading import EngineOptions, Located, ModelSpec, Served, is_registered, load_served, locate
 from flaxbert.serve.service import Service
 
 _LOG = logging.getLogger("flaxbert.serve")
@@ -132,7 +132,7 @@ class Fleet:
         for slot in self.slots.values():
             await self._exchange(slot, CHAMPION, await self._locate(slot, ""))
             if slot.spec.from_registry:
-                await self.refresh(slot)
+                await self.refresh_safely(slot)
 
     async def _locate(self, slot: Slot, alias: str, fetch: bool = True) -> Located:
         return await self._service.in_thread(functools.partial(locate, slot.spec, alias, fetch=fetch))
@@ -147,24 +147,24 @@ class Fleet:
           RegistryError: The registry can not be reached; all versions stay, and the next call tries again.
         """
         async with slot.lock:
+            if not await self._service.in_thread(functools.partial(is_registered, slot.spec)):
+                _LOG.error("%s: the registry knows no such model; all versions stay", slot.spec.name)
+                return
             for role, alias in self.aliases().items():
-                if not await self._refresh_role(slot, role, alias):
-                    return
+                await self._refresh_role(slot, role, alias)
 
-    async def _refresh_role(self, slot: Slot, role: str, alias: str) -> bool:
-        """Returns whether the registry knows the model itself, without which nothing can be said of its other aliases."""
+    async def _refresh_role(self, slot: Slot, role: str, alias: str) -> None:
         try:
             wanted = (await self._locate(slot, alias, fetch=False)).version
         except ConfigError as error:
             if role == CHAMPION:
                 _LOG.error("%s: %s", slot.spec.name, error)
-                return False
-            if role in slot.versions:  # the alias was taken away
+            elif role in slot.versions:  # the alias was taken away
                 self._retire(slot.versions.pop(role))
-            return True
+            return
         current = slot.versions.get(role)
         if (current is not None and current.version == wanted) or slot.failed.get(role) == wanted:
-            return True
+            return
         try:
             await self._exchange(slot, role, await self._locate(slot, alias))
         except RegistryError:  # nothing is wrong with the version: it is tried again
@@ -173,7 +173,6 @@ class Fleet:
             slot.failed[role] = wanted
             self._service.metrics.swaps.labels(slot.spec.name, "failed").inc()
             _LOG.error("%s: version %s did not become %s: %s", slot.spec.name, wanted, role, error)
-        return True
 
     async def _exchange(self, slot: Slot, role: str, located: Located) -> None:
         """Loads a version, makes it ready, and only then lets it take the place of the old one."""
@@ -219,9 +218,14 @@ class Fleet:
             await asyncio.sleep(self.rollout.poll_seconds)
             for slot in self.slots.values():
                 if slot.spec.from_registry:
-                    await self._refresh_safely(slot)
+                    await self.refresh_safely(slot)
 
-    async def _refresh_safely(self, slot: Slot) -> None:
+    async def refresh_safely(self, slot: Slot) -> None:
+        """The same, where a registry that can not be read is told in the log and asked again by ``watch``.
+
+        Args:
+          slot: The model.
+        """
         try:
             await self.refresh(slot)
         except (FlaxbertError, OSError) as error:  # the registry can not be read now; the next time it may be

@@ -165,6 +165,23 @@ def open_registry() -> Registry:
     return _opened(os.environ.get(LOCATION_VARIABLE, ""))
 
 
+def is_registered(spec: ModelSpec) -> bool:
+    """Returns whether the registry knows the model of a spec, whatever it knows of its versions.
+
+    Args:
+      spec: A model of the registry.
+
+    Raises:
+      DataError: Its journal is damaged.
+      RegistryError: The registry can not be reached.
+    """
+    try:
+        open_registry().state(parse_reference(spec.source.removeprefix(REGISTRY_PREFIX)).name)
+    except ConfigError:
+        return False
+    return True
+
+
 def locate(spec: ModelSpec, alias: str = "", *, fetch: bool = True) -> Located:
     """Finds the version that a model means now.
 

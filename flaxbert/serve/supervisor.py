@@ -20,6 +20,9 @@ _LOG = logging.getLogger("flaxbert.supervisor")
 EXIT_NOT_STARTED = 3
 """Exit code of a worker that can not serve what it was told to; starting it again would not help."""
 
+EXIT_UNREACHABLE = 4
+"""Exit code of a worker that could not reach what it loads from; later it may."""
+
 BACKLOG = 4096
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 30.0
 _STEADY_SECONDS = 60.0
@@ -115,7 +118,7 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
-        pause = _FIRST_PAUSE_SECONDS
+        pause, is_first = _FIRST_PAUSE_SECONDS, True
         while True:
             begun = time.monotonic()
             self._worker = self._start()
@@ -124,8 +127,9 @@ class Supervisor:
             code = self._wait(self._worker)
             if self._ending:
                 return 0 if code in (0, -signal.SIGTERM, -signal.SIGINT) else 1
-            if code == EXIT_NOT_STARTED:
+            if code == EXIT_NOT_STARTED or (code == EXIT_UNREACHABLE and is_first):  # who starts a server wants to know
                 return 1
+            is_first = False
             if time.monotonic() - begun > _STEADY_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             print(f"flaxbert: the worker ended with code {code}; starting another in {pause:g} s", file=sys.stderr)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import pathlib
 import ssl
+from typing import Any
 
 from flaxbert.config import TlsConfig
 from flaxbert.errors import ConfigError
@@ -12,9 +13,27 @@ _LOG = logging.getLogger("flaxbert.serve")
 
 _LOOK_AGAIN_SECONDS = 1.0
 
+_Stamps = tuple[tuple[int, int], ...]
+
+
+def _read_authorities(file: str) -> bytes:
+    try:
+        content = pathlib.Path(file).read_bytes()
+        ssl.create_default_context().load_verify_locations(cadata=content.decode("ascii"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tls.client_ca_file {file} holds no certificates as PEM: {error}.") from error
+    return content
+
 
 class Certificates:
     """The certificate of a server with its key, and who may sign those of clients.
+
+    Connections are accepted with ``context``, which never changes: at every handshake it hands over to the newest pair that could be used.
+
+    Attributes:
+      context: What connections are accepted with.
+      pair: The key and the chain of certificates that are in use, as PEM.
+      client_authorities: Authorities of clients' certificates, as PEM; None where clients need none.
 
     Args:
       config: The files.
@@ -24,67 +43,61 @@ class Certificates:
     """
 
     def __init__(self, config: TlsConfig) -> None:
-        self._config = config
         self._certificate = pathlib.Path(config.certificate_file)
         self._key = pathlib.Path(config.key_file or config.certificate_file)
-        self._stamps = self._look()
-        self.context = self._make()
-        self.served_pair = self.pair()
+        self.client_authorities = _read_authorities(config.client_ca_file) if config.client_ca_file else None
+        self._seen = self._stamps()
+        self._newest, self.pair = self._read()
+        self.context, _ = self._read()
+        self.context.sni_callback = self._hand_over
 
-    @property
-    def client_authorities(self) -> bytes | None:
-        """PEM of the authorities that certificates of clients must be signed by; None where clients need none."""
-        return pathlib.Path(self._config.client_ca_file).read_bytes() if self._config.client_ca_file else None
+    def _hand_over(self, connection: Any, name: str | None, context: ssl.SSLContext) -> None:
+        del name, context
+        connection.context = self._newest
 
-    def pair(self) -> tuple[bytes, bytes]:
-        """Returns key and chain of certificates of the files as PEM."""
-        return self._key.read_bytes(), self._certificate.read_bytes()
-
-    def _look(self) -> tuple[tuple[int, int], ...]:
+    def _stamps(self) -> _Stamps:
         try:
             found = [path.stat() for path in (self._certificate, self._key)]
         except OSError as error:
             raise ConfigError(f"tls: {error.filename} can not be read: {error.strerror}.") from error
         return tuple((status.st_mtime_ns, status.st_size) for status in found)
 
-    def _make(self) -> ssl.SSLContext:
+    def _read(self) -> tuple[ssl.SSLContext, tuple[bytes, bytes]]:
+        """Returns a context with what the files hold, and key and chain of certificates as PEM."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._load(context)
-        if self._config.client_ca_file:
+        if self.client_authorities is not None:
             context.verify_mode = ssl.CERT_REQUIRED
-            try:
-                context.load_verify_locations(self._config.client_ca_file)
-            except OSError as error:
-                raise ConfigError(
-                    f"tls.client_ca_file {self._config.client_ca_file} holds no certificates as PEM: {error}."
-                ) from error
-        return context
-
-    def _load(self, context: ssl.SSLContext) -> None:
+            context.load_verify_locations(cadata=self.client_authorities.decode("ascii"))
         try:
             # Without a password of its own OpenSSL would ask the terminal for one.
             context.load_cert_chain(self._certificate, self._key, password="")
+            return context, (self._key.read_bytes(), self._certificate.read_bytes())
         except OSError as error:
             raise ConfigError(
                 f"tls: {self._certificate} and {self._key} are no certificate with its key, not encrypted, as PEM: {error}."
             ) from error
 
     def refresh(self) -> bool:
-        """Takes what the files hold now for the connections from now on; what can not be used changes nothing.
+        """Takes what the files hold now for the connections from now on; what can not be used changes nothing and is told once.
 
         Returns:
           Whether there was something new.
         """
         try:
-            stamps = self._look()
-            if stamps == self._stamps:
+            stamps = self._stamps()
+        except ConfigError:  # they are being replaced
+            return False
+        if stamps == self._seen:
+            return False
+        try:
+            context, pair = self._read()
+            if self._stamps() != stamps:  # they are being written
                 return False
-            self._load(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))  # half of a new pair leaves no trace
-            self._load(self.context)
         except ConfigError as error:
+            self._seen = stamps
             _LOG.warning("the certificate stays as it is: %s", error)
             return False
-        self._stamps, self.served_pair = stamps, self.pair()
+        self._seen, self._newest, self.pair = stamps, context, pair
         _LOG.info("%s was read again", self._certificate)
         return True
 
@@ -92,4 +105,4 @@ class Certificates:
         """Looks at the files until it is cancelled."""
         while True:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-            await asyncio.to_thread(self.refresh)
+            self.refresh()

@@ -18,15 +18,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from flaxbert.config import AccessConfig, BatchingConfig, DriftConfig, LimitsConfig, RolloutConfig, TlsConfig
 from flaxbert.core.runtime import configure
-from flaxbert.errors import FlaxbertError
+from flaxbert.errors import FlaxbertError, RegistryError
 from flaxbert.serve.app import make_app
 from flaxbert.serve.loading import EngineOptions, parse_specs
 from flaxbert.serve.logs import configure_logs
-from flaxbert.serve.supervisor import EXIT_NOT_STARTED
+from flaxbert.serve.supervisor import EXIT_NOT_STARTED, EXIT_UNREACHABLE
 from flaxbert.serve.tls import Certificates
 from flaxbert.serve.tracing import open_tracing
 
 _LOG = logging.getLogger("flaxbert.serve")
+
+_GOODBYE_SECONDS = 1.0
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -47,6 +49,18 @@ class PatientProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
             self.transport.close()
+            self._part_soon()
+
+    def _part_soon(self) -> None:
+        """Does not wait for the goodbye of an encrypted connection on which nothing is under way; the loop would for 30 seconds."""
+        if self.transport.get_extra_info("sslcontext") is not None:
+            self.loop.call_later(_GOODBYE_SECONDS, self.transport.abort)
+
+    def shutdown(self) -> None:
+        """Ends the connection, or has it end after the answer that is under way."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self._part_soon()
 
     def connection_made(self, transport: Any) -> None:
         """Begins to wait for the first request.
@@ -145,6 +159,12 @@ def encryption(certificates: Certificates | None) -> dict[str, Any]:
     return {} if certificates is None else {"ssl_context_factory": lambda config, default: certificates.context}
 
 
+def _fail(error: FlaxbertError) -> int:
+    """Tells an error in one line and returns the exit code that says whether another start could help."""
+    print(f"flaxbert: error: {error}", file=sys.stderr)
+    return EXIT_UNREACHABLE if isinstance(error, RegistryError) else EXIT_NOT_STARTED
+
+
 async def _serve(server: DrainingServer, sock: socket.socket) -> int:
     """Serves until told to end, or until the models turn out to be none."""
     serving = asyncio.ensure_future(server.serve([sock]))
@@ -158,8 +178,7 @@ async def _serve(server: DrainingServer, sock: socket.socket) -> int:
             server.should_exit = True
             await serving
             if isinstance(error, FlaxbertError):
-                print(f"flaxbert: error: {error}", file=sys.stderr)
-                return EXIT_NOT_STARTED
+                return _fail(error)
             raise error
     await serving
     return 0
@@ -208,8 +227,7 @@ def run(document: dict[str, Any], sock: socket.socket) -> int:
     try:
         return config.get_loop_factory()().run_until_complete(_serve(server, sock))  # type: ignore[misc]
     except FlaxbertError as error:
-        print(f"flaxbert: error: {error}", file=sys.stderr)
-        return EXIT_NOT_STARTED
+        return _fail(error)
 
 
 def main() -> int:
@@ -222,8 +240,7 @@ def main() -> int:
     try:
         code = run(json.load(sys.stdin), sock)
     except FlaxbertError as error:
-        print(f"flaxbert: error: {error}", file=sys.stderr)
-        code = EXIT_NOT_STARTED
+        code = _fail(error)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # JAX's threads need not be waited for

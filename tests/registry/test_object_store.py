@@ -9,6 +9,7 @@ from flaxbert.cli.main import main
 from flaxbert.errors import ConfigError, RegistryError
 from flaxbert.model import load
 from flaxbert.registry import Registry
+from tests.helpers import run_python
 from tests.weights.tiny import CONFIG, write_tiny
 
 
@@ -98,6 +99,41 @@ def test_what_could_not_be_added_is_no_version(store, location, folders):
     assert list(registry.verify("films")) == [1]
     assert len(registry.orphans("films")) == 1
     assert registry.add("films", folders[1]).number == 2
+
+
+def test_what_others_write_is_seen_whatever_was_listed_before(store, location, folders):
+    ours = Registry(location)
+    ours.add("films", folders[0])
+    assert ours.models() == ["films"]
+    assert ours.orphans("films") == []
+    move = f"from flaxbert.registry import Registry; Registry({location!r}).promote('films:1', 'theirs')"
+    assert run_python(["-c", move]).returncode == 0
+    assert ours.state("films").aliases == {"theirs": 1}
+    assert ours.promote("films:1", "ours").aliases == {"theirs": 1, "ours": 1}
+
+
+@pytest.mark.parametrize(("status", "code"), [(409, "ConditionalRequestConflict"), (412, "PreconditionFailed")])
+def test_another_writer_at_the_same_moment_is_no_failure(store, location, folders, status, code):
+    registry, refused = Registry(location), []
+    registry.add("films", folders[0])
+
+    def refuse_twice(method, path):
+        if is_event(method, path) and len(refused) < 2:
+            refused.append(path)
+            return f"{status} {code}"
+        return ""
+
+    store.fault = refuse_twice
+    assert registry.promote("films:1").aliases == {"champion": 1}
+    assert len(refused) == 2
+
+
+def test_a_store_that_is_busy_is_no_other_writer(store, location, folders):
+    registry = Registry(location)
+    registry.add("films", folders[0])
+    store.fault = lambda method, path: "503 SlowDown" if is_event(method, path) else ""
+    with pytest.raises(RegistryError, match="can not be used now"):
+        registry.promote("films:1")
 
 
 def test_only_what_is_new_is_read(store, location, folders):

@@ -14,6 +14,7 @@ from flaxbert.registry import Reference, Registry
 from flaxbert.serve.app import make_app
 from flaxbert.serve.loading import parse_specs
 from flaxbert.weights.save import save_checkpoint
+from tests.helpers import run_python
 from tests.object_store import object_store
 from tests.serve.conftest import BASE
 from tests.serve.running import SMALL, running
@@ -144,12 +145,13 @@ def test_a_store_that_can_not_be_reached_changes_nothing_and_is_asked_again(stor
         def models():
             return httpx2.get(f"{url}/models").json()["models"][0]
 
-        def asked_twice():
+        def asked(part, times=30):
+            """Waits until the server has asked for files with this in their path, often enough for several looks at everything."""
             before = len(store.requests)
-            wait_for(lambda: len(store.requests) > before + 2)
+            wait_for(lambda: sum(part in path for _, path in store.requests[before:]) >= times)
 
         store.fault = lambda method, path: "refuse"
-        asked_twice()
+        asked("")
         refused = httpx2.post(promote, json={"version": 2}, headers=ADMIN)
         assert refused.status_code == 503
         assert "can not be used now" in refused.json()["error"]
@@ -159,15 +161,49 @@ def test_a_store_that_can_not_be_reached_changes_nothing_and_is_asked_again(stor
 
         store.fault = lambda method, path: "refuse" if "/versions/" in path else ""  # aliases are told, files are not
         registry.promote("film:2")
-        asked_twice()
+        asked("/versions/")
         assert models()["failed"] == {}
         assert served_version(url) == "1"
 
         store.fault = lambda method, path: ""
         wait_for(lambda: served_version(url) == "2")
         registry.storage.remove("")  # a registry that is gone takes no canary away
-        asked_twice()
+        asked("/journal/")
         assert set(models()["versions"]) == {"champion", "canary"}
+
+
+def test_what_another_process_writes_into_a_store_is_seen(store, tmp_path):
+    with running(serve(tmp_path)) as url:
+        move = "from flaxbert.registry import Registry; Registry().promote('film:2')"
+        moved = run_python(["-c", move])
+        assert moved.returncode == 0, moved.stderr
+        wait_for(lambda: served_version(url) == "2")
+        back = httpx2.post(f"{url}/admin/models/film/rollback", json={}, headers=ADMIN)
+        assert back.status_code == 200
+        assert served_version(url) == "1"
+
+
+def test_a_canary_goes_although_there_is_no_champion(registry, tmp_path):
+    registry.promote("film:2", "canary")
+    with running(serve(tmp_path, canary_percent=50.0)) as url:
+
+        def roles():
+            return set(httpx2.get(f"{url}/models").json()["models"][0]["versions"])
+
+        wait_for(lambda: roles() == {"champion", "canary"})
+        registry.remove_alias("film", "champion")
+        registry.remove_alias("film", "canary")
+        wait_for(lambda: roles() == {"champion"})
+
+
+def test_an_alias_that_moved_is_no_failure_although_its_files_can_not_be_had(store, tmp_path):
+    with running(serve(tmp_path)) as url:
+        store.fault = lambda method, path: "refuse" if "/versions/" in path else ""
+        moved = httpx2.post(f"{url}/admin/models/film/promote", json={"version": 2}, headers=ADMIN)
+        assert moved.status_code == 200
+        assert served_version(url) == "1"
+        store.fault = lambda method, path: ""
+        wait_for(lambda: served_version(url) == "2")
 
 
 def test_a_canary_answers_its_share_and_a_shadow_none(registry, tmp_path):

@@ -16,7 +16,9 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from flaxbert.registry import Registry
 from tests.helpers import ROOT
+from tests.object_store import object_store
 from tests.serve.conftest import BASE
 from tests.weights.tiny import write_tiny
 
@@ -125,6 +127,27 @@ def test_what_can_not_be_served_is_said_in_one_line(tmp_path):
             lines = [line for line in process.stderr.read().splitlines() if line]
             assert lines[-1].startswith("flaxbert: error:")
             assert "Traceback" not in "".join(lines)
+
+
+@pytest.mark.slow
+def test_a_store_that_is_down_ends_the_first_start_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAXBERT_CACHE", str(tmp_path / "cache"))
+    with object_store(monkeypatch) as store:
+        monkeypatch.setenv("FLAXBERT_REGISTRY", store.location)
+        Registry().add("film", write_tiny(tmp_path / "film", config=BASE), aliases=["champion"])
+        store.fault = lambda method, path: "refuse"
+        with started("registry:film") as (process, _):
+            assert process.wait(60) == 1
+            assert "can not be used now" in process.stderr.read().splitlines()[-1]
+        store.fault = lambda method, path: ""
+        with started("registry:film") as (process, url):
+            wait_until(lambda: httpx2.get(f"{url}/health", timeout=5).status_code == 200)
+            store.fault = lambda method, path: "refuse"
+            psutil.Process(process.pid).children()[0].kill()
+            lines = iter(process.stderr.readline, "")
+            assert any("the worker ended with code 4; starting another" in line for line in lines)
+            store.fault = lambda method, path: ""
+            wait_until(lambda: httpx2.get(f"{url}/health", timeout=5).status_code == 200)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import time
 
 import grpc
 import httpx2
+import psutil
 import pytest
 import trustme
 from cryptography.hazmat.primitives.serialization import (
@@ -150,10 +151,20 @@ def test_a_stream_that_is_broken_off_closes_its_connection(secure, authority):
         ):
             return await anext(answers)
 
+    port = int(secure[0].rpartition(":")[2])
+
+    def connections():
+        found = psutil.Process().net_connections("tcp")
+        return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in found)
+
+    wait_for(lambda: connections() == 0)
     assert asyncio.run(talk()).index == 0
+    wait_for(lambda: connections() == 0, 10.0)
     with Client(secure[0], ssl_context=authority.trusting()) as client:
         with contextlib.closing(client.stream("predict", lines())) as answers:
             assert next(answers).index == 0
+            assert connections() == 1
+        wait_for(lambda: connections() == 0, 10.0)
         assert client.health()
 
 
@@ -185,13 +196,22 @@ def test_clients_find_out_whom_they_talk_to(secure, authority):
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_old_versions_of_the_protocol_are_refused(secure, authority):
-    context = authority.trusting()
-    context.minimum_version = ssl.TLSVersion.TLSv1
-    context.maximum_version = ssl.TLSVersion.TLSv1_1
-    context.set_ciphers("ALL:@SECLEVEL=0")
     host, port = secure[0].removeprefix("https://").split(":")
-    with socket.create_connection((host, int(port))) as connection, pytest.raises(ssl.SSLError):
-        context.wrap_socket(connection, server_hostname="127.0.0.1")
+
+    def connect(newest):
+        context = authority.trusting()
+        context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, newest
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with (
+            socket.create_connection((host, int(port))) as connection,
+            context.wrap_socket(connection, server_hostname="127.0.0.1") as secured,
+        ):
+            return secured.version()
+
+    assert connect(ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+    with pytest.raises((ssl.SSLError, ConnectionError)) as refused:
+        connect(ssl.TLSVersion.TLSv1_1)
+    assert "NO_PROTOCOLS" not in str(refused.value)  # which would be this client's own refusal
 
 
 def test_a_new_certificate_is_used_and_half_of_one_is_not(folder, tmp_path, caplog):
@@ -207,6 +227,8 @@ def test_a_new_certificate_is_used_and_half_of_one_is_not(folder, tmp_path, capl
         new.write(tmp_path / "new")
         shutil.copy(tmp_path / "new" / "key.pem", tmp_path / "server" / "key.pem")
         wait_for(lambda: "the certificate stays as it is" in caplog.text)
+        time.sleep(2.5)  # looks twice more
+        assert caplog.text.count("the certificate stays as it is") == 1
         assert get(old) == 200
         assert infer(app.state.rpc.port, old.pem)
         shutil.copy(tmp_path / "new" / "certificate.pem", tmp_path / "server" / "certificate.pem")
@@ -224,6 +246,21 @@ def wait_for(condition, seconds=30.0):
         time.sleep(0.02)
 
 
+async def stream_of(url, context):
+    async with AsyncClient(url, retries=0, ssl_context=context) as client:
+        return [answer async for answer in client.stream("predict", lines())]
+
+
+def test_an_idle_connection_does_not_hold_up_the_end(folder, authority, tmp_path):
+    certificates = Certificates(authority.write(tmp_path / "server"))
+    app = app_of(folder, certificates)
+    with httpx2.Client(verify=authority.trusting()) as client:
+        with running(app, certificates, authority.trusting()) as url:
+            assert client.get(f"{url}/health").status_code == 200
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 15
+
+
 def test_clients_must_show_a_certificate_where_one_is_asked_for(folder, authority, tmp_path):
     clients = Authority()
     (tmp_path / "clients.pem").write_bytes(clients.pem)
@@ -236,6 +273,8 @@ def test_clients_must_show_a_certificate_where_one_is_asked_for(folder, authorit
             assert client.health()
             assert len(list(client.stream("predict", lines()))) == NUM_LINES
         for shown in (None, unknown):
+            with pytest.raises(ServerError):
+                asyncio.run(stream_of(url, authority.trusting(shown)))
             with Client(url, retries=0, ssl_context=authority.trusting(shown)) as client:
                 with pytest.raises(ServerError):
                     client.predict([TEXT])

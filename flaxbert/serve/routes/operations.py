@@ -181,8 +181,8 @@ def add_admin(router: APIRouter, api: Api) -> None:
         slot, model = registered(name)
         with _refusals():
             await api.service.in_thread(move, open_registry(), model)
-            slot.failed.clear()
-            await api.fleet.refresh(slot)
+        slot.failed.clear()
+        await api.fleet.refresh_safely(slot)  # the alias has moved, whatever comes of that here
         return json_response(_described(slot))
 
     @router.get("/admin/models/{name}", summary="All versions of a model")

@@ -74,18 +74,19 @@ class _Handlers(grpc.GenericRpcHandler):
 
 def _credentials(certificates: Certificates) -> Any:
     """Returns what gRPC encrypts with; it asks for the pair at every handshake."""
-    used = certificates.pair()
+    used = certificates.pair
 
     def configuration(pair: tuple[bytes, bytes]) -> Any:
         return grpc.ssl_server_certificate_configuration([pair], certificates.client_authorities)
 
     def changed() -> Any:
         nonlocal used
-        now = certificates.served_pair
+        now = certificates.pair
         if now == used:
             return None
+        made = configuration(now)
         used = now
-        return configuration(now)
+        return made
 
     asks = certificates.client_authorities is not None
     return grpc.dynamic_ssl_server_credentials(configuration(used), changed, require_client_authentication=asks)

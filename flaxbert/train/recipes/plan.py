@@ -219,6 +219,10 @@ def compile_run(job: StepJob, plan: BatchPlan, say: Say) -> CompiledRun:
     Raises:
       RuleError: A freeze rule is not usable.
     """
+    chosen = job.steps.get(plan.accumulation_steps)
+    job.steps.clear()  # programs of sizes that were only tried
+    if chosen is not None:
+        job.steps[plan.accumulation_steps] = chosen
     state, kinds = _create_state(job)
     say(describe_state(state))
     like = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), state)
@@ -228,9 +232,9 @@ def compile_run(job: StepJob, plan: BatchPlan, say: Say) -> CompiledRun:
     def initial_state() -> TrainState:
         return holder.pop() if holder else _create_state(job)[0]
 
-    step = _step_of(job, plan, like)
-    job.steps.clear()  # programs of sizes that were only tried
-    return CompiledRun(step, make_norms(job.optimizer, sharded=job.mesh.size > 1), kinds, like, initial_state)
+    return CompiledRun(
+        _step_of(job, plan, like), make_norms(job.optimizer, sharded=job.mesh.size > 1), kinds, like, initial_state
+    )
 
 
 def state_shapes(job: StepJob) -> TrainState:

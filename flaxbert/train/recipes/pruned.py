@@ -183,10 +183,12 @@ def prune_while_training(job: StepJob, config: ModelConfig, prune: PruneConfig) 
     schedule = MaskSchedule(prune, leaves, job.total_steps)
     check_schedule(schedule)
     _check_trained(job.params, job.train.freeze, leaves)
-    job = dataclasses.replace(job, params=with_masks(job.params, leaves), masks=schedule)
+    job = dataclasses.replace(job, params=with_masks(job.params, leaves), masks=schedule, steps={})
     if prune.method != "soft_movement":
         return job
-    return dataclasses.replace(job, forward=penalized_forward(job.forward, prune), loss=PenalizedLoss(job.loss))
+    return dataclasses.replace(
+        job, forward=penalized_forward(job.forward, prune), loss=PenalizedLoss(job.loss), steps={}
+    )
 
 
 def _check_train(train: TrainConfig) -> None:
