@@ -22,7 +22,7 @@ from flaxbert.train.pruning import (
     penalized_forward,
     score_penalty,
 )
-from flaxbert.train.recipes.pruned import settle_masks, with_masks
+from flaxbert.train.recipes.pruned import describe_pruning, settle_masks, with_masks
 from flaxbert.train.state import create_state, join_params, state_shardings
 from flaxbert.train.step import make_train_step
 from flaxbert.transforms.sparsify import GroupSparsity, group_mask, smallest_mask
@@ -216,3 +216,36 @@ def test_runs_that_are_too_short_or_prune_nothing_are_refused():
         check_schedule(schedule(steps=1, begin_rate=0.9, end_rate=1.0))
     with pytest.raises(ConfigError, match="no matrix is left"):
         check_schedule(MaskSchedule(PruneConfig("magnitude"), (), 10))
+
+
+@pytest.mark.parametrize(
+    ("prune", "steps", "expected"),
+    [
+        (
+            PruneConfig("magnitude", 0.8),
+            1000,
+            "Prunes single weights by magnitude, 80%: from step 100 to step 700, every 6.",
+        ),
+        (
+            PruneConfig("magnitude", pattern="2:4"),
+            100,
+            "Prunes single weights by magnitude, 2:4: from step 10 to step 70, every 1.",
+        ),
+        (
+            PruneConfig("movement", 0.5, block="4x4"),
+            10_000,
+            "Prunes blocks of 4x4 by movement, 50%: from step 1000 to step 7000, every 60.",
+        ),
+        (PruneConfig("soft_movement"), 100, "as many as the threshold says"),
+    ],
+)
+def test_a_run_says_what_it_prunes_and_when(prune, steps, expected):
+    lines = describe_pruning(MaskSchedule(prune, (), steps))
+    assert expected in lines[0]
+    assert len(lines) == 1
+
+
+def test_movement_of_weights_in_a_short_run_is_advised_against():
+    (_, advice) = describe_pruning(MaskSchedule(PruneConfig("movement", 0.5), (), 1000))
+    assert "Take at least 5000 steps" in advice
+    assert len(describe_pruning(MaskSchedule(PruneConfig("movement", 0.5, block="units"), (), 1000))) == 1

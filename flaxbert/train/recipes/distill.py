@@ -190,7 +190,7 @@ class _Distillation:
         projections = make_projections(prepared.model, self.teachers[0], stage.objective, seed, sliced)
         job = stage.job(fixed, projections)
         if self.is_last(stage):
-            job = prune_while_training(job, prepared.model.config, self.config.prune)
+            job = prune_while_training(job, prepared.model.config, self.config.prune, self.say)
         run = TrainingRun(
             job=job,
             pipeline=StepPipeline(stage.source),

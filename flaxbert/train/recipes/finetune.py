@@ -64,7 +64,7 @@ def finetune(config: RunConfig, say: Say = say_on_first, extra_callbacks: Sequen
             ledger,
         )
         evaluator = Evaluator(prepared)
-        job = prune_while_training(finetuning_job(prepared), model.config, config.prune)
+        job = prune_while_training(finetuning_job(prepared), model.config, config.prune, say)
         job = quantize_while_training(job, prepared, config.quantize)
         run = TrainingRun(
             job=job,

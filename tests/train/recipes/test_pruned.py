@@ -81,6 +81,7 @@ def test_a_run_ends_with_the_share_it_was_told_and_its_folder_holds_the_zeros(na
     result, said = quietly(build(model, data, tmp_path / "run", METHODS[name]))
     assert result.step == 10
     assert "Pruned: " in said
+    assert ("can destroy a model" in said) == ("movement" in name)
     leaves = kernels(result)
     assert all(isinstance(leaf, SparseArray) for leaf in leaves.values())
     masks = [np.asarray(leaf.mask) for leaf in leaves.values()]
@@ -120,6 +121,8 @@ def test_heads_and_neurons_that_training_prunes_are_taken_out(method, model, dat
     prune = PruneConfig(method, 0.5, block="units", shrink=True, even=method == "movement")
     result, said = quietly(build(model, data, tmp_path / "run", prune))
     config = result.model.config
+    assert f"Prunes heads and neurons by {method}, 50%: from step 1 to step 7, every 1." in said
+    assert "can destroy a model" not in said
     assert "neurons are left" in said
     assert config.intermediate_size == 10
     assert config.num_attention_heads == 1  # round(0.5 * 3) of 3 go
