@@ -19,7 +19,7 @@ _Stamps = tuple[tuple[int, int], ...]
 def _read_authorities(file: str) -> bytes:
     try:
         content = pathlib.Path(file).read_bytes()
-        ssl.create_default_context().load_verify_locations(cadata=content.decode("ascii"))
+        ssl.create_default_context().load_verify_locations(cadata=content.decode("ascii", "ignore"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"tls.client_ca_file {file} holds no certificates as PEM: {error}.") from error
     return content
@@ -67,7 +67,7 @@ class Certificates:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         if self.client_authorities is not None:
             context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(cadata=self.client_authorities.decode("ascii"))
+            context.load_verify_locations(cadata=self.client_authorities.decode("ascii", "ignore"))
         try:
             # Without a password of its own OpenSSL would ask the terminal for one.
             context.load_cert_chain(self._certificate, self._key, password="")

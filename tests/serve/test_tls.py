@@ -263,7 +263,7 @@ def test_an_idle_connection_does_not_hold_up_the_end(folder, authority, tmp_path
 
 def test_clients_must_show_a_certificate_where_one_is_asked_for(folder, authority, tmp_path):
     clients = Authority()
-    (tmp_path / "clients.pem").write_bytes(clients.pem)
+    (tmp_path / "clients.pem").write_bytes("Behörde\n".encode() + clients.pem)  # words beside certificates are usual
     config = dataclasses.replace(authority.write(tmp_path / "server"), client_ca_file=str(tmp_path / "clients.pem"))
     certificates = Certificates(config)
     app = app_of(folder, certificates)
