@@ -112,25 +112,7 @@ class Registry:
           ConfigError: There is no such model, version or alias.
         """
         wanted = _parsed(reference)
-        return self._find_in(self.state(wanted.name), wanted)
-
-    def _find_in(self, state: ModelState, wanted: Reference) -> VersionRecord:
-        number = wanted.version
-        if not number:
-            alias = wanted.alias or CHAMPION
-            number = state.aliases.get(alias, 0)
-            if not number and not wanted.alias and len(state.versions) == 1:
-                number = next(iter(state.versions))
-            if not number:
-                known = ", ".join(f"{state.name}@{alias}" for alias in state.aliases) or "no aliases"
-                raise ConfigError(
-                    f"{state.name} has no alias {alias!r} ({known}); name a version: {state.name}:{state.num_added}."
-                )
-        if number not in state.versions:
-            what = "was deleted" if number <= state.num_added else "does not exist"
-            known = ", ".join(map(str, state.versions)) or "none"
-            raise ConfigError(f"Version {number} of {state.name} {what}; there are {known}.")
-        return state.versions[number]
+        return self.state(wanted.name).find(wanted)
 
     def add(
         self,
@@ -220,7 +202,7 @@ class Registry:
             self.set_rule(wanted.name, alias, rule)
 
         def change(state: ModelState) -> tuple[str, dict[str, Any]] | None:
-            record = self._find_in(state, wanted)
+            record = state.find(wanted)
             now = state.aliases.get(alias, 0)
             if now == record.number:
                 return None
@@ -252,7 +234,7 @@ class Registry:
         check_alias(alias)
 
         def change(state: ModelState) -> tuple[str, dict[str, Any]]:
-            self._find_in(state, Reference(name, alias=alias))
+            state.find(Reference(name, alias=alias))
             before = state.before(alias)
             if not before:
                 raise ConfigError(f"{alias} of {name} stood at no other version before that there still is.")
@@ -351,7 +333,7 @@ class Registry:
         self.state(name)
         self._journal(name).check()
         state = self.state(name)
-        records = [self._find_in(state, Reference(name, version))] if version else list(state.versions.values())
+        records = [state.find(Reference(name, version))] if version else list(state.versions.values())
         return {record.number: self._files.damage_of(name, record) for record in records}
 
     def reference_of(self, folder: str | pathlib.Path) -> str:

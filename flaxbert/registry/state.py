@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from flaxbert.errors import DataError
+from flaxbert.errors import ConfigError, DataError
+from flaxbert.registry.names import CHAMPION, Reference
 from flaxbert.registry.rules import PromotionRule
 
 ADD, MOVE, ROLL_BACK, REMOVE_ALIAS, SET_RULE = "add", "move", "rollback", "remove_alias", "set_rule"
@@ -98,6 +99,32 @@ class ModelState:
     def aliases(self) -> dict[str, int]:
         """Version of every alias."""
         return {alias: stack[-1] for alias, stack in self.stacks.items() if stack}
+
+    def find(self, wanted: Reference) -> VersionRecord:
+        """Returns the version that a reference means.
+
+        Args:
+          wanted: ``NAME:VERSION``, ``NAME@ALIAS``, or ``NAME`` for the champion, else the only version.
+
+        Raises:
+          ConfigError: There is no such version or alias.
+        """
+        number = wanted.version
+        if not number:
+            alias = wanted.alias or CHAMPION
+            number = self.aliases.get(alias, 0)
+            if not number and not wanted.alias and len(self.versions) == 1:
+                number = next(iter(self.versions))
+            if not number:
+                known = ", ".join(f"{self.name}@{alias}" for alias in self.aliases) or "no aliases"
+                raise ConfigError(
+                    f"{self.name} has no alias {alias!r} ({known}); name a version: {self.name}:{self.num_added}."
+                )
+        if number not in self.versions:
+            what = "was deleted" if number <= self.num_added else "does not exist"
+            known = ", ".join(map(str, self.versions)) or "none"
+            raise ConfigError(f"Version {number} of {self.name} {what}; there are {known}.")
+        return self.versions[number]
 
     def before(self, alias: str) -> int:
         """Returns the version at which an alias stood before, of those that there still are; 0 for none.

@@ -184,7 +184,6 @@ class Storage:
         Raises:
           RegistryError: The location can not be reached or read.
         """
-        self._files.invalidate_cache()
         try:
             with self._reached():
                 found = self._files.ls(self._path(folder), detail=False)
@@ -201,7 +200,6 @@ class Storage:
         Raises:
           RegistryError: The location can not be reached or read.
         """
-        self._files.invalidate_cache()
         base = self._path(folder)
         with self._reached():
             found = self._files.find(base, detail=True)

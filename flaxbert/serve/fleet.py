@@ -10,8 +10,18 @@ from collections.abc import Callable, Sequence
 from flaxbert.config import RolloutConfig
 from flaxbert.core.runtime import host_memory_limit_bytes, release_memory
 from flaxbert.errors import ConfigError, FlaxbertError, RegistryError, nearest
+from flaxbert.registry import ModelState
 from flaxbert.serve.errors import RequestError
-from flaxbert.serve.loading import EngineOptions, Located, ModelSpec, Served, is_registered, load_served, locate
+from flaxbert.serve.loading import (
+    EngineOptions,
+    Located,
+    ModelSpec,
+    Served,
+    load_served,
+    locate,
+    open_registry,
+    reference_of,
+)
 from flaxbert.serve.service import Service
 
 _LOG = logging.getLogger("flaxbert.serve")
@@ -134,8 +144,8 @@ class Fleet:
             if slot.spec.from_registry:
                 await self.refresh_safely(slot)
 
-    async def _locate(self, slot: Slot, alias: str, fetch: bool = True) -> Located:
-        return await self._service.in_thread(functools.partial(locate, slot.spec, alias, fetch=fetch))
+    async def _locate(self, slot: Slot, alias: str) -> Located:
+        return await self._service.in_thread(functools.partial(locate, slot.spec, alias))
 
     async def refresh(self, slot: Slot) -> None:
         """Brings the versions of a model to where its aliases stand now. What can not be loaded leaves the old one in place.
@@ -147,15 +157,17 @@ class Fleet:
           RegistryError: The registry can not be reached; all versions stay, and the next call tries again.
         """
         async with slot.lock:
-            if not await self._service.in_thread(functools.partial(is_registered, slot.spec)):
-                _LOG.error("%s: the registry knows no such model; all versions stay", slot.spec.name)
+            try:
+                state = await self._service.in_thread(lambda: open_registry().state(reference_of(slot.spec).name))
+            except ConfigError as error:  # no such model, which says nothing of its aliases
+                _LOG.error("%s: %s", slot.spec.name, error)
                 return
             for role, alias in self.aliases().items():
-                await self._refresh_role(slot, role, alias)
+                await self._refresh_role(slot, role, alias, state)
 
-    async def _refresh_role(self, slot: Slot, role: str, alias: str) -> None:
+    async def _refresh_role(self, slot: Slot, role: str, alias: str, state: ModelState) -> None:
         try:
-            wanted = (await self._locate(slot, alias, fetch=False)).version
+            wanted = str(state.find(reference_of(slot.spec, alias)).number)
         except ConfigError as error:
             if role == CHAMPION:
                 _LOG.error("%s: %s", slot.spec.name, error)
@@ -221,7 +233,7 @@ class Fleet:
                     await self.refresh_safely(slot)
 
     async def refresh_safely(self, slot: Slot) -> None:
-        """The same, where a registry that can not be read is told in the log and asked again by ``watch``.
+        """Does what ``refresh`` does; a registry that can not be read is told in the log and asked again by ``watch``.
 
         Args:
           slot: The model.

@@ -19,7 +19,7 @@ from flaxbert.core.runtime import num_threads
 from flaxbert.core.trees import computes_in_int8
 from flaxbert.errors import ConfigError
 from flaxbert.model import Model, load
-from flaxbert.registry import LOCATION_VARIABLE, Registry, parse_reference
+from flaxbert.registry import LOCATION_VARIABLE, Reference, Registry, parse_reference
 from flaxbert.serve.engines.base import Engine
 from flaxbert.serve.engines.choose import open_engine
 from flaxbert.serve.functions import functions_of
@@ -165,33 +165,26 @@ def open_registry() -> Registry:
     return _opened(os.environ.get(LOCATION_VARIABLE, ""))
 
 
-def is_registered(spec: ModelSpec) -> bool:
-    """Returns whether the registry knows the model of a spec, whatever it knows of its versions.
+def reference_of(spec: ModelSpec, alias: str = "") -> Reference:
+    """Returns what a model of the registry refers to.
 
     Args:
-      spec: A model of the registry.
-
-    Raises:
-      DataError: Its journal is damaged.
-      RegistryError: The registry can not be reached.
+      spec: The model.
+      alias: Another alias of the same model; empty for its own reference.
     """
-    try:
-        open_registry().state(parse_reference(spec.source.removeprefix(REGISTRY_PREFIX)).name)
-    except ConfigError:
-        return False
-    return True
+    reference = parse_reference(spec.source.removeprefix(REGISTRY_PREFIX))
+    return dataclasses.replace(reference, alias=alias, version=0) if alias else reference
 
 
-def locate(spec: ModelSpec, alias: str = "", *, fetch: bool = True) -> Located:
+def locate(spec: ModelSpec, alias: str = "") -> Located:
     """Finds the version that a model means now.
 
     Args:
       spec: The model.
       alias: Another alias of the same registered model; empty for its own.
-      fetch: Whether its files are wanted, whole and compared with their digests; else only its number.
 
     Returns:
-      The version.
+      The version, with files that are whole and were compared with their digests.
 
     Raises:
       ConfigError: There is no such model, version or alias.
@@ -200,13 +193,10 @@ def locate(spec: ModelSpec, alias: str = "", *, fetch: bool = True) -> Located:
     """
     if not spec.from_registry:
         return Located(resolve(spec.source), "1")
-    registry = open_registry()
-    reference = parse_reference(spec.source.removeprefix(REGISTRY_PREFIX))
-    if alias:
-        reference = dataclasses.replace(reference, alias=alias, version=0)
+    registry, reference = open_registry(), reference_of(spec, alias)
     record = registry.find(reference)
     exact = dataclasses.replace(reference, alias="", version=record.number)
-    folder = registry.folder(exact, verify=True) if fetch else pathlib.Path()
+    folder = registry.folder(exact, verify=True)
     described = {"metrics": dict(record.metrics), "task": record.task, "data": dict(record.data), "note": record.note}
     return Located(folder, str(record.number), record.digest, described)
 

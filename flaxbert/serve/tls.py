@@ -16,10 +16,10 @@ _LOOK_AGAIN_SECONDS = 1.0
 _Stamps = tuple[tuple[int, int], ...]
 
 
-def _read_authorities(file: str) -> bytes:
+def _read_authorities(file: str) -> str:
     try:
-        content = pathlib.Path(file).read_bytes()
-        ssl.create_default_context().load_verify_locations(cadata=content.decode("ascii", "ignore"))
+        content = pathlib.Path(file).read_text("ascii", "ignore")  # words beside certificates may be of any alphabet
+        ssl.create_default_context().load_verify_locations(cadata=content)
     except (OSError, ValueError) as error:
         raise ConfigError(f"tls.client_ca_file {file} holds no certificates as PEM: {error}.") from error
     return content
@@ -47,8 +47,8 @@ class Certificates:
         self._key = pathlib.Path(config.key_file or config.certificate_file)
         self.client_authorities = _read_authorities(config.client_ca_file) if config.client_ca_file else None
         self._seen = self._stamps()
-        self._newest, self.pair = self._read()
-        self.context, _ = self._read()
+        self.context, self.pair = self._read()
+        self._newest = self.context
         self.context.sni_callback = self._hand_over
 
     def _hand_over(self, connection: Any, name: str | None, context: ssl.SSLContext) -> None:
@@ -67,7 +67,7 @@ class Certificates:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         if self.client_authorities is not None:
             context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(cadata=self.client_authorities.decode("ascii", "ignore"))
+            context.load_verify_locations(cadata=self.client_authorities)
         try:
             # Without a password of its own OpenSSL would ask the terminal for one.
             context.load_cert_chain(self._certificate, self._key, password="")

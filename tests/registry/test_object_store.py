@@ -7,17 +7,8 @@ import pytest
 
 from flaxbert.cli.main import main
 from flaxbert.errors import ConfigError, RegistryError
-from flaxbert.model import load
 from flaxbert.registry import Registry
 from tests.helpers import run_python
-from tests.weights.tiny import CONFIG, write_tiny
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    base = tmp_path_factory.mktemp("models")
-    drawn = [write_tiny(base / f"drawn{n}", config=CONFIG.replace(initializer_range=0.1 + n / 10)) for n in range(3)]
-    return [load(folder).save(base / f"model{number}") for number, folder in enumerate(drawn)]
 
 
 @pytest.fixture
@@ -38,7 +29,7 @@ def test_writers_at_once_lose_nothing(location, folders, tmp_path):
             registry.promote(f"films:{version.number}", "newest")
 
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        list(pool.map(write, folders))
+        list(pool.map(write, folders[:3]))
     registry = Registry(location)
     assert registry.verify("films") == {1: [], 2: [], 3: []}
     assert len({record.digest for record in registry.state("films").versions.values()}) == 3

@@ -23,17 +23,6 @@ from tests.helpers import ROOT
 from tests.weights.tiny import CONFIG, write_tiny
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> list[pathlib.Path]:
-    """Model folders that differ in their weights."""
-    base = tmp_path_factory.mktemp("models")
-    made = []
-    for number in range(4):
-        drawn = load(write_tiny(base / f"drawn{number}", config=CONFIG.replace(initializer_range=0.1 + number / 10)))
-        made.append(drawn.save(base / f"model{number}"))
-    return made
-
-
 @pytest.fixture(params=["folder", "memory", "s3"])
 def registry(request, tmp_path, folders) -> Registry:
     location = str(tmp_path / "registry") if request.param == "folder" else f"memory://{tmp_path.name}/registry"

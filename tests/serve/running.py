@@ -40,6 +40,13 @@ def running(app, certificates=None, verify=True) -> Iterator[str]:
         sock.close()
 
 
+def wait_for(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
 @contextlib.contextmanager
 def held_back(engine, most_seconds, monkeypatch) -> Iterator[threading.Event]:
     """Lets an engine begin nothing until the event is set, at most some seconds a batch."""

@@ -34,7 +34,7 @@ from flaxbert.serve.loading import parse_specs
 from flaxbert.serve.tls import Certificates
 from tests.helpers import run_python
 from tests.serve.conftest import BASE
-from tests.serve.running import SMALL, running
+from tests.serve.running import SMALL, running, wait_for
 from tests.serve.test_supervisor import started
 from tests.weights.tiny import write_tiny
 
@@ -237,13 +237,6 @@ def test_a_new_certificate_is_used_and_half_of_one_is_not(folder, tmp_path, capl
         assert infer(app.state.rpc.port, new.pem)
         with pytest.raises(httpx2.ConnectError, match="certificate verify failed"):
             get(old)
-
-
-def wait_for(condition, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 async def stream_of(url, context):

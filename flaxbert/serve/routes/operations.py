@@ -17,7 +17,7 @@ from flaxbert.serve.drift import Judgement
 from flaxbert.serve.errors import RequestError
 from flaxbert.serve.fleet import Slot
 from flaxbert.serve.functions import MASKED
-from flaxbert.serve.loading import REGISTRY_PREFIX, open_registry
+from flaxbert.serve.loading import open_registry, reference_of
 from flaxbert.serve.model_type import model_type
 from flaxbert.serve.strict_json import StrictRoute
 
@@ -175,7 +175,7 @@ def add_admin(router: APIRouter, api: Api) -> None:
         slot = api.fleet.find(name)
         if not slot.spec.from_registry:
             raise RequestError("conflict", f"The model '{name}' is a folder; only models of a registry have versions.")
-        return slot, slot.spec.source.removeprefix(REGISTRY_PREFIX).partition("@")[0].partition(":")[0]
+        return slot, reference_of(slot.spec).name
 
     async def change(name: str, move: Any) -> Response:
         slot, model = registered(name)

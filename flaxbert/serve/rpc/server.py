@@ -74,10 +74,10 @@ class _Handlers(grpc.GenericRpcHandler):
 
 def _credentials(certificates: Certificates) -> Any:
     """Returns what gRPC encrypts with; it asks for the pair at every handshake."""
-    used = certificates.pair
+    used, authorities = certificates.pair, certificates.client_authorities
 
     def configuration(pair: tuple[bytes, bytes]) -> Any:
-        return grpc.ssl_server_certificate_configuration([pair], certificates.client_authorities)
+        return grpc.ssl_server_certificate_configuration([pair], None if authorities is None else authorities.encode())
 
     def changed() -> Any:
         nonlocal used
@@ -88,8 +88,9 @@ def _credentials(certificates: Certificates) -> Any:
         used = now
         return made
 
-    asks = certificates.client_authorities is not None
-    return grpc.dynamic_ssl_server_credentials(configuration(used), changed, require_client_authentication=asks)
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(used), changed, require_client_authentication=authorities is not None
+    )
 
 
 class RpcServer:

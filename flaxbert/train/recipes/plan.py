@@ -88,6 +88,14 @@ class StepJob:
     masks: MaskUpdate | None = None
     steps: dict[int, Any] = dataclasses.field(default_factory=dict, repr=False)
 
+    def changed(self, **changes: Any) -> "StepJob":
+        """Returns a job with other attributes, and with steps of its own.
+
+        Args:
+          **changes: New values by name.
+        """
+        return dataclasses.replace(self, **changes, steps={})
+
     @property
     def batch_size(self) -> int:
         """Examples per optimizer step over all devices."""
@@ -219,10 +227,8 @@ def compile_run(job: StepJob, plan: BatchPlan, say: Say) -> CompiledRun:
     Raises:
       RuleError: A freeze rule is not usable.
     """
-    chosen = job.steps.get(plan.accumulation_steps)
-    job.steps.clear()  # programs of sizes that were only tried
-    if chosen is not None:
-        job.steps[plan.accumulation_steps] = chosen
+    for number in job.steps.keys() - {plan.accumulation_steps}:  # programs of sizes that were only tried
+        del job.steps[number]
     state, kinds = _create_state(job)
     say(describe_state(state))
     like = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), state)

@@ -192,12 +192,10 @@ def prune_while_training(job: StepJob, config: ModelConfig, prune: PruneConfig, 
     for line in describe_pruning(schedule):
         if say is not None:
             say(line)
-    job = dataclasses.replace(job, params=with_masks(job.params, leaves), masks=schedule, steps={})
+    job = job.changed(params=with_masks(job.params, leaves), masks=schedule)
     if prune.method != "soft_movement":
         return job
-    return dataclasses.replace(
-        job, forward=penalized_forward(job.forward, prune), loss=PenalizedLoss(job.loss), steps={}
-    )
+    return job.changed(forward=penalized_forward(job.forward, prune), loss=PenalizedLoss(job.loss))
 
 
 def _check_train(train: TrainConfig) -> None:

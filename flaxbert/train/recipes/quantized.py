@@ -157,7 +157,7 @@ def quantize_while_training(job: StepJob, prepared: Prepared, quantize: TrainQua
             "prune.method and quantize.bits are both set; prune while you train, and quantize the pruned model afterwards (flaxbert quantize)."
         )
     params = with_learned_steps(prepared.model, quantize, prepared.data.train, job.train.freeze)
-    return dataclasses.replace(job, params=params, steps={})
+    return job.changed(params=params)
 
 
 def settle_steps(leaf: LearnedStepArray) -> TypedArray:
